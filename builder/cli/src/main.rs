@@ -1,0 +1,3 @@
+//! slipway-cli.
+
+fn main() {}

@@ -1,0 +1,3 @@
+//! slipwayd.
+
+fn main() {}

@@ -1,0 +1,3 @@
+//! containerd-shim-slipway-v1.
+
+fn main() {}

@@ -1,0 +1,3 @@
+//! slipway-runc.
+
+fn main() {}
