@@ -1,0 +1,64 @@
+# Slipway's verbs. `make run` and `make test` need nothing but Rust on a Debian or Ubuntu machine: they install the rest.
+# Everything that can be cached lives in $(SLIPWAY_CACHE), outside the checkout.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+export SLIPWAY_CACHE ?= $(if $(XDG_CACHE_HOME),$(XDG_CACHE_HOME),$(HOME)/.cache)/slipway
+export CARGO_TARGET_DIR ?= $(SLIPWAY_CACHE)/target
+# The four programs, side by side, as they would be installed.
+export SLIPWAY_BIN := $(CARGO_TARGET_DIR)/dist
+
+ARCH := $(shell uname -m)
+PREFIX ?= /usr/local
+SETUP := tests/setup
+
+.PHONY: help
+help: ## This list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+.PHONY: run
+run: build ## Build a training image from a Dockerfile and run it as a pod, leaving nothing behind
+	@$(SETUP)/run-deps.sh
+	@tests/demo/run.sh
+
+.PHONY: build
+build: ## Release builds of slipwayd, slipway, the shim and its worker, into $(SLIPWAY_BIN)
+	@$(SETUP)/build-deps.sh
+	cargo build --release -p slipwayd -p slipway-cli
+	cargo build --profile shim --target $(ARCH)-unknown-linux-musl -p containerd-shim-slipway-v1
+	RUSTFLAGS="-C target-feature=+crt-static" LIBSECCOMP_LINK_TYPE=static LIBSECCOMP_LIB_PATH=/usr/lib/$(ARCH)-linux-gnu \
+	  cargo build --release --target $(ARCH)-unknown-linux-gnu -p slipway-runc
+	@mkdir -p $(SLIPWAY_BIN)
+	@cd $(CARGO_TARGET_DIR) && for f in release/slipwayd release/slipway \
+	  $(ARCH)-unknown-linux-musl/shim/containerd-shim-slipway-v1 $(ARCH)-unknown-linux-gnu/release/slipway-runc; do \
+	    cmp -s $$f $(SLIPWAY_BIN)/$${f##*/} || install -m 755 $$f $(SLIPWAY_BIN)/; done
+
+.PHONY: check
+check: ## Formatting, lints, unit tests, licences and advisories, and the arrows of ARCHITECTURE.md
+	@$(SETUP)/build-deps.sh
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets -- -D warnings
+	tests/arrows/check.sh
+	$(SETUP)/cargo-deny.sh
+	cargo test --workspace --lib --bins
+
+.PHONY: test
+test: build ## Every test, with real registries, CNI plugins, crictl and containerd
+	@$(SETUP)/test-deps.sh
+	tests/run.sh
+
+.PHONY: bench
+bench: build ## Slipway beside containerd, runc and BuildKit: a table of medians and ratios
+	@$(SETUP)/test-deps.sh
+	@$(SETUP)/go-tools.sh buildkit
+	cargo run --release -q -p slipway-tests --bin bench
+
+.PHONY: install
+install: build ## Install the programs below $(PREFIX) (DESTDIR is honoured)
+	install -d $(DESTDIR)$(PREFIX)/bin
+	install -m 755 $(SLIPWAY_BIN)/slipwayd $(SLIPWAY_BIN)/slipway $(SLIPWAY_BIN)/containerd-shim-slipway-v1 $(SLIPWAY_BIN)/slipway-runc $(DESTDIR)$(PREFIX)/bin/
+
+.PHONY: clean
+clean: ## Remove what builds made (downloads and tools stay; `rm -r $(SLIPWAY_CACHE)` removes those too)
+	rm -rf $(CARGO_TARGET_DIR)

@@ -1,0 +1,20 @@
+//! The test harness: real components around the programs under test.
+//!
+//! Owns instances of `slipwayd` with roots, bridges and cgroups of their own, real registries on loopback, small images
+//! made by our own builder, and the proof that nothing is left. Knows the programs only from outside: by their command
+//! lines, the CRI and the host's own view (`/proc`, `/sys`).
+#![forbid(unsafe_code)]
+
+pub mod cmd;
+pub mod cri;
+pub mod daemon;
+pub mod image;
+pub mod lab;
+pub mod leftovers;
+pub mod registry;
+
+pub use daemon::{Daemon, Setup};
+pub use lab::Lab;
+
+/// The CRI's generated types, for tests that build requests.
+pub use slipway_cri_api::v1;

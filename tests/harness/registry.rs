@@ -1,0 +1,66 @@
+//! A real registry (the distribution's docker-registry) on a loopback port of its own.
+
+use std::net::TcpListener;
+use std::process::{Child, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+
+use crate::lab::Lab;
+
+/// A running registry; killed when dropped.
+pub struct Registry {
+    child: Child,
+    port: u16,
+}
+
+impl Registry {
+    /// Starts one with its storage below `lab`. `htpasswd`: the path of a password file, for basic authentication.
+    ///
+    /// # Errors
+    /// It is not installed, or does not answer within 10 seconds.
+    pub fn start(lab: &Lab, htpasswd: Option<&std::path::Path>) -> Result<Registry> {
+        let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
+        let auth = htpasswd
+            .map(|p| format!("auth:\n  htpasswd:\n    realm: test\n    path: {}\n", p.display()))
+            .unwrap_or_default();
+        let config = lab.write(
+            format!("registry-{port}.yml"),
+            format!(
+                "version: 0.1\nlog:\n  level: error\nstorage:\n  filesystem:\n    rootdirectory: {}\n  delete:\n    enabled: true\nhttp:\n  addr: 127.0.0.1:{port}\n{auth}",
+                lab.join(format!("registry-{port}")).display()
+            ),
+        )?;
+        let log = std::fs::File::create(lab.join(format!("registry-{port}.log")))?;
+        let child = std::process::Command::new("docker-registry")
+            .arg("serve")
+            .arg(config)
+            .env("OTEL_TRACES_EXPORTER", "none")
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log)
+            .spawn()
+            .context("starting docker-registry (tests/setup/test-deps.sh installs it)")?;
+        let r = Registry { child, port };
+        let began = Instant::now();
+        while std::net::TcpStream::connect(("127.0.0.1", port)).is_err() {
+            if began.elapsed() > Duration::from_secs(10) {
+                bail!("docker-registry does not listen on port {port}");
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        Ok(r)
+    }
+
+    /// "127.0.0.1:port".
+    pub fn host(&self) -> String {
+        format!("127.0.0.1:{}", self.port)
+    }
+}
+
+impl Drop for Registry {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}

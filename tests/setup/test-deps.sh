@@ -1,0 +1,7 @@
+#!/usr/bin/env bash
+# What `make test` needs beside `make run`: a real registry, busybox for small images, and (from their Go modules,
+# built once and cached) crictl, containerd with runc, and current CNI plugins.
+. "$(dirname "$0")/lib.sh"
+apt_install containernetworking-plugins iptables iproute2 mmdebstrap docker-registry busybox-static e2fsprogs \
+  apache2-utils jq libseccomp-dev gcc pkg-config
+with_lock go-tools "$(dirname "$0")/go-tools.sh" crictl containerd runc cni

@@ -1,1 +1,0 @@
-//! slipway-tests.
