@@ -19,7 +19,7 @@ make_base() {
     [ -s "$f" ] && grep -qE '^(deb|Types:)' "$f" && sources+=("$f")
   done
   [ ${#sources[@]} -gt 0 ] || die "no package sources found in /etc/apt"
-  mmdebstrap --quiet --variant=apt --include=python3,python3-pip,python-is-python3,ca-certificates \
+  mmdebstrap --quiet --format=tar --variant=apt --include=python3,python3-pip,python-is-python3,ca-certificates \
     --dpkgopt='path-exclude=/usr/share/doc/*' --dpkgopt='path-exclude=/usr/share/man/*' --dpkgopt='path-exclude=/usr/share/locale/*' \
     --customize-hook='rm -f "$1"/usr/lib/python3*/EXTERNALLY-MANAGED' \
     --customize-hook='mkdir -p "$1"/etc/ssl/certs && cp /etc/ssl/certs/ca-certificates.crt "$1"/etc/ssl/certs/ca-certificates.crt' \
