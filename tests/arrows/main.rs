@@ -12,13 +12,21 @@ type Graph = BTreeMap<String, BTreeSet<String>>;
 
 /// "a → b, c" lines of the arrows block.
 fn allowed(architecture: &str) -> Graph {
-    let block = architecture.split("```arrows\n").nth(1).and_then(|r| r.split("```").next()).expect("an arrows block");
+    let block = architecture
+        .split("```arrows\n")
+        .nth(1)
+        .and_then(|r| r.split("```").next())
+        .expect("an arrows block");
     block
         .lines()
         .filter(|l| !l.trim().is_empty())
         .map(|l| {
             let (from, to) = l.split_once('→').unwrap_or((l, ""));
-            let to = to.split(',').map(|t| t.trim().to_owned()).filter(|t| !t.is_empty()).collect();
+            let to = to
+                .split(',')
+                .map(|t| t.trim().to_owned())
+                .filter(|t| !t.is_empty())
+                .collect();
             (from.trim().to_owned(), to)
         })
         .collect()
@@ -51,13 +59,18 @@ fn forbidden(allowed: &Graph, actual: &Graph) -> Vec<String> {
             wrong.push(format!("{from} is not in ARCHITECTURE.md's arrows"));
             continue;
         };
-        wrong.extend(to.difference(may).map(|t| format!("{from} → {t} is not an arrow of ARCHITECTURE.md")));
+        wrong.extend(
+            to.difference(may)
+                .map(|t| format!("{from} → {t} is not an arrow of ARCHITECTURE.md")),
+        );
     }
     wrong
 }
 
 fn metadata() -> serde_json::Value {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("tests/ has a parent");
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .parent()
+        .expect("tests/ has a parent");
     let out = Command::new(env!("CARGO"))
         .args(["metadata", "--no-deps", "--format-version", "1", "--offline"])
         .current_dir(root)
@@ -68,7 +81,9 @@ fn metadata() -> serde_json::Value {
 }
 
 fn architecture() -> String {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("tests/ has a parent");
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .parent()
+        .expect("tests/ has a parent");
     std::fs::read_to_string(root.join("ARCHITECTURE.md")).expect("ARCHITECTURE.md")
 }
 
@@ -82,17 +97,28 @@ fn the_crate_graph_has_only_the_arrows_of_the_architecture() {
 fn a_forbidden_arrow_is_found() {
     let allowed = allowed(&architecture());
     let mut graph = actual(&metadata());
-    graph.get_mut("slipway-sys").expect("slipway-sys").insert("slipwayd".into());
+    graph
+        .get_mut("slipway-sys")
+        .expect("slipway-sys")
+        .insert("slipwayd".into());
     graph.insert("slipway-new".into(), BTreeSet::new());
     assert_eq!(
         forbidden(&allowed, &graph),
-        ["slipway-new is not in ARCHITECTURE.md's arrows", "slipway-sys → slipwayd is not an arrow of ARCHITECTURE.md"]
+        [
+            "slipway-new is not in ARCHITECTURE.md's arrows",
+            "slipway-sys → slipwayd is not an arrow of ARCHITECTURE.md"
+        ]
     );
 }
 
 #[test]
 fn nobody_imports_a_program() {
-    let programs = ["slipwayd", "slipway-cli", "containerd-shim-slipway-v1", "slipway-runc"];
+    let programs = [
+        "slipwayd",
+        "slipway-cli",
+        "containerd-shim-slipway-v1",
+        "slipway-runc",
+    ];
     for (from, to) in actual(&metadata()) {
         for p in programs {
             assert!(!to.contains(p), "{from} imports the program {p}; run it instead");

@@ -14,17 +14,33 @@ impl Picture {
     pub fn take() -> Picture {
         let mut seen = BTreeSet::new();
         let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-        seen.extend(mounts.lines().filter_map(|l| l.split(' ').nth(4)).map(|m| format!("mount {m}")));
-        seen.extend(names("/run/netns").into_iter().map(|n| format!("network namespace {n}")));
-        seen.extend(names("/sys/class/net").into_iter().map(|n| format!("network link {n}")));
+        seen.extend(
+            mounts
+                .lines()
+                .filter_map(|l| l.split(' ').nth(4))
+                .map(|m| format!("mount {m}")),
+        );
+        seen.extend(
+            names("/run/netns")
+                .into_iter()
+                .map(|n| format!("network namespace {n}")),
+        );
+        seen.extend(
+            names("/sys/class/net")
+                .into_iter()
+                .map(|n| format!("network link {n}")),
+        );
         for tool in ["iptables-save", "ip6tables-save"] {
             let rules = cmd::run(&mut cmd::command(tool, [] as [&str; 0]), Duration::from_secs(10));
             let rules = rules.map(|o| o.stdout).unwrap_or_default();
             seen.extend(
-                rules.lines().filter(|l| l.starts_with("-A") || l.starts_with(":CNI")).map(|l| {
-                    // A chain's counters are no part of what it is.
-                    format!("{tool} {}", l.split(" [").next().unwrap_or(l))
-                }),
+                rules
+                    .lines()
+                    .filter(|l| l.starts_with("-A") || l.starts_with(":CNI"))
+                    .map(|l| {
+                        // A chain's counters are no part of what it is.
+                        format!("{tool} {}", l.split(" [").next().unwrap_or(l))
+                    }),
             );
         }
         for hierarchy in names("/sys/fs/cgroup") {

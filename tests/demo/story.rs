@@ -37,11 +37,18 @@ pub async fn tell(work: &Path) -> Result<()> {
     let status = follow(work, &c, &container).await?;
     show(work, &c, &pod).await?;
     if status.exit_code != 0 {
-        bail!("the training container exited with {} ({})", status.exit_code, status.message);
+        bail!(
+            "the training container exited with {} ({})",
+            status.exit_code,
+            status.message
+        );
     }
     say("Taking it down");
     step("stopped and removed the pod", async { c.remove_pod(&pod).await }).await?;
-    println!("\nFrom Dockerfile to a trained model and back to a clean machine in {:.1} s.", all.elapsed().as_secs_f64());
+    println!(
+        "\nFrom Dockerfile to a trained model and back to a clean machine in {:.1} s.",
+        all.elapsed().as_secs_f64()
+    );
     Ok(())
 }
 
@@ -57,7 +64,11 @@ async fn step<T>(what: &str, f: impl Future<Output = Result<T>>) -> Result<T> {
 }
 
 fn shown(d: Duration) -> String {
-    if d < Duration::from_secs(1) { format!("{:.1} ms", d.as_secs_f64() * 1e3) } else { format!("{:.1} s", d.as_secs_f64()) }
+    if d < Duration::from_secs(1) {
+        format!("{:.1} ms", d.as_secs_f64() * 1e3)
+    } else {
+        format!("{:.1} s", d.as_secs_f64())
+    }
 }
 
 /// An earlier run that was killed may have left its daemon and its state: end and forget them first.
@@ -72,24 +83,51 @@ fn slipway(work: &Path, args: &[&str]) -> Command {
 }
 
 fn local_base(work: &Path) -> Result<()> {
-    let there = cmd::run(&mut slipway(work, &["inspect", LOCAL_BASE]), Duration::from_secs(60))?;
+    let there = cmd::run(
+        &mut slipway(work, &["inspect", LOCAL_BASE]),
+        Duration::from_secs(60),
+    )?;
     if there.code == 0 {
         return Ok(());
     }
     say("The base image: Python from this distribution's packages, no registry needed");
-    live(&mut slipway(work, &["build", "-t", LOCAL_BASE, &work.join("base").display().to_string()]))
+    live(&mut slipway(
+        work,
+        &[
+            "build",
+            "-t",
+            LOCAL_BASE,
+            &work.join("base").display().to_string(),
+        ],
+    ))
 }
 
 fn build(work: &Path, base: &str) -> Result<()> {
     let context = lab::repo().join("tests/fixtures/train-digits");
-    say(&format!("slipway build -t {IMAGE} --build-arg BASE={base} tests/fixtures/train-digits"));
+    say(&format!(
+        "slipway build -t {IMAGE} --build-arg BASE={base} tests/fixtures/train-digits"
+    ));
     let arg = format!("BASE={base}");
-    live(&mut slipway(work, &["build", "-t", IMAGE, "--build-arg", &arg, &context.display().to_string()]))
+    live(&mut slipway(
+        work,
+        &[
+            "build",
+            "-t",
+            IMAGE,
+            "--build-arg",
+            &arg,
+            &context.display().to_string(),
+        ],
+    ))
 }
 
 /// Runs a program on the demo's own terminal.
 fn live(c: &mut Command) -> Result<()> {
-    let status = c.stdin(Stdio::null()).stdout(Stdio::inherit()).stderr(Stdio::inherit()).status()?;
+    let status = c
+        .stdin(Stdio::null())
+        .stdout(Stdio::inherit())
+        .stderr(Stdio::inherit())
+        .status()?;
     if !status.success() {
         bail!("{c:?} ended with {status}");
     }
@@ -141,13 +179,26 @@ async fn start_daemon(work: &Path) -> Result<Cri> {
         match Cri::connect(&socket(work)).await {
             Ok(c) => break c,
             Err(e) if began.elapsed() > Duration::from_secs(20) => {
-                return Err(e.context(format!("slipwayd does not answer; its log is {}", work.join("slipwayd.log").display())));
+                return Err(e.context(format!(
+                    "slipwayd does not answer; its log is {}",
+                    work.join("slipwayd.log").display()
+                )));
             }
             Err(_) => tokio::time::sleep(Duration::from_millis(5)).await,
         }
     };
-    let v = c.runtime.clone().version(cri::VersionRequest::default()).await?.into_inner();
-    println!("   {} {} answers \x1b[2m({})\x1b[0m", v.runtime_name, v.runtime_version, shown(began.elapsed()));
+    let v = c
+        .runtime
+        .clone()
+        .version(cri::VersionRequest::default())
+        .await?
+        .into_inner();
+    println!(
+        "   {} {} answers \x1b[2m({})\x1b[0m",
+        v.runtime_name,
+        v.runtime_version,
+        shown(began.elapsed())
+    );
     Ok(c)
 }
 
@@ -162,7 +213,10 @@ async fn run_pod(work: &Path, c: &Cri) -> Result<(String, String)> {
         }),
         hostname: "train-digits".into(),
         log_directory: work.join("logs").display().to_string(),
-        linux: Some(cri::LinuxPodSandboxConfig { cgroup_parent: CGROUP.into(), ..Default::default() }),
+        linux: Some(cri::LinuxPodSandboxConfig {
+            cgroup_parent: CGROUP.into(),
+            ..Default::default()
+        }),
         ..Default::default()
     };
     let pod = step("pod sandbox with its own network", c.run_pod(sandbox.clone())).await?;
@@ -171,8 +225,14 @@ async fn run_pod(work: &Path, c: &Cri) -> Result<(String, String)> {
         println!("   its address is {ip}");
     }
     let config = cri::ContainerConfig {
-        metadata: Some(cri::ContainerMetadata { name: "train".into(), attempt: 0 }),
-        image: Some(cri::ImageSpec { image: IMAGE.into(), ..Default::default() }),
+        metadata: Some(cri::ContainerMetadata {
+            name: "train".into(),
+            attempt: 0,
+        }),
+        image: Some(cri::ImageSpec {
+            image: IMAGE.into(),
+            ..Default::default()
+        }),
         args: vec!["--max_steps".into(), STEPS.into()],
         log_path: "train/0.log".into(),
         linux: Some(cri::LinuxContainerConfig::default()),
@@ -210,12 +270,20 @@ async fn follow(work: &Path, c: &Cri, id: &str) -> Result<cri::ContainerStatus> 
         }
         if done {
             if !accuracy {
-                bail!("the container ended ({}, exit code {}) without printing an accuracy; its log is {}", over.reason, over.exit_code, path.display());
+                bail!(
+                    "the container ended ({}, exit code {}) without printing an accuracy; its log is {}",
+                    over.reason,
+                    over.exit_code,
+                    path.display()
+                );
             }
             return Ok(over);
         }
         if began.elapsed() > Duration::from_secs(300) {
-            bail!("the training did not end within 5 minutes; its log is {}", path.display());
+            bail!(
+                "the training did not end within 5 minutes; its log is {}",
+                path.display()
+            );
         }
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
@@ -223,27 +291,54 @@ async fn follow(work: &Path, c: &Cri, id: &str) -> Result<cri::ContainerStatus> 
 
 async fn look_inside(c: &Cri, id: &str) -> Result<()> {
     let began = Instant::now();
-    let (code, out, err) = c.exec(id, &["sh", "-c", "echo $(hostname): $(ls /app | tr '\\n' ' ')"], 10).await?;
+    let (code, out, err) = c
+        .exec(
+            id,
+            &["sh", "-c", "echo $(hostname): $(ls /app | tr '\\n' ' ')"],
+            10,
+        )
+        .await?;
     if code != 0 {
         bail!("exec in the container ended with {code}: {err}");
     }
-    println!("   \x1b[35m│ exec:\x1b[0m {} \x1b[2m({})\x1b[0m", out.trim(), shown(began.elapsed()));
+    println!(
+        "   \x1b[35m│ exec:\x1b[0m {} \x1b[2m({})\x1b[0m",
+        out.trim(),
+        shown(began.elapsed())
+    );
     Ok(())
 }
 
 async fn show(work: &Path, c: &Cri, pod: &str) -> Result<()> {
     let crictl = lab::tool("crictl");
-    let on_path = Command::new("crictl").arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status().is_ok();
+    let on_path = Command::new("crictl")
+        .arg("--version")
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .status()
+        .is_ok();
     if !crictl.exists() && !on_path {
         let n = c.containers().await?.len();
-        println!("   (crictl is not installed; over the CRI: 1 pod {}, {n} container)", &pod[..13.min(pod.len())]);
+        println!(
+            "   (crictl is not installed; over the CRI: 1 pod {}, {n} container)",
+            &pod[..13.min(pod.len())]
+        );
         return Ok(());
     }
-    let program = if crictl.exists() { crictl } else { PathBuf::from("crictl") };
+    let program = if crictl.exists() {
+        crictl
+    } else {
+        PathBuf::from("crictl")
+    };
     let endpoint = format!("unix://{}", socket(work).display());
     for verb in [&["pods"][..], &["ps", "-a"][..]] {
         say(&format!("crictl {}", verb.join(" ")));
-        let mut args = vec!["--runtime-endpoint", endpoint.as_str(), "--image-endpoint", endpoint.as_str()];
+        let mut args = vec![
+            "--runtime-endpoint",
+            endpoint.as_str(),
+            "--image-endpoint",
+            endpoint.as_str(),
+        ];
         args.extend(verb);
         let o = cmd::run(&mut cmd::command(&program, args), Duration::from_secs(20))?.ok()?;
         for l in o.stdout.lines() {
@@ -272,13 +367,20 @@ pub async fn tear_down(work: &Path) -> Result<()> {
 }
 
 fn stop_daemon(work: &Path) -> Result<()> {
-    let Ok(text) = std::fs::read_to_string(pid_file(work)) else { return Ok(()) };
+    let Ok(text) = std::fs::read_to_string(pid_file(work)) else {
+        return Ok(());
+    };
     // Only a process that is still our slipwayd: pids are reused.
-    let ours = leftovers::processes_naming(work).into_iter().any(|(p, c)| p.to_string() == text && c.contains("slipwayd"));
+    let ours = leftovers::processes_naming(work)
+        .into_iter()
+        .any(|(p, c)| p.to_string() == text && c.contains("slipwayd"));
     if ours && let Some(pid) = text.parse().ok().and_then(rustix::process::Pid::from_raw) {
         let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
         let began = Instant::now();
-        while leftovers::processes_naming(work).iter().any(|(p, _)| p.to_string() == text) {
+        while leftovers::processes_naming(work)
+            .iter()
+            .any(|(p, _)| p.to_string() == text)
+        {
             if began.elapsed() > Duration::from_secs(10) {
                 bail!("slipwayd (pid {text}) does not end");
             }
@@ -297,7 +399,11 @@ pub fn prove_clean(work: &Path, before: &Picture) -> Result<()> {
     let began = Instant::now();
     loop {
         let mut new = Picture::take().new_since(before);
-        new.extend(leftovers::processes_naming(&work.join("state")).into_iter().map(|(p, c)| format!("process {p} {c}")));
+        new.extend(
+            leftovers::processes_naming(&work.join("state"))
+                .into_iter()
+                .map(|(p, c)| format!("process {p} {c}")),
+        );
         if new.is_empty() {
             break;
         }

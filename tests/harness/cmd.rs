@@ -27,7 +27,12 @@ impl Output {
     /// Its exit code and both streams, when it did not.
     pub fn ok(self) -> Result<Output> {
         if self.code != 0 {
-            bail!("exit code {}\n--- stdout\n{}\n--- stderr\n{}", self.code, self.stdout, self.stderr);
+            bail!(
+                "exit code {}\n--- stdout\n{}\n--- stderr\n{}",
+                self.code,
+                self.stdout,
+                self.stderr
+            );
         }
         Ok(self)
     }
@@ -47,9 +52,15 @@ pub fn command<S: AsRef<OsStr>>(program: impl AsRef<OsStr>, args: impl IntoItera
 pub fn run(c: &mut Command, limit: Duration) -> Result<Output> {
     let what = format!("{c:?}");
     let began = Instant::now();
-    let mut child =
-        c.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().with_context(|| format!("starting {what}"))?;
-    let (out, err) = (child.stdout.take().expect("piped"), child.stderr.take().expect("piped"));
+    let mut child = c
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .with_context(|| format!("starting {what}"))?;
+    let (out, err) = (
+        child.stdout.take().expect("piped"),
+        child.stderr.take().expect("piped"),
+    );
     let read = |mut r: Box<dyn Read + Send>| {
         std::thread::spawn(move || {
             let mut v = Vec::new();
@@ -65,14 +76,25 @@ pub fn run(c: &mut Command, limit: Duration) -> Result<Output> {
         if began.elapsed() > limit {
             let _ = child.kill();
             let _ = child.wait();
-            bail!("{what} ran past {limit:?}\n{}\n{}", out.join().unwrap_or_default(), err.join().unwrap_or_default());
+            bail!(
+                "{what} ran past {limit:?}\n{}\n{}",
+                out.join().unwrap_or_default(),
+                err.join().unwrap_or_default()
+            );
         }
         std::thread::sleep(Duration::from_millis(5));
     };
     let took = began.elapsed();
     use std::os::unix::process::ExitStatusExt;
-    let code = status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or(0));
-    Ok(Output { code, stdout: out.join().unwrap_or_default(), stderr: err.join().unwrap_or_default(), took })
+    let code = status
+        .code()
+        .unwrap_or_else(|| 128 + status.signal().unwrap_or(0));
+    Ok(Output {
+        code,
+        stdout: out.join().unwrap_or_default(),
+        stderr: err.join().unwrap_or_default(),
+        took,
+    })
 }
 
 /// Runs a program that must succeed within a minute; its standard output.
@@ -80,5 +102,8 @@ pub fn run(c: &mut Command, limit: Duration) -> Result<Output> {
 /// # Errors
 /// As [`run`], and a non-zero exit.
 pub fn sh(line: &str) -> Result<String> {
-    Ok(run(&mut command("sh", ["-c", line]), Duration::from_secs(60))?.ok().with_context(|| line.to_owned())?.stdout)
+    Ok(run(&mut command("sh", ["-c", line]), Duration::from_secs(60))?
+        .ok()
+        .with_context(|| line.to_owned())?
+        .stdout)
 }

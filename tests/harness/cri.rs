@@ -27,14 +27,17 @@ impl Cri {
     pub async fn connect(path: &Path) -> Result<Cri> {
         let path: PathBuf = path.to_owned();
         let shown = path.display().to_string();
-        let channel = Endpoint::try_from("http://localhost")?
-            .timeout(Duration::from_secs(120))
-            .connect_with_connector(tower::service_fn(move |_: Uri| {
-                let path = path.clone();
-                async move { Ok::<_, std::io::Error>(TokioIo::new(tokio::net::UnixStream::connect(path).await?)) }
-            }))
-            .await
-            .with_context(|| format!("connecting to {shown}"))?;
+        let channel =
+            Endpoint::try_from("http://localhost")?
+                .timeout(Duration::from_secs(120))
+                .connect_with_connector(tower::service_fn(move |_: Uri| {
+                    let path = path.clone();
+                    async move {
+                        Ok::<_, std::io::Error>(TokioIo::new(tokio::net::UnixStream::connect(path).await?))
+                    }
+                }))
+                .await
+                .with_context(|| format!("connecting to {shown}"))?;
         let max = 16 << 20;
         Ok(Cri {
             runtime: RuntimeServiceClient::new(channel.clone()).max_decoding_message_size(max),
@@ -47,8 +50,18 @@ impl Cri {
     /// # Errors
     /// As the runtime answers.
     pub async fn run_pod(&self, config: cri::PodSandboxConfig) -> Result<String> {
-        let r = cri::RunPodSandboxRequest { config: Some(config), runtime_handler: String::new() };
-        Ok(self.runtime.clone().run_pod_sandbox(r).await.context("RunPodSandbox")?.into_inner().pod_sandbox_id)
+        let r = cri::RunPodSandboxRequest {
+            config: Some(config),
+            runtime_handler: String::new(),
+        };
+        Ok(self
+            .runtime
+            .clone()
+            .run_pod_sandbox(r)
+            .await
+            .context("RunPodSandbox")?
+            .into_inner()
+            .pod_sandbox_id)
     }
 
     /// CreateContainer; the container's id.
@@ -66,7 +79,14 @@ impl Cri {
             config: Some(config),
             sandbox_config: Some(sandbox),
         };
-        Ok(self.runtime.clone().create_container(r).await.context("CreateContainer")?.into_inner().container_id)
+        Ok(self
+            .runtime
+            .clone()
+            .create_container(r)
+            .await
+            .context("CreateContainer")?
+            .into_inner()
+            .container_id)
     }
 
     /// StartContainer.
@@ -74,8 +94,14 @@ impl Cri {
     /// # Errors
     /// As the runtime answers.
     pub async fn start(&self, id: &str) -> Result<()> {
-        let r = cri::StartContainerRequest { container_id: id.into() };
-        self.runtime.clone().start_container(r).await.context("StartContainer")?;
+        let r = cri::StartContainerRequest {
+            container_id: id.into(),
+        };
+        self.runtime
+            .clone()
+            .start_container(r)
+            .await
+            .context("StartContainer")?;
         Ok(())
     }
 
@@ -99,8 +125,15 @@ impl Cri {
     /// # Errors
     /// As the runtime answers.
     pub async fn stop(&self, id: &str, grace: i64) -> Result<()> {
-        let r = cri::StopContainerRequest { container_id: id.into(), timeout: grace };
-        self.runtime.clone().stop_container(r).await.context("StopContainer")?;
+        let r = cri::StopContainerRequest {
+            container_id: id.into(),
+            timeout: grace,
+        };
+        self.runtime
+            .clone()
+            .stop_container(r)
+            .await
+            .context("StopContainer")?;
         Ok(())
     }
 
@@ -109,8 +142,14 @@ impl Cri {
     /// # Errors
     /// As the runtime answers.
     pub async fn remove(&self, id: &str) -> Result<()> {
-        let r = cri::RemoveContainerRequest { container_id: id.into() };
-        self.runtime.clone().remove_container(r).await.context("RemoveContainer")?;
+        let r = cri::RemoveContainerRequest {
+            container_id: id.into(),
+        };
+        self.runtime
+            .clone()
+            .remove_container(r)
+            .await
+            .context("RemoveContainer")?;
         Ok(())
     }
 
@@ -120,10 +159,16 @@ impl Cri {
     /// As the runtime answers.
     pub async fn remove_pod(&self, id: &str) -> Result<()> {
         let mut c = self.runtime.clone();
-        c.stop_pod_sandbox(cri::StopPodSandboxRequest { pod_sandbox_id: id.into() }).await.context("StopPodSandbox")?;
-        c.remove_pod_sandbox(cri::RemovePodSandboxRequest { pod_sandbox_id: id.into() })
-            .await
-            .context("RemovePodSandbox")?;
+        c.stop_pod_sandbox(cri::StopPodSandboxRequest {
+            pod_sandbox_id: id.into(),
+        })
+        .await
+        .context("StopPodSandbox")?;
+        c.remove_pod_sandbox(cri::RemovePodSandboxRequest {
+            pod_sandbox_id: id.into(),
+        })
+        .await
+        .context("RemovePodSandbox")?;
         Ok(())
     }
 
@@ -132,8 +177,17 @@ impl Cri {
     /// # Errors
     /// As the runtime answers.
     pub async fn status(&self, id: &str) -> Result<cri::ContainerStatus> {
-        let r = cri::ContainerStatusRequest { container_id: id.into(), verbose: false };
-        let s = self.runtime.clone().container_status(r).await.context("ContainerStatus")?.into_inner();
+        let r = cri::ContainerStatusRequest {
+            container_id: id.into(),
+            verbose: false,
+        };
+        let s = self
+            .runtime
+            .clone()
+            .container_status(r)
+            .await
+            .context("ContainerStatus")?
+            .into_inner();
         s.status.context("ContainerStatus without a status")
     }
 
@@ -142,8 +196,17 @@ impl Cri {
     /// # Errors
     /// As the runtime answers.
     pub async fn pod_status(&self, id: &str) -> Result<cri::PodSandboxStatusResponse> {
-        let r = cri::PodSandboxStatusRequest { pod_sandbox_id: id.into(), verbose: true };
-        Ok(self.runtime.clone().pod_sandbox_status(r).await.context("PodSandboxStatus")?.into_inner())
+        let r = cri::PodSandboxStatusRequest {
+            pod_sandbox_id: id.into(),
+            verbose: true,
+        };
+        Ok(self
+            .runtime
+            .clone()
+            .pod_sandbox_status(r)
+            .await
+            .context("PodSandboxStatus")?
+            .into_inner())
     }
 
     /// Waits until the container has exited; its last status.
@@ -174,7 +237,13 @@ impl Cri {
             cmd: args.iter().map(|s| (*s).to_owned()).collect(),
             timeout,
         };
-        let o = self.runtime.clone().exec_sync(r).await.with_context(|| format!("ExecSync {args:?}"))?.into_inner();
+        let o = self
+            .runtime
+            .clone()
+            .exec_sync(r)
+            .await
+            .with_context(|| format!("ExecSync {args:?}"))?
+            .into_inner();
         let text = |b: Vec<u8>| String::from_utf8_lossy(&b).into_owned();
         Ok((o.exit_code, text(o.stdout.to_vec()), text(o.stderr.to_vec())))
     }
@@ -185,7 +254,14 @@ impl Cri {
     /// As the runtime answers.
     pub async fn pods(&self) -> Result<Vec<cri::PodSandbox>> {
         let r = cri::ListPodSandboxRequest { filter: None };
-        Ok(self.runtime.clone().list_pod_sandbox(r).await.context("ListPodSandbox")?.into_inner().items)
+        Ok(self
+            .runtime
+            .clone()
+            .list_pod_sandbox(r)
+            .await
+            .context("ListPodSandbox")?
+            .into_inner()
+            .items)
     }
 
     /// Every container the runtime lists.
@@ -194,7 +270,14 @@ impl Cri {
     /// As the runtime answers.
     pub async fn containers(&self) -> Result<Vec<cri::Container>> {
         let r = cri::ListContainersRequest { filter: None };
-        Ok(self.runtime.clone().list_containers(r).await.context("ListContainers")?.into_inner().containers)
+        Ok(self
+            .runtime
+            .clone()
+            .list_containers(r)
+            .await
+            .context("ListContainers")?
+            .into_inner()
+            .containers)
     }
 
     /// Every image the runtime lists.
@@ -203,7 +286,14 @@ impl Cri {
     /// As the runtime answers.
     pub async fn images(&self) -> Result<Vec<cri::Image>> {
         let r = cri::ListImagesRequest { filter: None };
-        Ok(self.image.clone().list_images(r).await.context("ListImages")?.into_inner().images)
+        Ok(self
+            .image
+            .clone()
+            .list_images(r)
+            .await
+            .context("ListImages")?
+            .into_inner()
+            .images)
     }
 
     /// PullImage; the image's id.
@@ -212,16 +302,30 @@ impl Cri {
     /// As the runtime answers.
     pub async fn pull(&self, image: &str) -> Result<String> {
         let r = cri::PullImageRequest {
-            image: Some(cri::ImageSpec { image: image.into(), ..Default::default() }),
+            image: Some(cri::ImageSpec {
+                image: image.into(),
+                ..Default::default()
+            }),
             ..Default::default()
         };
-        Ok(self.image.clone().pull_image(r).await.context("PullImage")?.into_inner().image_ref)
+        Ok(self
+            .image
+            .clone()
+            .pull_image(r)
+            .await
+            .context("PullImage")?
+            .into_inner()
+            .image_ref)
     }
 }
 
 /// A pod's configuration as a test starts from: named, on the pod network unless `host_network`.
 pub fn pod_config(name: &str, lab: &crate::Lab, host_network: bool) -> cri::PodSandboxConfig {
-    let mode = if host_network { cri::NamespaceMode::Node } else { cri::NamespaceMode::Pod } as i32;
+    let mode = if host_network {
+        cri::NamespaceMode::Node
+    } else {
+        cri::NamespaceMode::Pod
+    } as i32;
     cri::PodSandboxConfig {
         metadata: Some(cri::PodSandboxMetadata {
             name: name.into(),
@@ -251,8 +355,14 @@ pub fn pod_config(name: &str, lab: &crate::Lab, host_network: bool) -> cri::PodS
 /// A container's configuration as a test starts from: `image` running `command`.
 pub fn container_config(name: &str, image: &str, command: &[&str]) -> cri::ContainerConfig {
     cri::ContainerConfig {
-        metadata: Some(cri::ContainerMetadata { name: name.into(), attempt: 0 }),
-        image: Some(cri::ImageSpec { image: image.into(), ..Default::default() }),
+        metadata: Some(cri::ContainerMetadata {
+            name: name.into(),
+            attempt: 0,
+        }),
+        image: Some(cri::ImageSpec {
+            image: image.into(),
+            ..Default::default()
+        }),
         command: command.iter().map(|s| (*s).to_owned()).collect(),
         log_path: format!("{name}/0.log"),
         linux: Some(cri::LinuxContainerConfig::default()),

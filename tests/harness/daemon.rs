@@ -72,7 +72,12 @@ impl Daemon {
             .stderr(out)
             .spawn()
             .with_context(|| format!("starting {} (make build makes it)", program.display()))?;
-        let mut d = Daemon { child: Some(child), root, state, log };
+        let mut d = Daemon {
+            child: Some(child),
+            root,
+            state,
+            log,
+        };
         d.wait_ready().await?;
         Ok(d)
     }
@@ -156,7 +161,9 @@ impl Daemon {
     /// # Errors
     /// It does not end within 10 seconds.
     pub fn stop(&mut self) -> Result<()> {
-        let Some(mut c) = self.child.take() else { return Ok(()) };
+        let Some(mut c) = self.child.take() else {
+            return Ok(());
+        };
         if let Some(pid) = rustix::process::Pid::from_raw(i32::try_from(c.id())?) {
             rustix::process::kill_process(pid, rustix::process::Signal::TERM)?;
         }
@@ -165,7 +172,10 @@ impl Daemon {
             if began.elapsed() > Duration::from_secs(10) {
                 c.kill()?;
                 c.wait()?;
-                bail!("slipwayd did not end within 10 s of SIGTERM:\n{}", self.log_tail());
+                bail!(
+                    "slipwayd did not end within 10 s of SIGTERM:\n{}",
+                    self.log_tail()
+                );
             }
             std::thread::sleep(Duration::from_millis(10));
         }

@@ -14,7 +14,11 @@ pub const BUSYBOX: &str = "slipway.test/busybox:1";
 /// `slipway ARGS` on the store at `root`.
 pub fn slipway(root: &Path, state: &Path, args: &[&str]) -> std::process::Command {
     let mut c = cmd::command(lab::bin("slipway"), args.iter().take(1));
-    c.arg("--root").arg(root).arg("--state").arg(state).args(args.iter().skip(1));
+    c.arg("--root")
+        .arg(root)
+        .arg("--state")
+        .arg(state)
+        .args(args.iter().skip(1));
     c
 }
 
@@ -23,7 +27,10 @@ pub fn slipway(root: &Path, state: &Path, args: &[&str]) -> std::process::Comman
 /// # Errors
 /// It could not be started, or ran for more than five minutes.
 pub fn run_slipway(lab: &Lab, args: &[&str]) -> Result<Output> {
-    cmd::run(&mut slipway(&lab.join("root"), &lab.join("state"), args), Duration::from_secs(300))
+    cmd::run(
+        &mut slipway(&lab.join("root"), &lab.join("state"), args),
+        Duration::from_secs(300),
+    )
 }
 
 /// Builds an image of busybox with its applets and a small /etc into the lab's store as [`BUSYBOX`].
@@ -39,20 +46,35 @@ pub fn busybox(lab: &Lab) -> Result<()> {
         .find(|p| Path::new(p).exists())
         .context("busybox-static is not installed (tests/setup/test-deps.sh installs it)")?;
     std::fs::copy(source, bin.join("busybox"))?;
-    let list = cmd::run(&mut cmd::command(source, ["--list"]), Duration::from_secs(10))?.ok()?.stdout;
+    let list = cmd::run(&mut cmd::command(source, ["--list"]), Duration::from_secs(10))?
+        .ok()?
+        .stdout;
     for applet in list.lines().filter(|a| !a.is_empty() && *a != "busybox") {
         std::os::unix::fs::symlink("busybox", bin.join(applet)).or_else(|e| {
-            if e.kind() == std::io::ErrorKind::AlreadyExists { Ok(()) } else { Err(e) }
+            if e.kind() == std::io::ErrorKind::AlreadyExists {
+                Ok(())
+            } else {
+                Err(e)
+            }
         })?;
     }
     for (path, text) in [
-        ("rootfs/etc/passwd", "root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/false\nappuser:x:1000:1000:app:/home/appuser:/bin/sh\n"),
-        ("rootfs/etc/group", "root:x:0:\nnogroup:x:65534:\nappuser:x:1000:\nvideo:x:44:appuser\n"),
+        (
+            "rootfs/etc/passwd",
+            "root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/false\nappuser:x:1000:1000:app:/home/appuser:/bin/sh\n",
+        ),
+        (
+            "rootfs/etc/group",
+            "root:x:0:\nnogroup:x:65534:\nappuser:x:1000:\nvideo:x:44:appuser\n",
+        ),
         ("rootfs/root/.keep", ""),
         ("rootfs/home/appuser/.keep", ""),
         ("rootfs/tmp/.keep", ""),
         ("rootfs/var/.keep", ""),
-        ("Dockerfile", "FROM scratch\nCOPY rootfs/ /\nENV PATH=/bin\nCMD [\"sh\"]\n"),
+        (
+            "Dockerfile",
+            "FROM scratch\nCOPY rootfs/ /\nENV PATH=/bin\nCMD [\"sh\"]\n",
+        ),
     ] {
         let p = dir.join(path);
         if let Some(parent) = p.parent() {
@@ -60,6 +82,8 @@ pub fn busybox(lab: &Lab) -> Result<()> {
         }
         std::fs::write(p, text)?;
     }
-    run_slipway(lab, &["build", "-t", BUSYBOX, &dir.display().to_string()])?.ok().context("building busybox")?;
+    run_slipway(lab, &["build", "-t", BUSYBOX, &dir.display().to_string()])?
+        .ok()
+        .context("building busybox")?;
     Ok(())
 }

@@ -21,7 +21,8 @@ impl Lab {
     /// The directory could not be made.
     pub fn new(what: &str) -> Result<Lab> {
         let n = NEXT.fetch_add(1, Ordering::Relaxed);
-        let base = std::env::var_os("SLIPWAY_TEST_DIR").map_or_else(|| PathBuf::from("/var/tmp"), PathBuf::from);
+        let base =
+            std::env::var_os("SLIPWAY_TEST_DIR").map_or_else(|| PathBuf::from("/var/tmp"), PathBuf::from);
         let dir = tempfile::Builder::new()
             .prefix(&format!("slipway-{what}-"))
             .tempdir_in(&base)
@@ -29,7 +30,11 @@ impl Lab {
         let pid = std::process::id();
         // 10.64.0.0/10 cut into /24s: by process and by test in it.
         let subnet = (pid.wrapping_mul(97) + n * 13) % (64 * 256);
-        Ok(Lab { dir, tag: format!("{pid:x}-{n:x}"), subnet })
+        Ok(Lab {
+            dir,
+            tag: format!("{pid:x}-{n:x}"),
+            subnet,
+        })
     }
 
     /// The directory of this test.
@@ -107,7 +112,9 @@ impl Lab {
         crate::leftovers::remove_bridge(&self.bridge());
         crate::leftovers::check(&self)?;
         let path = self.dir.path().to_owned();
-        self.dir.close().with_context(|| format!("removing {}", path.display()))
+        self.dir
+            .close()
+            .with_context(|| format!("removing {}", path.display()))
     }
 }
 
@@ -125,7 +132,11 @@ pub fn tool(name: &str) -> PathBuf {
 /// The directory of CNI plugins: the current ones from the cache, else the distribution's.
 pub fn cni_bin() -> PathBuf {
     let ours = cache().join("tools/cni");
-    if ours.join("bridge").exists() { ours } else { PathBuf::from("/usr/lib/cni") }
+    if ours.join("bridge").exists() {
+        ours
+    } else {
+        PathBuf::from("/usr/lib/cni")
+    }
 }
 
 /// Slipway's cache outside the checkout.
@@ -141,5 +152,7 @@ pub fn cache() -> PathBuf {
 
 /// The repository's root.
 pub fn repo() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).parent().map_or_else(|| PathBuf::from("."), Path::to_path_buf)
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .parent()
+        .map_or_else(|| PathBuf::from("."), Path::to_path_buf)
 }

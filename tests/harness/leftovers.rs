@@ -19,7 +19,11 @@ pub fn check(lab: &Lab) -> Result<()> {
             return Ok(());
         }
         if Instant::now() > deadline {
-            bail!("left behind by {}:\n  {}", lab.path().display(), found.join("\n  "));
+            bail!(
+                "left behind by {}:\n  {}",
+                lab.path().display(),
+                found.join("\n  ")
+            );
         }
         std::thread::sleep(Duration::from_millis(50));
     }
@@ -29,9 +33,21 @@ pub fn check(lab: &Lab) -> Result<()> {
 pub fn find(lab: &Lab) -> Vec<String> {
     let mut found = Vec::new();
     found.extend(mounts_under(lab.path()).into_iter().map(|m| format!("mount {m}")));
-    found.extend(processes_naming(lab.path()).into_iter().map(|(pid, c)| format!("process {pid}: {c}")));
-    found.extend(cgroups_named(lab.cgroup().trim_start_matches('/')).into_iter().map(|c| format!("cgroup {c}")));
-    found.extend(firewall_rules_naming(&lab.network()).into_iter().map(|r| format!("firewall rule {r}")));
+    found.extend(
+        processes_naming(lab.path())
+            .into_iter()
+            .map(|(pid, c)| format!("process {pid}: {c}")),
+    );
+    found.extend(
+        cgroups_named(lab.cgroup().trim_start_matches('/'))
+            .into_iter()
+            .map(|c| format!("cgroup {c}")),
+    );
+    found.extend(
+        firewall_rules_naming(&lab.network())
+            .into_iter()
+            .map(|r| format!("firewall rule {r}")),
+    );
     let ipam = lab.join("ipam").join(lab.network());
     if let Ok(dir) = std::fs::read_dir(&ipam) {
         for e in dir.flatten() {
@@ -59,11 +75,15 @@ pub fn processes_naming(dir: &Path) -> Vec<(u32, String)> {
     let needle = dir.to_string_lossy().into_owned();
     let mut found = Vec::new();
     for e in std::fs::read_dir("/proc").into_iter().flatten().flatten() {
-        let Some(pid) = e.file_name().to_str().and_then(|s| s.parse::<u32>().ok()) else { continue };
+        let Some(pid) = e.file_name().to_str().and_then(|s| s.parse::<u32>().ok()) else {
+            continue;
+        };
         if pid == std::process::id() {
             continue;
         }
-        let Ok(cmd) = std::fs::read(e.path().join("cmdline")) else { continue };
+        let Ok(cmd) = std::fs::read(e.path().join("cmdline")) else {
+            continue;
+        };
         let cmd = String::from_utf8_lossy(&cmd).replace('\0', " ");
         if cmd.contains(&needle) {
             found.push((pid, cmd));
@@ -77,7 +97,14 @@ pub fn cgroups_named(name: &str) -> Vec<String> {
     let mut found = Vec::new();
     let root = Path::new("/sys/fs/cgroup");
     let mut tops = vec![root.to_path_buf()];
-    tops.extend(std::fs::read_dir(root).into_iter().flatten().flatten().map(|e| e.path()).filter(|p| p.is_dir()));
+    tops.extend(
+        std::fs::read_dir(root)
+            .into_iter()
+            .flatten()
+            .flatten()
+            .map(|e| e.path())
+            .filter(|p| p.is_dir()),
+    );
     for top in tops {
         for e in std::fs::read_dir(&top).into_iter().flatten().flatten() {
             if e.file_name().to_string_lossy().contains(name) && e.path().is_dir() {
@@ -92,14 +119,26 @@ pub fn cgroups_named(name: &str) -> Vec<String> {
 
 /// iptables rules whose text contains `name`.
 pub fn firewall_rules_naming(name: &str) -> Vec<String> {
-    crate::cmd::run(&mut crate::cmd::command("iptables-save", [] as [&str; 0]), Duration::from_secs(10))
-        .map(|o| o.stdout.lines().filter(|l| l.contains(name)).map(str::to_owned).collect())
-        .unwrap_or_default()
+    crate::cmd::run(
+        &mut crate::cmd::command("iptables-save", [] as [&str; 0]),
+        Duration::from_secs(10),
+    )
+    .map(|o| {
+        o.stdout
+            .lines()
+            .filter(|l| l.contains(name))
+            .map(str::to_owned)
+            .collect()
+    })
+    .unwrap_or_default()
 }
 
 /// Removes a bridge a CNI plugin made (it never removes its own); silent when there is none.
 pub fn remove_bridge(name: &str) {
     if Path::new("/sys/class/net").join(name).exists() {
-        let _ = crate::cmd::run(&mut crate::cmd::command("ip", ["link", "del", name]), Duration::from_secs(10));
+        let _ = crate::cmd::run(
+            &mut crate::cmd::command("ip", ["link", "del", name]),
+            Duration::from_secs(10),
+        );
     }
 }

@@ -12,9 +12,11 @@ pub mod image;
 pub mod lab;
 pub mod leftovers;
 pub mod registry;
+pub mod world;
 
 pub use daemon::{Daemon, Setup};
 pub use lab::Lab;
+pub use world::World;
 
 /// The CRI's generated types, for tests that build requests.
 pub use slipway_cri_api::v1;

@@ -1,0 +1,140 @@
+//! Our shim under the real containerd, as the runtime `io.containerd.slipway.v1`.
+#![forbid(unsafe_code)]
+
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use harness::image::{self, BUSYBOX, run_slipway};
+use harness::{Lab, cmd, lab};
+
+/// A containerd of this test's own, with our programs first on its PATH.
+struct Containerd {
+    child: Child,
+    socket: String,
+    path: String,
+}
+
+impl Containerd {
+    fn start(lab: &Lab) -> Result<Containerd> {
+        let socket = lab.join("ctrd/run/containerd.sock").display().to_string();
+        let config = lab.write(
+            "ctrd/config.toml",
+            format!(
+                "version = 3\nroot = '{}'\nstate = '{}'\ndisabled_plugins = ['io.containerd.cri.v1.runtime', 'io.containerd.cri.v1.images', 'io.containerd.grpc.v1.cri', 'io.containerd.nri.v1.nri', 'io.containerd.internal.v1.opt', 'io.containerd.snapshotter.v1.devmapper']\n[grpc]\n  address = '{socket}'\n[ttrpc]\n  address = '{socket}.ttrpc'\n",
+                lab.join("ctrd/root").display(),
+                lab.join("ctrd/run").display(),
+            ),
+        )?;
+        let bin = lab::bin("");
+        let path = format!(
+            "{}:{}:/usr/sbin:/usr/bin:/sbin:/bin",
+            bin.display(),
+            lab::cache().join("tools/bin").display()
+        );
+        let log = std::fs::File::create(lab.join("ctrd/log"))?;
+        let child = Command::new(lab::tool("containerd"))
+            .arg("--config")
+            .arg(config)
+            .env("PATH", &path)
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log)
+            .spawn()
+            .context("starting containerd (tests/setup/go-tools.sh containerd builds it)")?;
+        let c = Containerd { child, socket, path };
+        let began = Instant::now();
+        while c.ctr(&["version"])?.code != 0 {
+            if began.elapsed() > Duration::from_secs(20) {
+                bail!(
+                    "containerd does not answer:\n{}",
+                    std::fs::read_to_string(lab.join("ctrd/log"))?
+                );
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        Ok(c)
+    }
+
+    fn ctr(&self, args: &[&str]) -> Result<cmd::Output> {
+        let mut all = vec!["--address", self.socket.as_str(), "--namespace", "test"];
+        all.extend(args);
+        cmd::run(
+            cmd::command(lab::tool("ctr"), all).env("PATH", &self.path),
+            Duration::from_secs(60),
+        )
+    }
+}
+
+impl Drop for Containerd {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[test]
+fn containerd_runs_execs_and_removes_a_container_through_our_shim() -> Result<()> {
+    let lab = Lab::new("ctrd")?;
+    image::busybox(&lab)?;
+    let tar = lab.join("image.tar").display().to_string();
+    run_slipway(&lab, &["save", "-o", &tar, BUSYBOX])?.ok()?;
+    let c = Containerd::start(&lab)?;
+    c.ctr(&["images", "import", &tar])?.ok()?;
+    let runtime = ["--runtime", "io.containerd.slipway.v1"];
+    let cgroup = format!("{}/one", lab.cgroup());
+    let mut run = vec!["run", "--rm"];
+    run.extend(runtime);
+    run.extend([
+        "--cgroup",
+        &cgroup,
+        BUSYBOX,
+        "one",
+        "sh",
+        "-c",
+        "echo from inside; exit 3",
+    ]);
+    let o = c.ctr(&run)?;
+    assert_eq!(
+        o.code,
+        3,
+        "{o:?}\n{}",
+        std::fs::read_to_string(lab.join("ctrd/log"))?
+    );
+    assert_eq!(o.stdout.trim(), "from inside");
+
+    let cgroup = format!("{}/two", lab.cgroup());
+    let mut run = vec!["run", "-d"];
+    run.extend(runtime);
+    run.extend(["--cgroup", &cgroup, BUSYBOX, "two", "sleep", "1000"]);
+    c.ctr(&run)?.ok()?;
+    let o = c.ctr(&[
+        "tasks",
+        "exec",
+        "--exec-id",
+        "x",
+        "two",
+        "sh",
+        "-c",
+        "echo exec; exit 4",
+    ])?;
+    assert_eq!((o.code, o.stdout.trim()), (4, "exec"), "{o:?}");
+    assert!(c.ctr(&["tasks", "ls"])?.ok()?.stdout.contains("RUNNING"));
+    c.ctr(&["tasks", "metrics", "two"])?.ok()?;
+    c.ctr(&["tasks", "pause", "two"])?.ok()?;
+    assert!(c.ctr(&["tasks", "ls"])?.ok()?.stdout.contains("PAUSED"));
+    c.ctr(&["tasks", "resume", "two"])?.ok()?;
+    c.ctr(&["tasks", "kill", "-s", "SIGKILL", "two"])?.ok()?;
+    let began = Instant::now();
+    while c.ctr(&["tasks", "ls"])?.ok()?.stdout.contains("RUNNING") {
+        anyhow::ensure!(
+            began.elapsed() < Duration::from_secs(10),
+            "the task does not stop"
+        );
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    c.ctr(&["tasks", "rm", "two"])?.ok()?;
+    c.ctr(&["containers", "rm", "two"])?.ok()?;
+    drop(c);
+    lab.finish()
+}
