@@ -1,1 +1,23 @@
-//! slipway-image.
+//! Images: references, registries, the content store, the catalog, layers and their snapshots.
+//!
+//! Owns everything between a name and a mountable root filesystem, and the store that running and building share.
+//! Refuses to know containers, CRI and Dockerfiles.
+#![forbid(unsafe_code)]
+
+mod content;
+mod digest;
+mod error;
+mod image;
+mod reference;
+mod store;
+
+pub use content::{BlobFile, Follower, Ingest};
+pub use digest::{ChainId, DiffId, Digest, DigestError, ImageId};
+pub use error::{Result, StoreError};
+pub use image::{Image, NewImage, PulledManifest, Removed, Writer};
+pub use reference::Reference;
+pub use store::{
+    Active, ActiveInfo, ArchiveFormat, CacheEntry, CacheLock, CachePrune, Compression, DeadOwner, GcReport,
+    HashedLayer, Layer, LayerOptions, LayerSource, Lease, Manifest, OwnerKind, Record, Records, Store,
+    UnpackOptions,
+};

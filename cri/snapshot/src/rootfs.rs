@@ -1,0 +1,61 @@
+//! A root filesystem that can be mounted: the description of one overlay mount, and the act.
+//!
+//! Refuses to know images and containers: it has directories and a target.
+
+use crate::error::{Result, SnapshotError, at};
+use std::path::{Path, PathBuf};
+
+/// One overlay mount, described: parents nearest first, and the writable directories if it has them.
+///
+/// There is always at least one lower directory (an empty one for a snapshot on nothing), so that what is
+/// written has overlay's meaning also in the first layer of an image.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RootfsMount {
+    pub(crate) lower: Vec<PathBuf>,
+    pub(crate) upper_work: Option<(PathBuf, PathBuf)>,
+}
+
+impl RootfsMount {
+    /// The read-only directories, nearest first.
+    pub fn lower(&self) -> &[PathBuf] {
+        &self.lower
+    }
+
+    /// The directory that takes the writes; `None` for a read-only mount.
+    pub fn upper(&self) -> Option<&Path> {
+        self.upper_work.as_ref().map(|(upper, _)| upper.as_path())
+    }
+
+    /// Whether nothing can be written through it.
+    pub fn read_only(&self) -> bool {
+        self.upper_work.is_none()
+    }
+
+    /// Mounts it on an existing directory.
+    ///
+    /// # Errors
+    /// What the kernel answers, with the target.
+    pub fn mount(&self, target: &Path) -> Result<()> {
+        mount_overlay(&self.lower, self.upper_work.as_ref(), target).map_err(at("mount a rootfs on", target))
+    }
+}
+
+fn mount_overlay(
+    _lower: &[PathBuf],
+    _upper_work: Option<&(PathBuf, PathBuf)>,
+    _target: &Path,
+) -> std::io::Result<()> {
+    Err(std::io::ErrorKind::Unsupported.into())
+}
+
+/// Unmounts a target; one that is not mounted or not there is fine.
+///
+/// # Errors
+/// What the kernel answers, with the target.
+pub fn unmount(target: &Path) -> Result<()> {
+    Err(SnapshotError::Io {
+        act: "unmount",
+        path: target.to_path_buf(),
+        source: std::io::ErrorKind::Unsupported.into(),
+    })
+}
