@@ -67,6 +67,11 @@ impl Lab {
         format!("10.{}.{}.0/24", 64 + self.subnet / 256, self.subnet % 256)
     }
 
+    /// A second subnet, for a peer beside ours: "10.x.y.0/24".
+    pub fn second_subnet(&self) -> String {
+        format!("10.{}.{}.0/24", 128 + self.subnet / 256, self.subnet % 256)
+    }
+
     /// The cgroup parent that holds everything this test's pods make.
     pub fn cgroup(&self) -> String {
         format!("/slipway-test-{}", self.tag)

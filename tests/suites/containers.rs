@@ -73,7 +73,7 @@ async fn env_workdir_user_and_groups_come_from_the_image_and_the_config() -> Res
     let set = |c: &mut v1::ContainerConfig| {
         c.envs = vec![v1::KeyValue {
             key: "GREETING".into(),
-            value: b"hello world".to_vec().into(),
+            value: b"hello world".to_vec(),
         }];
         c.working_dir = "/made/for/it".into();
         let s = security(c);

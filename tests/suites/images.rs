@@ -47,7 +47,7 @@ async fn an_image_built_is_pushed_removed_pulled_and_run() -> Result<()> {
     let pulled = w.cri.pull(&name).await?;
     assert_eq!(pulled, id, "the same config digest");
     let images = w.cri.images().await?;
-    assert_eq!(images[0].repo_tags, [name.clone()]);
+    assert_eq!(images[0].repo_tags, std::slice::from_ref(&name));
     assert!(
         images[0]
             .repo_digests
