@@ -1,1 +1,33 @@
-//! slipway-spec.
+//! From an image's configuration, a container's wishes and the facts of the host to one OCI
+//! runtime specification.
+//!
+//! Pure: no wire types come in, no file is read, no system call is made; what is needed from the
+//! host or from the image's root file system comes in as values ([`HostFacts`], passwd and group
+//! as bytes, device nodes already looked up). The same [`generate`] serves pods
+//! (slipwayd) and RUN steps (the builder, through [`RunStep`]).
+//!
+//! Everything that comes in is hostile until checked here: paths, ids, sysctls, annotations,
+//! profiles. Image labels are never looked at.
+
+#![forbid(unsafe_code)]
+
+pub mod capability;
+mod error;
+mod generate;
+mod host;
+mod input;
+mod path;
+mod process;
+mod run_step;
+pub mod signal;
+pub mod user;
+
+pub use error::SpecError;
+pub use generate::{SpecOutput, generate};
+pub use host::{CgroupVersion, HostFacts};
+pub use input::{
+    Apparmor, CapabilityRequest, CapabilitySet, Device, IdMap, ImageDefaults, Mount, Namespace, Namespaces,
+    PodFiles, Propagation, Resources, Rlimit, Seccomp, SelinuxLabels, SpecInput, SupplementalGroupsPolicy,
+    UserNamespace, UserSpec,
+};
+pub use run_step::RunStep;
