@@ -11,6 +11,7 @@ pub mod daemon;
 pub mod image;
 pub mod lab;
 pub mod leftovers;
+pub mod oracle;
 pub mod registry;
 pub mod world;
 
