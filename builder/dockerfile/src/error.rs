@@ -114,7 +114,7 @@ pub enum Problem {
     BadTrigger { keyword: String },
     #[error("HEALTHCHECK is CMD or NONE, not {kind}")]
     HealthcheckKind { kind: String },
-    #[error("HEALTHCHECK NONE takes no arguments")]
+    #[error("HEALTHCHECK NONE takes no arguments and no flags")]
     HealthcheckNone,
     #[error("HEALTHCHECK CMD has no command")]
     HealthcheckWithoutCommand,

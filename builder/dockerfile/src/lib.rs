@@ -13,22 +13,19 @@ pub mod git;
 pub mod ignore;
 pub mod image;
 pub mod instruction;
+mod parse;
+mod path;
 pub mod plan;
 mod platform;
+pub mod shell;
 mod span;
 pub mod step;
+mod suggest;
 
 pub use ast::Ast;
 pub use error::{Error, ExpansionProblem, ParseError, Problem, Suggestion};
+pub use parse::{FILE_LIMIT, LINE_LIMIT, parse};
 pub use plan::{Base, BaseImage, Plan, PlanInput, Program, Stage, StageProgram};
 pub use platform::Platform;
 pub use span::Span;
 pub use step::{Action, StageId, Step};
-
-/// Reads a Dockerfile.
-///
-/// # Errors
-/// The first line that cannot be read.
-pub fn parse(_source: &[u8], file_name: &str) -> Result<Ast, ParseError> {
-    Err(Error::new(&Span::whole(&file_name.into()), Problem::Empty))
-}

@@ -3,12 +3,14 @@
 //!
 //! Every flag of the language has a field; what an engine does not build yet it can see and refuse.
 
+mod csv;
 mod decode;
 mod device;
 mod flags;
-mod health;
+pub(crate) mod health;
 mod mount;
 
+pub use decode::decode;
 pub use device::Device;
 pub use mount::{Mount, MountKind, MountText, Sharing};
 
