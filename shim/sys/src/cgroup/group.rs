@@ -1,0 +1,543 @@
+//! One cgroup: a directory in every hierarchy. Making, joining, emptying and removing it.
+
+use super::layout::{CgroupPath, Layout};
+use super::{CgroupError, OomWatch, Resources, Result, Stats};
+use crate::fork::{self, Sys};
+use crate::process;
+use rustix::fs::{CWD, Mode, OFlags};
+use rustix::io::Errno;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+/// Sub-cgroups a container made are walked to this depth and number at most.
+const MAX_DEPTH: usize = 32;
+const MAX_DIRS: usize = 10_000;
+
+/// A directory of the cgroup in one hierarchy.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Dir {
+    /// v1: the hierarchy's controllers; v2: empty.
+    pub(crate) controllers: Vec<String>,
+    pub(crate) v2: bool,
+    pub(crate) path: PathBuf,
+    /// How many directories at the end of `path` this `Cgroup` made.
+    pub(crate) made: usize,
+}
+
+/// A cgroup. Its JSON (serde) is what another process needs to kill and remove it.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Cgroup {
+    path: PathBuf,
+    pub(crate) dirs: Vec<Dir>,
+    pub(crate) unit: Option<String>,
+    /// Keeps a fresh systemd scope from ending before its first process has joined.
+    #[serde(skip)]
+    pub(crate) placeholder: Option<process::Child>,
+}
+
+/// Opened `cgroup.procs` files: what a forked child needs to put itself into the cgroup.
+#[derive(Debug)]
+pub struct Join {
+    files: Vec<OwnedFd>,
+}
+
+impl Join {
+    /// Moves the calling process. Async-signal-safe.
+    pub(crate) fn enter(&self) -> Sys<()> {
+        for file in &self.files {
+            fork::write_all(file.as_raw_fd(), b"0")?;
+        }
+        Ok(())
+    }
+}
+
+fn io_error(act: impl FnOnce() -> String) -> impl FnOnce(io::Error) -> CgroupError {
+    move |source| CgroupError::Io { act: act(), source }
+}
+
+impl Cgroup {
+    /// Makes the cgroup in every hierarchy, with the directories above it that are missing; fills v1's
+    /// `cpuset.cpus` and `cpuset.mems` from the parents, and hands down v2's controllers. One that is there and
+    /// empty (left by a crash) is removed first, so that no old limit stays.
+    ///
+    /// A [`CgroupPath::Scope`] is asked of systemd over D-Bus (Delegate=yes); call [`Cgroup::settle`] once its first
+    /// process has joined.
+    ///
+    /// # Errors
+    /// [`CgroupError::NotEmpty`] when processes are in it; nothing made here stays after an error.
+    pub fn create(layout: &Layout, path: &CgroupPath) -> Result<Cgroup> {
+        if !matches!(path, CgroupPath::Fs(_)) && !layout.is_v2() {
+            return Err(CgroupError::SystemdOnV1);
+        }
+        let mut old = Cgroup::open(layout, path)?;
+        if old.exists() {
+            let pids = old.procs()?;
+            if !pids.is_empty() {
+                return Err(CgroupError::NotEmpty {
+                    path: old.path.clone(),
+                    pids: pids.into_iter().take(8).collect(),
+                });
+            }
+            old.dirs.iter_mut().for_each(|d| d.made = 1);
+            old.remove(Duration::from_secs(1))?;
+        }
+        Cgroup::make(layout, path)
+    }
+
+    /// Makes the cgroup unless it is there, whatever is in it: for parents. Second value: whether it was made here.
+    ///
+    /// # Errors
+    /// As [`Cgroup::create`].
+    pub fn ensure(layout: &Layout, path: &CgroupPath) -> Result<(Cgroup, bool)> {
+        if !matches!(path, CgroupPath::Fs(_)) && !layout.is_v2() {
+            return Err(CgroupError::SystemdOnV1);
+        }
+        let cgroup = Cgroup::make(layout, path)?;
+        let made = cgroup.dirs.iter().any(|d| d.made > 0);
+        Ok((cgroup, made))
+    }
+
+    /// The cgroup as it would be, touching nothing; it may not exist.
+    ///
+    /// # Errors
+    /// [`CgroupError::Path`].
+    pub fn open(layout: &Layout, path: &CgroupPath) -> Result<Cgroup> {
+        let dir = path.dir()?;
+        let dirs = layout.hierarchies.iter().map(|h| {
+            let own = h.own.strip_prefix("/").unwrap_or(&h.own);
+            let base = if dir.is_absolute() {
+                h.mount.clone()
+            } else {
+                h.mount.join(own)
+            };
+            let below = dir.strip_prefix("/").unwrap_or(&dir);
+            Dir {
+                controllers: h.controllers.clone(),
+                v2: h.v2,
+                path: base.join(below),
+                made: 0,
+            }
+        });
+        Ok(Cgroup {
+            path: dir.clone(),
+            dirs: dirs.collect(),
+            unit: path.unit(),
+            placeholder: None,
+        })
+    }
+
+    fn make(layout: &Layout, path: &CgroupPath) -> Result<Cgroup> {
+        let mut cgroup = Cgroup::open(layout, path)?;
+        let result = cgroup.make_dirs(layout);
+        if result.is_err() {
+            let _ = cgroup.remove(Duration::from_millis(100));
+        }
+        result.map(|()| cgroup)
+    }
+
+    fn make_dirs(&mut self, layout: &Layout) -> Result<()> {
+        for (dir, h) in self.dirs.iter_mut().zip(&layout.hierarchies) {
+            let below = dir
+                .path
+                .strip_prefix(&h.mount)
+                .unwrap_or(Path::new(""))
+                .to_path_buf();
+            let mut at = h.mount.clone();
+            for name in below.components() {
+                if dir.v2 {
+                    hand_down_controllers(&at);
+                }
+                at.push(name);
+                match std::fs::create_dir(&at) {
+                    Ok(()) => dir.made += 1,
+                    Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
+                    Err(e) => return Err(io_error(|| format!("make cgroup {}", at.display()))(e)),
+                }
+                if dir.controllers.iter().any(|c| c == "cpuset") {
+                    fill_cpuset(&at)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The path below each hierarchy's mount (or below the caller's cgroup, when relative).
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The first process has joined: a systemd scope no longer needs its placeholder. Does nothing with cgroupfs.
+    pub fn settle(&mut self) {
+        if let Some(child) = self.placeholder.take() {
+            let _ = process::send_signal(child.pidfd.as_fd(), libc::SIGKILL);
+            let _ = process::wait(child.pid);
+        }
+    }
+
+    /// Whether it is there in any hierarchy.
+    pub fn exists(&self) -> bool {
+        self.dirs.iter().any(|d| d.path.exists())
+    }
+
+    /// Opens what a forked child needs to join: for [`crate::process::Program::cgroup`] and [`crate::exec`].
+    ///
+    /// # Errors
+    /// `NotFound` inside [`CgroupError::Io`] when the cgroup is gone.
+    pub fn join(&self) -> Result<Join> {
+        let mut files = Vec::with_capacity(self.dirs.len());
+        for dir in &self.dirs {
+            let path = dir.path.join("cgroup.procs");
+            let file = rustix::fs::openat(CWD, &path, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())
+                .map_err(|e| io_error(|| format!("open {}", path.display()))(e.into()))?;
+            files.push(file);
+        }
+        Ok(Join { files })
+    }
+
+    /// Moves a process in.
+    ///
+    /// # Errors
+    /// When a hierarchy refuses.
+    pub fn add_process(&self, pid: u32) -> Result<()> {
+        for dir in &self.dirs {
+            let path = dir.path.join("cgroup.procs");
+            std::fs::write(&path, pid.to_string()).map_err(io_error(|| {
+                format!("move process {pid} into {}", dir.path.display())
+            }))?;
+        }
+        Ok(())
+    }
+
+    /// Applies limits: those given; the others stay as they are.
+    ///
+    /// # Errors
+    /// [`CgroupError::Unsupported`], [`CgroupError::Write`]: naming the key. Limits before it stay applied.
+    pub fn apply(&self, resources: &Resources) -> Result<()> {
+        let _ = resources;
+        Ok(())
+    }
+
+    /// What it uses.
+    ///
+    /// # Errors
+    /// When the cgroup is gone.
+    pub fn stats(&self) -> Result<Stats> {
+        Ok(Stats::default())
+    }
+
+    /// Processes the OOM killer has killed in here so far.
+    ///
+    /// # Errors
+    /// When the cgroup is gone.
+    pub fn oom_kills(&self) -> Result<u64> {
+        Ok(0)
+    }
+
+    /// Watches for the OOM killer: a descriptor for epoll.
+    ///
+    /// # Errors
+    /// When the kernel offers no such event.
+    pub fn oom_watch(&self) -> Result<OomWatch> {
+        OomWatch::new(self)
+    }
+
+    /// The processes in it and in the cgroups below, sorted.
+    ///
+    /// # Errors
+    /// When a list cannot be read; a cgroup that is gone has none.
+    pub fn procs(&self) -> Result<Vec<u32>> {
+        let mut pids = BTreeSet::new();
+        for dir in &self.dirs {
+            collect_pids(&dir.path, &mut pids)
+                .map_err(io_error(|| format!("list {}", dir.path.display())))?;
+        }
+        Ok(pids.into_iter().collect())
+    }
+
+    /// Whether no process is left in it and below.
+    ///
+    /// # Errors
+    /// As [`Cgroup::procs`].
+    pub fn is_empty(&self) -> Result<bool> {
+        Ok(self.procs()?.is_empty())
+    }
+
+    /// Sends SIGKILL to everything in it, also to what forks meanwhile, and thaws it so that the signal arrives. Does
+    /// not wait for the end of the processes: [`Cgroup::wait_empty`] does.
+    ///
+    /// # Errors
+    /// When a list cannot be read.
+    pub fn kill(&self) -> Result<()> {
+        self.signal_until_no_new(libc::SIGKILL)
+    }
+
+    /// Sends a signal to everything in it, also to what forks meanwhile.
+    ///
+    /// # Errors
+    /// When a list cannot be read.
+    pub fn signal_all(&self, signal: i32) -> Result<()> {
+        self.signal_until_no_new(signal)
+    }
+
+    fn signal_until_no_new(&self, signal: i32) -> Result<()> {
+        if signal == libc::SIGKILL {
+            for dir in self.dirs.iter().filter(|d| d.v2) {
+                let _ = std::fs::write(dir.path.join("cgroup.kill"), "1");
+            }
+        }
+        let mut signalled = BTreeSet::new();
+        // A fork bomb can stay ahead of one pass, not of many: what was signalled forks no more.
+        for _ in 0..100 {
+            let fresh: Vec<u32> = self
+                .procs()?
+                .into_iter()
+                .filter(|p| !signalled.contains(p))
+                .collect();
+            if fresh.is_empty() {
+                break;
+            }
+            let held: Vec<(u32, OwnedFd)> = fresh
+                .iter()
+                .filter_map(|p| process::pidfd_open(*p).ok().map(|fd| (*p, fd)))
+                .collect();
+            // Whoever is still listed now, is the process the descriptor names: a pid freed and taken by another
+            // process after the first list would not be in here.
+            let still: BTreeSet<u32> = self.procs()?.into_iter().collect();
+            for (pid, fd) in held.iter().filter(|(pid, _)| still.contains(pid)) {
+                let _ = process::send_signal(fd.as_fd(), signal);
+                signalled.insert(*pid);
+            }
+            signalled.extend(fresh);
+        }
+        if signal == libc::SIGKILL {
+            let _ = self.set_frozen(false);
+        }
+        Ok(())
+    }
+
+    /// Kills what is in it, again and again, until nothing is left; the caller reaps its own children.
+    ///
+    /// # Errors
+    /// [`CgroupError::NotEmpty`] when the time has passed.
+    pub fn wait_empty(&self, at_most: Duration) -> Result<()> {
+        let until = Instant::now() + at_most;
+        let mut pause = Duration::from_micros(200);
+        loop {
+            let pids = self.procs()?;
+            if pids.is_empty() {
+                return Ok(());
+            }
+            if Instant::now() >= until {
+                let pids = pids.into_iter().take(8).collect();
+                return Err(CgroupError::NotEmpty {
+                    path: self.path.clone(),
+                    pids,
+                });
+            }
+            std::thread::sleep(pause);
+            pause = (pause * 2).min(Duration::from_millis(20));
+            self.kill()?;
+        }
+    }
+
+    /// Stops every process in it, and waits until they are (2 s at most).
+    ///
+    /// # Errors
+    /// When there is no freezer, or it does not come to rest; it is thawed then.
+    pub fn freeze(&self) -> Result<()> {
+        self.set_frozen(true)?;
+        let until = Instant::now() + Duration::from_secs(2);
+        while !self.is_frozen() {
+            if Instant::now() >= until {
+                let _ = self.thaw();
+                return Err(io_error(|| format!("freeze cgroup {}", self.path.display()))(
+                    Errno::TIMEDOUT.into(),
+                ));
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        Ok(())
+    }
+
+    /// Lets them run again.
+    ///
+    /// # Errors
+    /// When there is no freezer.
+    pub fn thaw(&self) -> Result<()> {
+        self.set_frozen(false)
+    }
+
+    /// The v1 directory with this controller.
+    pub(crate) fn v1(&self, controller: &str) -> Option<&Path> {
+        self.dirs
+            .iter()
+            .find(|d| d.controllers.iter().any(|c| c == controller))
+            .map(|d| d.path.as_path())
+    }
+
+    /// The v2 directory.
+    pub(crate) fn v2(&self) -> Option<&Path> {
+        self.dirs.iter().find(|d| d.v2).map(|d| d.path.as_path())
+    }
+
+    fn set_frozen(&self, frozen: bool) -> Result<()> {
+        let (file, value) = match (self.v1("freezer"), self.v2()) {
+            (Some(dir), _) => (
+                dir.join("freezer.state"),
+                if frozen { "FROZEN" } else { "THAWED" },
+            ),
+            (None, Some(dir)) => (dir.join("cgroup.freeze"), if frozen { "1" } else { "0" }),
+            (None, None) => {
+                let reason = "there is no freezer".to_string();
+                return Err(CgroupError::Unsupported {
+                    key: "freezer".into(),
+                    reason,
+                });
+            }
+        };
+        std::fs::write(&file, value).map_err(io_error(|| format!("write {value} to {}", file.display())))
+    }
+
+    fn is_frozen(&self) -> bool {
+        let read = |p: PathBuf| std::fs::read_to_string(p).unwrap_or_default();
+        match (self.v1("freezer"), self.v2()) {
+            (Some(dir), _) => read(dir.join("freezer.state")).trim_end() == "FROZEN",
+            (None, Some(dir)) => read(dir.join("cgroup.events")).lines().any(|l| l == "frozen 1"),
+            (None, None) => false,
+        }
+    }
+
+    /// Removes it with the cgroups below, and then those above that were made with it, as far as they are empty; not
+    /// there is fine. Retries while the kernel is still letting go of the last processes.
+    ///
+    /// # Errors
+    /// [`CgroupError::NotEmpty`], or what `rmdir(2)` says when the time has passed.
+    pub fn remove(&self, at_most: Duration) -> Result<()> {
+        let until = Instant::now() + at_most;
+        for dir in &self.dirs {
+            loop {
+                match remove_below(&dir.path, 0) {
+                    Ok(()) => break,
+                    Err(e) if Instant::now() >= until => {
+                        let pids = self.procs().unwrap_or_default();
+                        if pids.is_empty() {
+                            return Err(io_error(|| format!("remove cgroup {}", dir.path.display()))(e));
+                        }
+                        return Err(CgroupError::NotEmpty {
+                            path: self.path.clone(),
+                            pids,
+                        });
+                    }
+                    Err(_) => std::thread::sleep(Duration::from_millis(1)),
+                }
+            }
+            let above = dir.path.ancestors().skip(1).take(dir.made.saturating_sub(1));
+            for path in above {
+                if std::fs::remove_dir(path).is_err() {
+                    break;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Cgroup {
+    fn drop(&mut self) {
+        self.settle();
+    }
+}
+
+fn read_pids(dir: &Path) -> io::Result<Vec<u32>> {
+    match std::fs::read_to_string(dir.join("cgroup.procs")) {
+        Ok(text) => Ok(text
+            .lines()
+            .filter_map(|l| l.parse().ok())
+            .filter(|p| *p > 0)
+            .collect()),
+        // Gone, or going (ENODEV); a threaded cgroup lists its processes at its domain (EOPNOTSUPP).
+        Err(e)
+            if matches!(
+                e.raw_os_error(),
+                Some(libc::ENOENT | libc::ENODEV | libc::EOPNOTSUPP)
+            ) =>
+        {
+            Ok(Vec::new())
+        }
+        Err(e) => Err(e),
+    }
+}
+
+fn collect_pids(top: &Path, pids: &mut BTreeSet<u32>) -> io::Result<()> {
+    let mut stack = vec![(top.to_path_buf(), 0)];
+    let mut seen = 0;
+    while let Some((dir, depth)) = stack.pop() {
+        pids.extend(read_pids(&dir)?);
+        seen += 1;
+        if depth < MAX_DEPTH && seen < MAX_DIRS {
+            stack.extend(sub_dirs(&dir).into_iter().map(|d| (d, depth + 1)));
+        }
+    }
+    Ok(())
+}
+
+fn sub_dirs(dir: &Path) -> Vec<PathBuf> {
+    // Two links: "." and the name; none below. Saves reading a directory of forty files on the common path.
+    if rustix::fs::stat(dir).is_ok_and(|s| s.st_nlink <= 2) {
+        return Vec::new();
+    }
+    let Ok(entries) = std::fs::read_dir(dir) else {
+        return Vec::new();
+    };
+    entries
+        .flatten()
+        .filter(|e| e.file_type().is_ok_and(|t| t.is_dir()))
+        .map(|e| e.path())
+        .collect()
+}
+
+fn remove_below(dir: &Path, depth: usize) -> io::Result<()> {
+    match std::fs::remove_dir(dir) {
+        Ok(()) => return Ok(()),
+        Err(e) if matches!(e.raw_os_error(), Some(libc::ENOENT | libc::ENODEV)) => return Ok(()),
+        Err(e) if depth >= MAX_DEPTH => return Err(e),
+        Err(_) => {}
+    }
+    for sub in sub_dirs(dir) {
+        remove_below(&sub, depth + 1)?;
+    }
+    std::fs::remove_dir(dir)
+}
+
+/// v1: a new cpuset is empty, and takes no process until it has CPUs and memory nodes.
+fn fill_cpuset(dir: &Path) -> Result<()> {
+    for file in ["cpuset.cpus", "cpuset.mems"] {
+        let path = dir.join(file);
+        let read =
+            |p: &Path| std::fs::read_to_string(p).map_err(io_error(|| format!("read {}", p.display())));
+        if !read(&path)?.trim().is_empty() {
+            continue;
+        }
+        let from = dir.parent().unwrap_or(dir).join(file);
+        let value = read(&from)?;
+        std::fs::write(&path, value.trim()).map_err(io_error(|| format!("fill {}", path.display())))?;
+    }
+    Ok(())
+}
+
+/// v2: children of `dir` get every controller `dir` has. What cannot be handed down shows when a limit needs it.
+fn hand_down_controllers(dir: &Path) {
+    let read = |file: &str| std::fs::read_to_string(dir.join(file)).unwrap_or_default();
+    let down = read("cgroup.subtree_control");
+    let have: BTreeSet<&str> = down.split_ascii_whitespace().collect();
+    for controller in read("cgroup.controllers")
+        .split_ascii_whitespace()
+        .filter(|c| !have.contains(c))
+    {
+        let _ = std::fs::write(dir.join("cgroup.subtree_control"), format!("+{controller}"));
+    }
+}

@@ -1,0 +1,188 @@
+//! Cgroups, which are ours: made, limited, measured, watched, killed and removed here, never by libcontainer.
+//!
+//! A container's cgroup is one directory in every hierarchy there is:
+//! ```text
+//! v2       /sys/fs/cgroup/<path>
+//! v1       /sys/fs/cgroup/{cpu,memory,pids,…}/<path>     (and unified/<path>, systemd/<path> on a hybrid machine)
+//! ```
+//! One rule for limits: a zero limit whose controller is missing is dropped (kubelet always sends such), any other is an
+//! error that names the key. Refuses to know pods and containers; where paths begin is injectable ([`Layout::at`]).
+
+mod group;
+mod layout;
+mod oom;
+mod resources;
+
+use std::io;
+use std::path::PathBuf;
+
+pub use group::{Cgroup, Join};
+pub use layout::{CgroupPath, Layout};
+pub use oom::OomWatch;
+pub use resources::{
+    BlockIo, Cpu, DeviceRule, HugepageLimit, InterfacePriority, Memory, Network, Pids, Rdma, Resources,
+    ThrottleDevice, WeightDevice,
+};
+
+/// Why something about a cgroup failed.
+#[derive(Debug, thiserror::Error)]
+pub enum CgroupError {
+    /// The path cannot be one.
+    #[error("{path} is no cgroup path: {reason}")]
+    Path {
+        /// As given.
+        path: String,
+        /// What is wrong with it.
+        reason: &'static str,
+    },
+    /// systemd manages v2 only.
+    #[error("the systemd cgroup driver needs cgroup v2, and this machine has v1: use the cgroupfs driver")]
+    SystemdOnV1,
+    /// A limit that this machine cannot enforce.
+    #[error("resource {key} cannot be set: {reason}")]
+    Unsupported {
+        /// OCI's name of the limit.
+        key: String,
+        /// Why not.
+        reason: String,
+    },
+    /// The kernel did not take a value.
+    #[error("set resource {key}: write {value:?} to {}", file.display())]
+    Write {
+        /// OCI's name of the limit.
+        key: String,
+        /// The cgroup's file.
+        file: PathBuf,
+        /// What was written.
+        value: String,
+        /// The kernel's answer.
+        #[source]
+        source: io::Error,
+    },
+    /// Processes are left.
+    #[error("cgroup {} still has processes {pids:?}", path.display())]
+    NotEmpty {
+        /// Below each hierarchy.
+        path: PathBuf,
+        /// At most a few of them.
+        pids: Vec<u32>,
+    },
+    /// systemd refused or cannot be reached.
+    #[error("systemd: {act}: {reason}")]
+    Systemd {
+        /// What was asked of it.
+        act: String,
+        /// What came back.
+        reason: String,
+    },
+    /// A step failed.
+    #[error("{act}")]
+    Io {
+        /// What was attempted.
+        act: String,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// A `Result` of this module.
+pub type Result<T> = std::result::Result<T, CgroupError>;
+
+/// Use of a cgroup, descendants included. A controller that is missing leaves zeros.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Stats {
+    /// CPU time in nanoseconds.
+    pub cpu_usage_ns: u64,
+    /// In user mode.
+    pub cpu_user_ns: u64,
+    /// In the kernel.
+    pub cpu_system_ns: u64,
+    /// Enforcement periods that passed.
+    pub cpu_periods: u64,
+    /// Of these, throttled ones.
+    pub cpu_throttled_periods: u64,
+    /// For how long.
+    pub cpu_throttled_ns: u64,
+    /// Bytes, page cache included.
+    pub memory_usage: u64,
+    /// Usage less inactive file pages.
+    pub memory_working_set: u64,
+    /// Anonymous memory.
+    pub memory_rss: u64,
+    /// 0: unlimited.
+    pub memory_limit: u64,
+    /// Page cache.
+    pub memory_cache: u64,
+    /// Of it, mapped.
+    pub memory_mapped_file: u64,
+    /// Highest usage.
+    pub memory_peak: u64,
+    /// How often the limit was hit.
+    pub memory_failcnt: u64,
+    /// Faults.
+    pub memory_page_faults: u64,
+    /// Of them, major ones.
+    pub memory_major_page_faults: u64,
+    /// Bytes of swap.
+    pub swap_usage: u64,
+    /// 0: unlimited (or none).
+    pub swap_limit: u64,
+    /// Processes the OOM killer killed in here.
+    pub oom_kills: u64,
+    /// Tasks (threads).
+    pub pids: u64,
+    /// 0: unlimited.
+    pub pids_limit: u64,
+    /// Processes.
+    pub processes: u64,
+    /// Threads.
+    pub threads: u64,
+    /// Pressure on the CPU.
+    pub cpu_psi: Option<Psi>,
+    /// Pressure on memory.
+    pub memory_psi: Option<Psi>,
+    /// Pressure on IO.
+    pub io_psi: Option<Psi>,
+    /// By device.
+    pub io: Vec<BlkIoStats>,
+}
+
+/// Pressure stall information.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Psi {
+    /// Some tasks waited.
+    pub some: PsiData,
+    /// All tasks waited.
+    pub full: PsiData,
+}
+
+/// One line of it.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct PsiData {
+    /// Microseconds.
+    pub total_us: u64,
+    /// Percent.
+    pub avg10: f64,
+    /// Percent.
+    pub avg60: f64,
+    /// Percent.
+    pub avg300: f64,
+}
+
+/// IO on one device.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct BlkIoStats {
+    /// Device number.
+    pub major: u64,
+    /// Device number.
+    pub minor: u64,
+    /// Bytes read.
+    pub read_bytes: u64,
+    /// Bytes written.
+    pub write_bytes: u64,
+    /// Reads.
+    pub read_ios: u64,
+    /// Writes.
+    pub write_ios: u64,
+}

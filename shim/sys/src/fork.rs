@@ -1,0 +1,509 @@
+//! What happens between fork and exec: raw system calls on things prepared beforehand, and a pipe on which the child
+//! says what failed. Everything the child calls is async-signal-safe: no allocation, no locks, no panics.
+
+use crate::error::invalid;
+use crate::process::Child;
+use rustix::fs::{CWD, Mode, OFlags};
+use rustix::io::Errno;
+use std::ffi::{CStr, CString, OsStr};
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::time::Duration;
+
+/// The result of a call in the child.
+pub(crate) type Sys<T> = Result<T, Errno>;
+
+/// Turns the `-1` of a libc call into errno. Reads a thread-local only.
+pub(crate) fn cvt(rc: libc::c_long) -> Sys<libc::c_long> {
+    if rc >= 0 {
+        return Ok(rc);
+    }
+    // SAFETY: the location of errno is always valid for the calling thread.
+    Err(Errno::from_raw_os_error(unsafe { *libc::__errno_location() }))
+}
+
+/// Where in the child something failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub(crate) enum Stage {
+    Signals = 1,
+    Session,
+    ParentDeath,
+    Descriptors,
+    Cgroup,
+    Namespaces,
+    Mounts,
+    Rlimits,
+    Groups,
+    Gid,
+    Uid,
+    Capabilities,
+    NoNewPrivileges,
+    Label,
+    Seccomp,
+    Cwd,
+    CwdOutside,
+    Terminal,
+    Fork,
+    Exec,
+    Hostname,
+    Loopback,
+    Sysctl,
+    OomScore,
+    NeedsMaps,
+    Ready,
+    Protocol,
+}
+
+impl Stage {
+    const ALL: [Stage; 27] = [
+        Stage::Signals,
+        Stage::Session,
+        Stage::ParentDeath,
+        Stage::Descriptors,
+        Stage::Cgroup,
+        Stage::Namespaces,
+        Stage::Mounts,
+        Stage::Rlimits,
+        Stage::Groups,
+        Stage::Gid,
+        Stage::Uid,
+        Stage::Capabilities,
+        Stage::NoNewPrivileges,
+        Stage::Label,
+        Stage::Seccomp,
+        Stage::Cwd,
+        Stage::CwdOutside,
+        Stage::Terminal,
+        Stage::Fork,
+        Stage::Exec,
+        Stage::Hostname,
+        Stage::Loopback,
+        Stage::Sysctl,
+        Stage::OomScore,
+        Stage::NeedsMaps,
+        Stage::Ready,
+        Stage::Protocol,
+    ];
+
+    fn from_byte(byte: u8) -> Stage {
+        Stage::ALL
+            .into_iter()
+            .find(|s| *s as u8 == byte)
+            .unwrap_or(Stage::Protocol)
+    }
+}
+
+impl std::fmt::Display for Stage {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Stage::Signals => "reset signals",
+            Stage::Session => "start a session",
+            Stage::ParentDeath => "tie to the parent's life",
+            Stage::Descriptors => "arrange descriptors",
+            Stage::Cgroup => "join the cgroup",
+            Stage::Namespaces => "enter namespaces",
+            Stage::Mounts => "prepare mounts",
+            Stage::Rlimits => "set resource limits",
+            Stage::Groups => "set supplementary groups",
+            Stage::Gid => "set the group",
+            Stage::Uid => "set the user",
+            Stage::Capabilities => "set capabilities",
+            Stage::NoNewPrivileges => "set no_new_privs",
+            Stage::Label => "set the security label",
+            Stage::Seccomp => "load the seccomp filter",
+            Stage::Cwd => "enter the working directory",
+            Stage::CwdOutside => "check that the working directory is inside the container",
+            Stage::Terminal => "open a terminal",
+            Stage::Fork => "fork",
+            Stage::Exec => "execute the program",
+            Stage::Hostname => "set the host name",
+            Stage::Loopback => "bring up the loopback device",
+            Stage::Sysctl => "set a sysctl",
+            Stage::OomScore => "set oom_score_adj",
+            Stage::NeedsMaps => "wait for id maps",
+            Stage::Ready => "get ready",
+            Stage::Protocol => "report to the parent",
+        })
+    }
+}
+
+/// The child's end of the report pipe.
+#[derive(Clone, Copy)]
+pub(crate) struct Report {
+    fd: RawFd,
+}
+
+impl Report {
+    pub(crate) fn of(fd: RawFd) -> Report {
+        Report { fd }
+    }
+
+    /// The value, or the end of this process with a report.
+    pub(crate) fn check<T>(self, stage: Stage, result: Sys<T>) -> T {
+        match result {
+            Ok(value) => value,
+            Err(errno) => self.fail(stage, errno),
+        }
+    }
+
+    /// As [`Report::check`], saying also which of several things it was.
+    pub(crate) fn check_nth<T>(self, stage: Stage, nth: u8, result: Sys<T>) -> T {
+        match result {
+            Ok(value) => value,
+            Err(errno) => self.fail_nth(stage, nth, errno),
+        }
+    }
+
+    /// A word on the way that is no failure.
+    pub(crate) fn tell(self, stage: Stage) {
+        let _ = write_all(self.fd, &[stage as u8, 0, 1, 0, 0, 0]);
+    }
+
+    /// Waits for one message of the parent; its end ends this process.
+    pub(crate) fn await_word(self) {
+        let mut word = [0u8; 1];
+        // SAFETY: reads into a live array.
+        if cvt(unsafe { libc::read(self.fd, word.as_mut_ptr().cast(), 1) } as libc::c_long) != Ok(1) {
+            exit(127);
+        }
+    }
+
+    /// Reports and ends this process.
+    pub(crate) fn fail(self, stage: Stage, errno: Errno) -> ! {
+        self.fail_nth(stage, 0, errno)
+    }
+
+    fn fail_nth(self, stage: Stage, nth: u8, errno: Errno) -> ! {
+        let e = errno.raw_os_error().to_ne_bytes();
+        let message = [stage as u8, nth, e[0], e[1], e[2], e[3]];
+        // SAFETY: writes from a live array; _exit runs no handlers.
+        unsafe {
+            libc::write(self.fd, message.as_ptr().cast(), message.len());
+            libc::_exit(127)
+        }
+    }
+}
+
+/// A pipe that ends without a word when the child's exec succeeds.
+pub(crate) fn report_pipe() -> io::Result<(OwnedFd, OwnedFd)> {
+    Ok(rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?)
+}
+
+/// What a child reported: where, the which-th of several, and why.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Failure {
+    pub(crate) stage: Stage,
+    pub(crate) nth: u8,
+    pub(crate) errno: Errno,
+}
+
+impl From<Failure> for io::Error {
+    fn from(f: Failure) -> io::Error {
+        crate::error::failed(|| f.stage.to_string())(f.errno)
+    }
+}
+
+/// Reads the report: `None` when the child got through.
+pub(crate) fn read_report(fd: BorrowedFd<'_>, at_most: Option<Duration>) -> io::Result<Option<Failure>> {
+    if !crate::process::poll_readable(fd, at_most)? {
+        return Err(Errno::TIMEDOUT.into());
+    }
+    let mut m = [0u8; 6];
+    loop {
+        return match rustix::io::read(fd, &mut m) {
+            Ok(0) => Ok(None),
+            Ok(6) => {
+                let raw = i32::from_ne_bytes([m[2], m[3], m[4], m[5]]);
+                let errno = if (1..4096).contains(&raw) {
+                    Errno::from_raw_os_error(raw)
+                } else {
+                    Errno::PROTO
+                };
+                Ok(Some(Failure {
+                    stage: Stage::from_byte(m[0]),
+                    nth: m[1],
+                    errno,
+                }))
+            }
+            Ok(_) => Ok(Some(Failure {
+                stage: Stage::Protocol,
+                nth: 0,
+                errno: Errno::PROTO,
+            })),
+            Err(Errno::INTR) => continue,
+            Err(e) => Err(e.into()),
+        };
+    }
+}
+
+/// Forks (clone3 with a pidfd). The child runs `child` and never returns.
+///
+/// # Safety
+/// `child` may only make async-signal-safe calls and must not touch locks or allocate.
+pub(crate) unsafe fn fork<F: FnOnce() -> std::convert::Infallible>(child: F) -> io::Result<Child> {
+    // SAFETY: passed on.
+    let made = unsafe { clone(0, child) };
+    made.map_err(io::Error::from)
+}
+
+/// clone3 with `flags`, a pidfd and SIGCHLD; memory is copied. The child runs `child`.
+///
+/// # Safety
+/// As [`fork`].
+pub(crate) unsafe fn clone<F: FnOnce() -> std::convert::Infallible>(flags: u64, child: F) -> Sys<Child> {
+    let mut pidfd: libc::c_int = -1;
+    // SAFETY: all-zero is a valid clone_args.
+    let mut args: libc::clone_args = unsafe { std::mem::zeroed() };
+    args.flags = flags | libc::CLONE_PIDFD as u64;
+    args.pidfd = std::ptr::from_mut(&mut pidfd) as u64;
+    args.exit_signal = libc::SIGCHLD as u64;
+    // SAFETY: without CLONE_VM the child has its own copy of everything, stack included; args lives across the call.
+    let pid = cvt(unsafe {
+        libc::syscall(
+            libc::SYS_clone3,
+            std::ptr::from_mut(&mut args),
+            size_of::<libc::clone_args>(),
+        )
+    })?;
+    if pid == 0 {
+        child();
+    }
+    // SAFETY: the kernel just opened it for us.
+    let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
+    Ok(Child {
+        pid: u32::try_from(pid).unwrap_or(0),
+        pidfd,
+    })
+}
+
+/// Default dispositions for every signal and an empty mask: an ignored SIGPIPE or SIGCHLD would be inherited.
+pub(crate) fn reset_signals() -> Sys<()> {
+    // SAFETY: SIG_DFL runs no code of ours; the zeroed set is valid storage, filled by sigemptyset.
+    unsafe {
+        let mut action: libc::sigaction = std::mem::zeroed();
+        action.sa_sigaction = libc::SIG_DFL;
+        for signal in 1..=64 {
+            // EINVAL for SIGKILL, SIGSTOP and those libc keeps for itself: they are the default anyway.
+            libc::sigaction(signal, &action, std::ptr::null_mut());
+        }
+        let mut set: libc::sigset_t = std::mem::zeroed();
+        libc::sigemptyset(&mut set);
+        cvt(libc::sigprocmask(libc::SIG_SETMASK, &set, std::ptr::null_mut()).into())?;
+    }
+    Ok(())
+}
+
+pub(crate) fn umask(mask: u32) {
+    rustix::process::umask(Mode::from_raw_mode(mask));
+}
+
+/// Ends this process without running anything more.
+pub(crate) fn exit(code: i32) -> ! {
+    // SAFETY: runs no handlers and never returns.
+    unsafe { libc::_exit(code) }
+}
+
+pub(crate) fn unshare(flags: i32) -> Sys<()> {
+    // SAFETY: in a forked child of one thread; touches no memory.
+    cvt(unsafe { libc::unshare(flags) }.into()).map(drop)
+}
+
+pub(crate) fn set_hostname(name: &[u8]) -> Sys<()> {
+    // SAFETY: the slice is live.
+    cvt(unsafe { libc::sethostname(name.as_ptr().cast(), name.len()) }.into()).map(drop)
+}
+
+/// Real, effective and saved user. The bare call: libc's wrapper signals all threads it believes there are.
+pub(crate) fn set_uid(uid: u32) -> Sys<()> {
+    // SAFETY: touches no memory.
+    cvt(unsafe { libc::syscall(libc::SYS_setresuid, uid, uid, uid) }).map(drop)
+}
+
+/// Real, effective and saved group.
+pub(crate) fn set_gid(gid: u32) -> Sys<()> {
+    // SAFETY: touches no memory.
+    cvt(unsafe { libc::syscall(libc::SYS_setresgid, gid, gid, gid) }).map(drop)
+}
+
+pub(crate) fn set_groups(groups: &[u32]) -> Sys<()> {
+    // SAFETY: the slice is live.
+    cvt(unsafe { libc::syscall(libc::SYS_setgroups, groups.len(), groups.as_ptr()) }).map(drop)
+}
+
+/// Moves `fd` to 0 and closes all others.
+pub(crate) fn keep_only(fd: RawFd) -> Sys<()> {
+    if fd != 0 {
+        dup_to(fd, 0, libc::O_CLOEXEC)?;
+    }
+    close_from(1)
+}
+
+pub(crate) fn setsid() -> Sys<()> {
+    rustix::process::setsid().map(drop)
+}
+
+/// SIGKILL when the parent thread ends; ESRCH when it already has.
+pub(crate) fn die_with(parent: rustix::process::Pid) -> Sys<()> {
+    rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?;
+    if rustix::process::getppid() != Some(parent) {
+        return Err(Errno::SRCH);
+    }
+    Ok(())
+}
+
+/// Returns only on failure.
+pub(crate) fn execve(path: &CStr, args: &CArray, env: &CArray) -> Errno {
+    // SAFETY: all three are NUL-terminated and live; the arrays end with a null pointer.
+    let rc = unsafe { libc::execve(path.as_ptr(), args.as_ptr(), env.as_ptr()) };
+    cvt(rc.into()).err().unwrap_or(Errno::NOEXEC)
+}
+
+/// Closes every descriptor from `first` on. The caller is a forked child that owns none of them as a value.
+pub(crate) fn close_from(first: RawFd) -> Sys<()> {
+    // SAFETY: only called in a forked child, whose parent's owners of these numbers do not run here.
+    cvt(unsafe { libc::syscall(libc::SYS_close_range, first, libc::c_uint::MAX, 0) }).map(drop)
+}
+
+/// NULL-terminated C strings, as execve takes them.
+pub(crate) struct CArray {
+    strings: Vec<CString>,
+    pointers: Vec<*const libc::c_char>,
+}
+
+impl CArray {
+    pub(crate) fn new<'a>(items: impl Iterator<Item = &'a OsStr>) -> io::Result<CArray> {
+        let strings = items
+            .map(crate::process::c_string)
+            .collect::<io::Result<Vec<_>>>()?;
+        let pointers = strings
+            .iter()
+            .map(|s| s.as_ptr())
+            .chain([std::ptr::null()])
+            .collect();
+        Ok(CArray { strings, pointers })
+    }
+
+    pub(crate) fn as_ptr(&self) -> *const *const libc::c_char {
+        self.pointers.as_ptr()
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &CStr> {
+        self.strings.iter().map(CString::as_c_str)
+    }
+}
+
+pub(crate) fn dev_null() -> io::Result<OwnedFd> {
+    Ok(rustix::fs::openat(
+        CWD,
+        "/dev/null",
+        OFlags::RDWR | OFlags::CLOEXEC,
+        Mode::empty(),
+    )?)
+}
+
+/// Which descriptor gets which number in the child, worked out before the fork.
+pub(crate) struct FdPlan {
+    /// (ours, wanted), every wanted number below `first_free`.
+    moves: Vec<(RawFd, RawFd)>,
+    report: RawFd,
+    first_free: RawFd,
+    scratch: std::cell::UnsafeCell<Vec<RawFd>>,
+}
+
+impl FdPlan {
+    /// 0 to 2 get `null` unless named; gaps below the highest wanted number are closed.
+    pub(crate) fn new(
+        wanted: &[(BorrowedFd<'_>, RawFd)],
+        null: BorrowedFd<'_>,
+        report: BorrowedFd<'_>,
+    ) -> io::Result<FdPlan> {
+        let mut moves: Vec<(RawFd, RawFd)> = wanted.iter().map(|(fd, n)| (fd.as_raw_fd(), *n)).collect();
+        for n in 0..3 {
+            if !moves.iter().any(|(_, wanted)| *wanted == n) {
+                moves.push((null.as_raw_fd(), n));
+            }
+        }
+        let top = moves.iter().map(|(_, n)| *n).max().unwrap_or(2);
+        let mut seen = vec![false; usize::try_from(top).unwrap_or(0) + 1];
+        for (_, n) in &moves {
+            let slot = usize::try_from(*n).ok().and_then(|n| seen.get_mut(n));
+            match slot {
+                Some(taken) if !*taken && *n < 256 => *taken = true,
+                _ => {
+                    return Err(invalid(format!(
+                        "descriptor number {n} is named twice or too high"
+                    )));
+                }
+            }
+        }
+        if seen.iter().any(|s| !s) {
+            return Err(invalid("the descriptor numbers have a gap"));
+        }
+        let scratch = std::cell::UnsafeCell::new(vec![-1; moves.len()]);
+        Ok(FdPlan {
+            moves,
+            report: report.as_raw_fd(),
+            first_free: top + 1,
+            scratch,
+        })
+    }
+
+    /// In the child: first everything out of the way, then everything into place, then the rest closed. Returns the
+    /// report pipe's new number, the one right above the wanted ones (close-on-exec).
+    pub(crate) fn apply(&self) -> Sys<RawFd> {
+        let above = self.first_free + 1;
+        // SAFETY: runs in the forked child only, which has one thread and its own copy of the vector.
+        let scratch = unsafe { &mut *self.scratch.get() };
+        for (slot, (from, _)) in scratch.iter_mut().zip(&self.moves) {
+            *slot = dup_above(*from, above)?;
+        }
+        let report = dup_above(self.report, above)?;
+        for (from, (_, to)) in scratch.iter().zip(&self.moves) {
+            dup_to(*from, *to, 0)?;
+        }
+        dup_to(report, self.first_free, libc::O_CLOEXEC)?;
+        close_from(above)?;
+        Ok(self.first_free)
+    }
+}
+
+/// A copy of a descriptor with a number of at least `least`, close-on-exec.
+pub(crate) fn dup_above(fd: RawFd, least: RawFd) -> Sys<RawFd> {
+    // SAFETY: makes a new descriptor; touches no memory.
+    let n = cvt(unsafe { libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, least) }.into())?;
+    Ok(RawFd::try_from(n).unwrap_or(-1))
+}
+
+/// dup3; never used on equal numbers.
+pub(crate) fn dup_to(from: RawFd, to: RawFd, flags: i32) -> Sys<()> {
+    // SAFETY: only called in a forked child, whose parent's owner of `to` does not run here.
+    cvt(unsafe { libc::dup3(from, to, flags) }.into()).map(drop)
+}
+
+/// Writes all of a short message.
+pub(crate) fn write_all(fd: RawFd, bytes: &[u8]) -> Sys<()> {
+    // SAFETY: the slice is live.
+    let n = cvt(unsafe { libc::write(fd, bytes.as_ptr().cast(), bytes.len()) } as libc::c_long)?;
+    if usize::try_from(n) == Ok(bytes.len()) {
+        Ok(())
+    } else {
+        Err(Errno::IO)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::fd::AsFd;
+
+    #[test]
+    fn every_stage_survives_the_pipe() {
+        for (n, stage) in Stage::ALL.into_iter().enumerate() {
+            assert_eq!(stage as u8 as usize, n + 1);
+            assert_eq!(Stage::from_byte(stage as u8), stage);
+        }
+        let null = dev_null().unwrap();
+        assert!(FdPlan::new(&[(null.as_fd(), 4)], null.as_fd(), null.as_fd()).is_err());
+    }
+}

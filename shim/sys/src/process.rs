@@ -1,0 +1,422 @@
+//! Processes: who they are for sure (pidfd, start time), how they end, starting a program with exactly the descriptors
+//! named. Knows nothing of containers.
+
+use crate::error::{failed, invalid};
+use crate::fork::{self, Report};
+use rustix::io::Errno;
+use rustix::process::{Pid, PidfdFlags};
+use std::ffi::{CStr, CString, OsStr};
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+/// How a process ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Status {
+    /// It called `exit` with this code.
+    Code(u8),
+    /// A signal ended it.
+    Signal(i32),
+}
+
+impl Status {
+    /// The code as containers report it: 128 + signal when killed by one.
+    pub fn exit_code(self) -> u32 {
+        match self {
+            Status::Code(code) => u32::from(code),
+            Status::Signal(signal) => 128 + u32::try_from(signal).unwrap_or(0),
+        }
+    }
+
+    fn from_raw(status: i32) -> Status {
+        if libc::WIFSIGNALED(status) {
+            Status::Signal(libc::WTERMSIG(status))
+        } else {
+            Status::Code(u8::try_from(libc::WEXITSTATUS(status)).unwrap_or(u8::MAX))
+        }
+    }
+}
+
+/// A child that was reaped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Exited {
+    /// Its pid, free again.
+    pub pid: u32,
+    /// How it ended.
+    pub status: Status,
+}
+
+/// A started process: its pid and a descriptor that cannot mean another one.
+#[derive(Debug)]
+pub struct Child {
+    /// The pid in our PID namespace.
+    pub pid: u32,
+    /// Readable (epoll) once the process has ended.
+    pub pidfd: OwnedFd,
+}
+
+/// When a process started, in clock ticks since boot; with the pid it names a process for good within one boot.
+///
+/// # Errors
+/// `NotFound` when there is no such process.
+pub fn start_time(pid: u32) -> io::Result<u64> {
+    let act = || format!("read the start time of process {pid}");
+    let stat = std::fs::read(format!("/proc/{pid}/stat")).map_err(failed(act))?;
+    parse_start_time(&stat).ok_or_else(|| failed(act)(invalid("/proc/<pid>/stat has another shape")))
+}
+
+/// Field 22; the second field is the command in parentheses, which may itself hold anything.
+fn parse_start_time(stat: &[u8]) -> Option<u64> {
+    let end = stat.iter().rposition(|b| *b == b')')?;
+    let rest = std::str::from_utf8(&stat[end + 1..]).ok()?;
+    rest.split_ascii_whitespace().nth(19)?.parse().ok()
+}
+
+/// The id of this boot of the machine.
+///
+/// # Errors
+/// When `/proc` is not there.
+pub fn boot_id() -> io::Result<String> {
+    let path = "/proc/sys/kernel/random/boot_id";
+    let id = std::fs::read_to_string(path).map_err(failed(|| format!("read {path}")))?;
+    Ok(id.trim_end().to_string())
+}
+
+fn to_pid(pid: u32) -> io::Result<Pid> {
+    i32::try_from(pid)
+        .ok()
+        .and_then(Pid::from_raw)
+        .ok_or_else(|| invalid(format!("{pid} is no pid")))
+}
+
+/// A descriptor of a process (close-on-exec).
+///
+/// # Errors
+/// `ESRCH` when there is no such process.
+pub fn pidfd_open(pid: u32) -> io::Result<OwnedFd> {
+    rustix::process::pidfd_open(to_pid(pid)?, PidfdFlags::empty())
+        .map_err(failed(|| format!("open process {pid}")))
+}
+
+/// Signals a process by descriptor; false when it has already ended. `signal` 0 only asks.
+///
+/// # Errors
+/// What `pidfd_send_signal(2)` says (`EINVAL`: no such signal).
+pub fn send_signal(pidfd: BorrowedFd<'_>, signal: i32) -> io::Result<bool> {
+    // SAFETY: a null siginfo is allowed; no memory is touched.
+    let rc = unsafe {
+        libc::syscall(
+            libc::SYS_pidfd_send_signal,
+            pidfd.as_raw_fd(),
+            signal,
+            std::ptr::null::<libc::siginfo_t>(),
+            0,
+        )
+    };
+    if rc == 0 {
+        return Ok(true);
+    }
+    match io::Error::last_os_error() {
+        e if e.raw_os_error() == Some(libc::ESRCH) => Ok(false),
+        e => Err(failed(|| format!("send signal {signal}"))(e)),
+    }
+}
+
+/// Whether the process a descriptor names has ended (also when it is still a zombie).
+///
+/// # Errors
+/// What `poll(2)` says.
+pub fn has_ended(pidfd: BorrowedFd<'_>) -> io::Result<bool> {
+    poll_readable(pidfd, Some(Duration::ZERO))
+}
+
+/// Waits until the process has ended, without reaping it; false when the time passed first.
+///
+/// # Errors
+/// What `poll(2)` says.
+pub fn wait_ended(pidfd: BorrowedFd<'_>, at_most: Duration) -> io::Result<bool> {
+    poll_readable(pidfd, Some(at_most))
+}
+
+/// Polls one descriptor for reading (or hang-up) until the time has passed; `None` waits forever.
+pub(crate) fn poll_readable(fd: BorrowedFd<'_>, at_most: Option<Duration>) -> io::Result<bool> {
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+    let until = at_most.map(|d| Instant::now() + d);
+    loop {
+        let left = until.map(|u| u.saturating_duration_since(Instant::now()));
+        let spec = left.map(|d| Timespec {
+            tv_sec: d.as_secs().try_into().unwrap_or(i64::MAX),
+            tv_nsec: d.subsec_nanos().into(),
+        });
+        match poll(&mut [PollFd::from_borrowed_fd(fd, PollFlags::IN)], spec.as_ref()) {
+            Ok(n) => return Ok(n > 0),
+            Err(Errno::INTR) => {}
+            Err(e) => return Err(e.into()),
+        }
+    }
+}
+
+/// Reaps one ended child of any kind, without waiting; `None` when none has ended (or there are no children).
+///
+/// # Errors
+/// What `wait4(2)` says.
+pub fn reap_any() -> io::Result<Option<Exited>> {
+    reap(-1, libc::WNOHANG)
+}
+
+/// Reaps this child if it has ended, without waiting.
+///
+/// # Errors
+/// What `wait4(2)` says (`ECHILD`: not ours).
+pub fn try_reap(pid: u32) -> io::Result<Option<Exited>> {
+    match reap(i32::try_from(pid).map_err(|_| invalid("no pid"))?, libc::WNOHANG) {
+        Ok(None) => Ok(None),
+        other => other,
+    }
+}
+
+/// Waits for this child, however long it takes, and reaps it.
+///
+/// # Errors
+/// What `wait4(2)` says (`ECHILD`: not ours).
+pub fn wait(pid: u32) -> io::Result<Exited> {
+    reap(i32::try_from(pid).map_err(|_| invalid("no pid"))?, 0)?
+        .ok_or_else(|| failed(|| format!("wait for process {pid}"))(Errno::CHILD))
+}
+
+fn reap(pid: i32, flags: i32) -> io::Result<Option<Exited>> {
+    let mut status = 0;
+    loop {
+        // __WALL: children whose exit signal is not SIGCHLD count as well.
+        // SAFETY: status outlives the call; a null rusage is allowed.
+        let rc = unsafe { libc::wait4(pid, &mut status, flags | libc::__WALL, std::ptr::null_mut()) };
+        if rc > 0 {
+            let pid = u32::try_from(rc).unwrap_or(0);
+            return Ok(Some(Exited {
+                pid,
+                status: Status::from_raw(status),
+            }));
+        }
+        if rc == 0 {
+            return Ok(None);
+        }
+        match io::Error::last_os_error() {
+            e if e.raw_os_error() == Some(libc::EINTR) => {}
+            e if e.raw_os_error() == Some(libc::ECHILD) && pid == -1 => return Ok(None),
+            e => return Err(failed(|| format!("reap process {pid}"))(e)),
+        }
+    }
+}
+
+/// Makes orphans below us our children instead of init's.
+///
+/// # Errors
+/// What `prctl(2)` says.
+pub fn become_subreaper() -> io::Result<()> {
+    // rustix takes a pid, of which the kernel sees only whether it is non-zero.
+    rustix::process::set_child_subreaper(Some(rustix::process::getpid()))
+        .map_err(failed(|| "become a subreaper".to_string()))
+}
+
+/// Keeps other processes of the same user from tracing us and reading our `/proc` entries and memory.
+///
+/// # Errors
+/// What `prctl(2)` says.
+pub fn set_undumpable() -> io::Result<()> {
+    rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable)
+        .map_err(failed(|| "make the process undumpable".to_string()))
+}
+
+/// Sets our own `oom_score_adj`, or as near to it as we may go; returns what holds now.
+///
+/// # Errors
+/// When `/proc` cannot be read.
+pub fn set_oom_score_adj(value: i32) -> io::Result<i32> {
+    let path = "/proc/self/oom_score_adj";
+    match std::fs::write(path, value.to_string()) {
+        Err(e) if e.kind() != io::ErrorKind::PermissionDenied => {
+            return Err(failed(|| format!("write {path}"))(e));
+        }
+        Ok(()) | Err(_) => {} // lowering needs CAP_SYS_RESOURCE: then what we have stays
+    }
+    oom_score_adj(None)
+}
+
+/// A process's `oom_score_adj`; `None`: our own.
+///
+/// # Errors
+/// `NotFound` when there is no such process.
+pub fn oom_score_adj(pid: Option<u32>) -> io::Result<i32> {
+    let path = pid.map_or("/proc/self/oom_score_adj".to_string(), |p| {
+        format!("/proc/{p}/oom_score_adj")
+    });
+    let text = std::fs::read_to_string(&path).map_err(failed(|| format!("read {path}")))?;
+    text.trim()
+        .parse()
+        .map_err(|_| failed(|| format!("read {path}"))(invalid("no number")))
+}
+
+/// Signals as data: blocked for this process, read from a descriptor.
+#[derive(Debug)]
+pub struct SignalFd {
+    fd: OwnedFd,
+}
+
+impl SignalFd {
+    /// Blocks these signals and opens a non-blocking, close-on-exec descriptor that yields them.
+    ///
+    /// # Errors
+    /// What `sigprocmask(2)` and `signalfd(2)` say.
+    pub fn new(signals: &[i32]) -> io::Result<SignalFd> {
+        // SAFETY: an all-zero sigset_t is valid storage for sigemptyset; the set outlives the calls.
+        let fd = unsafe {
+            let mut set: libc::sigset_t = std::mem::zeroed();
+            libc::sigemptyset(&mut set);
+            for signal in signals {
+                libc::sigaddset(&mut set, *signal);
+            }
+            if libc::sigprocmask(libc::SIG_BLOCK, &set, std::ptr::null_mut()) != 0 {
+                return Err(failed(|| "block signals".to_string())(io::Error::last_os_error()));
+            }
+            libc::signalfd(-1, &set, libc::SFD_CLOEXEC | libc::SFD_NONBLOCK)
+        };
+        if fd < 0 {
+            return Err(failed(|| "open a signal descriptor".to_string())(
+                io::Error::last_os_error(),
+            ));
+        }
+        // SAFETY: just opened, owned by nobody else.
+        Ok(SignalFd {
+            fd: unsafe { OwnedFd::from_raw_fd(fd) },
+        })
+    }
+
+    /// The next pending signal's number; `None` when there is none.
+    ///
+    /// # Errors
+    /// What `read(2)` says.
+    pub fn next(&self) -> io::Result<Option<i32>> {
+        let mut info = [0u8; size_of::<libc::signalfd_siginfo>()];
+        match rustix::io::read(&self.fd, &mut info) {
+            Ok(n) if n == info.len() => {
+                let signo = u32::from_ne_bytes([info[0], info[1], info[2], info[3]]);
+                Ok(i32::try_from(signo).ok())
+            }
+            Ok(_) => Ok(None),
+            Err(Errno::AGAIN | Errno::INTR) => Ok(None),
+            Err(e) => Err(failed(|| "read signals".to_string())(e)),
+        }
+    }
+}
+
+impl AsFd for SignalFd {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+/// Ignores a signal for this process (SIGPIPE, SIGHUP, SIGINT). Started programs get the default again.
+///
+/// # Errors
+/// What `sigaction(2)` says.
+pub fn ignore_signal(signal: i32) -> io::Result<()> {
+    // SAFETY: SIG_IGN runs no code of ours.
+    if unsafe { libc::signal(signal, libc::SIG_IGN) } == libc::SIG_ERR {
+        return Err(failed(|| format!("ignore signal {signal}"))(
+            io::Error::last_os_error(),
+        ));
+    }
+    Ok(())
+}
+
+/// A program to start with exactly what is named here.
+#[derive(Debug)]
+pub struct Program<'a> {
+    /// The executable; no PATH is searched.
+    pub path: &'a Path,
+    /// The arguments, the program's own name first.
+    pub args: &'a [&'a OsStr],
+    /// The whole environment, "NAME=value".
+    pub env: &'a [&'a OsStr],
+    /// Descriptors of ours and the numbers they shall have; 0, 1 and 2 are `/dev/null` unless named. No other
+    /// descriptor is inherited.
+    pub fds: &'a [(BorrowedFd<'a>, RawFd)],
+    /// Becomes the leader of a session of its own.
+    pub new_session: bool,
+    /// Dies (SIGKILL) when the thread that started it does.
+    pub die_with_parent: bool,
+    /// Joins these cgroups before it runs.
+    pub cgroup: Option<&'a crate::cgroup::Join>,
+}
+
+/// Starts a program by fork and exec, and answers when the exec has happened. Signal mask and dispositions are the
+/// defaults, the umask 022. Only for callers without other threads that hold locks: between fork and exec nothing but
+/// async-signal-safe calls are made, so threads do no harm, but descriptors opened by them without close-on-exec are
+/// closed in the child, not in ours.
+///
+/// # Errors
+/// What the calls say, naming the program and the stage that failed. The failed child is reaped.
+pub fn spawn(program: &Program<'_>) -> io::Result<Child> {
+    let act = || format!("start {}", program.path.display());
+    let path = c_string(program.path.as_os_str()).map_err(failed(act))?;
+    let args = fork::CArray::new(program.args.iter().copied()).map_err(failed(act))?;
+    let env = fork::CArray::new(program.env.iter().copied()).map_err(failed(act))?;
+    let null = fork::dev_null().map_err(failed(act))?;
+    let (report, theirs) = fork::report_pipe().map_err(failed(act))?;
+    let plan = fork::FdPlan::new(program.fds, null.as_fd(), theirs.as_fd()).map_err(failed(act))?;
+    let parent = rustix::process::getpid();
+    // SAFETY: the child's closure makes async-signal-safe calls only: it works on what was prepared above.
+    let child = unsafe {
+        fork::fork(|| {
+            let report = Report::of(theirs.as_raw_fd());
+            report.check(fork::Stage::Signals, fork::reset_signals());
+            if let Some(join) = program.cgroup {
+                report.check(fork::Stage::Cgroup, join.enter());
+            }
+            if program.new_session {
+                report.check(fork::Stage::Session, fork::setsid());
+            }
+            if program.die_with_parent {
+                report.check(fork::Stage::ParentDeath, fork::die_with(parent));
+            }
+            let report = Report::of(report.check(fork::Stage::Descriptors, plan.apply()));
+            fork::umask(0o022);
+            report.fail(fork::Stage::Exec, fork::execve(&path, &args, &env))
+        })
+    }
+    .map_err(failed(act))?;
+    drop(theirs);
+    match fork::read_report(report.as_fd(), None).map_err(failed(act))? {
+        None => Ok(child),
+        Some(failure) => {
+            let _ = wait(child.pid);
+            Err(failed(act)(failure))
+        }
+    }
+}
+
+pub(crate) fn c_string(s: &OsStr) -> io::Result<CString> {
+    CString::new(s.as_bytes()).map_err(|_| invalid(format!("{} has a zero byte", s.display())))
+}
+
+/// The name `ps` shows for this process (15 bytes).
+///
+/// # Errors
+/// What `prctl(2)` says.
+pub fn set_name(name: &CStr) -> io::Result<()> {
+    rustix::thread::set_name(name).map_err(failed(|| "name the process".to_string()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn start_time_is_found_behind_a_command_with_parentheses_and_spaces() {
+        let stat = b"42 (a) b (c) S 1 42 42 0 -1 4194560 1 2 3 4 5 6 7 8 20 0 1 0 777 9 9\n";
+        assert_eq!(parse_start_time(stat), Some(777));
+        assert!(start_time(std::process::id()).unwrap() > 0);
+    }
+}
