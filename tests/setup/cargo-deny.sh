@@ -11,5 +11,5 @@ build() {
 }
 with_lock cargo-deny build
 cd "$(dirname "$0")/../.."
-"$deny" --offline check licenses bans sources
+"$deny" check licenses bans sources
 [ -z "${SLIPWAY_ADVISORIES:-}" ] || "$deny" check advisories
