@@ -11,15 +11,24 @@
 
 #![forbid(unsafe_code)]
 
+mod annotations;
 pub mod capability;
+mod devices;
 mod error;
 mod generate;
 mod host;
 mod input;
+mod json;
+mod masks;
+mod mounts;
+mod namespaces;
 mod path;
 mod process;
+pub mod resources;
 mod run_step;
+pub mod seccomp;
 pub mod signal;
+pub mod sysctl;
 pub mod user;
 
 pub use error::SpecError;
@@ -30,4 +39,5 @@ pub use input::{
     PodFiles, Propagation, Resources, Rlimit, Seccomp, SelinuxLabels, SpecInput, SupplementalGroupsPolicy,
     UserNamespace, UserSpec,
 };
+pub use mounts::{check_propagation, volumes};
 pub use run_step::RunStep;

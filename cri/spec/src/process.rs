@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use oci_spec::runtime as oci;
 
-use crate::capability;
+use crate::capability::ProcessCapabilities;
 use crate::error::SpecError;
 use crate::input::SpecInput;
 use crate::path;
@@ -25,6 +25,7 @@ pub(crate) fn user(input: &SpecInput) -> Result<ResolvedUser, UserError> {
 pub(crate) fn process(
     input: &SpecInput,
     user: &ResolvedUser,
+    capabilities: &ProcessCapabilities,
     warnings: &mut Vec<String>,
 ) -> Result<oci::Process, SpecError> {
     let mut p = oci::Process::default();
@@ -44,11 +45,10 @@ pub(crate) fn process(
     p.set_args(Some(args(input)?));
     p.set_env(Some(env(input, user)?));
     p.set_cwd(cwd(input)?);
-    p.set_capabilities(Some(capabilities(input, warnings)?));
+    p.set_capabilities(Some(oci_capabilities(capabilities)));
     // `noNewPrivileges: false` written out makes libcontainer fail with seccomp and a non-root user.
     p.set_no_new_privileges(input.no_new_privs.then_some(true));
     p.set_rlimits(rlimits(input, warnings)?);
-    p.set_apparmor_profile(None);
     p.set_oom_score_adj(oom_score_adj(input, warnings)?);
     p.set_selinux_label(
         input
@@ -165,15 +165,7 @@ fn cwd(input: &SpecInput) -> Result<PathBuf, SpecError> {
     Ok(PathBuf::from(clean))
 }
 
-fn capabilities(input: &SpecInput, warnings: &mut Vec<String>) -> Result<oci::LinuxCapabilities, SpecError> {
-    let defaults = input.default_capabilities.as_deref();
-    let got = capability::resolve(&input.capabilities, defaults, input.privileged, &input.host)?;
-    if !got.missing.is_empty() {
-        warnings.push(format!(
-            "capabilities {} are not this process's to give",
-            got.missing.join(", ")
-        ));
-    }
+fn oci_capabilities(got: &ProcessCapabilities) -> oci::LinuxCapabilities {
     let held = oci_set(&got.held);
     let ambient = oci_set(&got.ambient);
     let mut sets = oci::LinuxCapabilities::default();
@@ -182,7 +174,7 @@ fn capabilities(input: &SpecInput, warnings: &mut Vec<String>) -> Result<oci::Li
     sets.set_effective(Some(held));
     sets.set_inheritable(Some(ambient.clone()));
     sets.set_ambient(Some(ambient));
-    Ok(sets)
+    sets
 }
 
 /// oci-spec's enum has no conversion from `CAP_…` but its strum names.
