@@ -48,8 +48,6 @@ pub enum Problem {
     FileTooLarge { size: usize, limit: usize },
     #[error("the line has {size} bytes, the limit is {limit}")]
     LineTooLong { size: usize, limit: usize },
-    #[error("the instruction has {size} bytes with its continuations, the limit is {limit}")]
-    InstructionTooLong { size: usize, limit: usize },
     #[error("the file is UTF-16; save it as UTF-8")]
     Utf16,
     #[error("the line is not UTF-8")]
@@ -128,7 +126,7 @@ pub enum Problem {
     // Expansion.
     #[error("cannot expand {word:?}: {reason}")]
     Expansion { word: String, reason: ExpansionProblem },
-    #[error("the instruction grows to more than {limit} bytes when its variables are expanded")]
+    #[error("expanded, the instructions up to here take more than {limit} bytes")]
     ExpansionTooLarge { limit: usize },
     #[error("unknown signal {signal}")]
     UnknownSignal { signal: String },
@@ -174,8 +172,12 @@ pub enum Problem {
     LaterStage { from: String, stage: String },
     #[error("the stage {stage} depends on itself")]
     Circular { stage: String },
-    #[error("the trigger {trigger:?} of the base image is not one instruction")]
+    #[error("the ONBUILD trigger {trigger:?} is not one instruction that may be a trigger")]
     TriggerNotOne { trigger: String },
+    #[error("the base image of the stage {stage} was not looked at")]
+    BaseNotResolved { stage: String },
+    #[error("checks that the file wants to be met are not: {rules}")]
+    ChecksNotMet { rules: String },
 }
 
 /// Why a word with `$` in it cannot be expanded.

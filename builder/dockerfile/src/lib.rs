@@ -9,14 +9,18 @@
 pub mod ast;
 pub mod chmod;
 mod error;
+mod evaluate;
 pub mod git;
 pub mod ignore;
 pub mod image;
 pub mod instruction;
+pub mod lint;
 mod parse;
 mod path;
+mod percent;
 pub mod plan;
 mod platform;
+mod reference;
 pub mod shell;
 mod span;
 pub mod step;

@@ -5,8 +5,8 @@ mod directive;
 mod heredoc;
 mod split;
 
+pub(crate) use directive::directive;
 pub(crate) use heredoc::marker;
-pub(crate) use split::statement;
 
 use crate::ast::{Args, Ast, Node};
 use crate::error::{Error, ParseError, Problem};
