@@ -1,0 +1,209 @@
+//! Images that a build starts from or takes files from: in the store, or pulled into it. Each is looked up once a
+//! build, whatever number of stages ask for it.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use crate::pull_stub::Puller;
+use serde_json::Value;
+use slipway_dockerfile::image::ImageConfig;
+use slipway_dockerfile::{BaseImage, Platform};
+use slipway_image::{Digest, Image, Lease, Reference, Store};
+use tokio::sync::{Mutex, OnceCell};
+
+use crate::cancel::Cancel;
+use crate::error::BaseError;
+use crate::key;
+use crate::layer::Tip;
+use crate::progress::{Event, Progress, StepId};
+
+/// An image that the build's lease holds.
+#[derive(Debug, Clone)]
+pub(crate) struct Base {
+    /// Its files.
+    pub tip: Tip,
+    /// Its key.
+    pub key: Digest,
+    /// Its configuration as it is.
+    pub config: Value,
+    /// How many layers it has.
+    pub layers: usize,
+    /// Its full name, for the display.
+    pub name: String,
+}
+
+impl Base {
+    /// What it brings to expansion.
+    pub fn image(&self) -> Result<BaseImage, BaseError> {
+        let config = match self.config.get("config") {
+            Some(config) if !config.is_null() => {
+                serde_json::from_value::<ImageConfig>(config.clone()).map_err(BaseError::Config)?
+            }
+            _ => ImageConfig::default(),
+        };
+        let text = |key: &str| {
+            self.config
+                .get(key)
+                .and_then(Value::as_str)
+                .unwrap_or_default()
+                .to_owned()
+        };
+        let platform = Platform {
+            os: text("os"),
+            architecture: text("architecture"),
+            variant: text("variant"),
+        };
+        Ok(BaseImage {
+            config,
+            author: Some(text("author")).filter(|a| !a.is_empty()),
+            platform: Some(platform).filter(|p| !p.os.is_empty() && !p.architecture.is_empty()),
+        })
+    }
+}
+
+/// The images of one build.
+pub(crate) struct Images {
+    store: Store,
+    lease: Arc<Lease>,
+    puller: Arc<Puller>,
+    always_pull: bool,
+    progress: Arc<dyn Progress>,
+    cancel: Cancel,
+    known: Mutex<HashMap<(String, Platform), Arc<OnceCell<Arc<Base>>>>>,
+}
+
+impl Images {
+    pub fn new(
+        store: Store,
+        lease: Arc<Lease>,
+        puller: Arc<Puller>,
+        always_pull: bool,
+        progress: Arc<dyn Progress>,
+        cancel: Cancel,
+    ) -> Images {
+        Images {
+            store,
+            lease,
+            puller,
+            always_pull,
+            progress,
+            cancel,
+            known: Mutex::default(),
+        }
+    }
+
+    /// The image, pulled if need be; `step` is who is told of the progress.
+    pub async fn get(&self, name: &str, platform: &Platform, step: StepId) -> Result<Arc<Base>, BaseError> {
+        let key = (name.to_owned(), platform.clone());
+        let cell = Arc::clone(self.known.lock().await.entry(key).or_default());
+        let base = cell.get_or_try_init(|| self.find(name, platform, step)).await?;
+        Ok(Arc::clone(base))
+    }
+
+    async fn find(&self, name: &str, platform: &Platform, step: StepId) -> Result<Arc<Base>, BaseError> {
+        let local = self.local(name, platform).await?;
+        let image = match (local, self.always_pull) {
+            (Some(image), false) => image,
+            (local, _) => {
+                let pulled = tokio::select! {
+                    pulled = self.pull(name, platform, step) => pulled,
+                    () = self.cancel.wait() => Err(BaseError::Cancelled),
+                };
+                match (pulled, local) {
+                    (Ok(image), _) => image,
+                    // --pull of what was built here and is nowhere else.
+                    (Err(BaseError::Pull(error)), Some(image)) if image.built_here => {
+                        let text =
+                            format!("{name} cannot be pulled ({error}); using the one built on this node");
+                        self.progress.event(Event::Warning { text });
+                        image
+                    }
+                    (Err(e), _) => return Err(e),
+                }
+            }
+        };
+        self.hold(image, name).await.map(Arc::new)
+    }
+
+    async fn local(&self, name: &str, platform: &Platform) -> Result<Option<Image>, BaseError> {
+        let (store, asked) = (self.store.clone(), name.to_owned());
+        let image = blocking(move || store.resolve(&asked)).await?;
+        Ok(image.filter(|image| fits(image, platform)))
+    }
+
+    async fn pull(&self, name: &str, platform: &Platform, step: StepId) -> Result<Image, BaseError> {
+        let reference = Reference::parse(name)
+            .map_err(|_| crate::pull_stub::ReferenceError)
+            .map_err(|source| BaseError::Name {
+                name: name.to_owned(),
+                source,
+            })?;
+        let progress = Pulling {
+            progress: Arc::clone(&self.progress),
+            step,
+        };
+        let wanted = crate::pull_stub::Platform {
+            os: platform.os.clone(),
+            architecture: platform.architecture.clone(),
+            variant: Some(platform.variant.clone()).filter(|v| !v.is_empty()),
+        };
+        self.puller
+            .pull(&reference, None, &wanted, &progress)
+            .await
+            .map_err(BaseError::Pull)
+    }
+
+    /// Has the lease hold the image, and reads its configuration.
+    async fn hold(&self, image: Image, name: &str) -> Result<Base, BaseError> {
+        let (store, lease) = (self.store.clone(), Arc::clone(&self.lease));
+        let name = Reference::parse(name).map_or_else(|_| name.to_owned(), |r| r.to_string());
+        tokio::task::spawn_blocking(move || {
+            if !lease.image(&image.id)? {
+                return Err(BaseError::Gone);
+            }
+            let config = serde_json::from_slice(&store.config(&image.id)?).map_err(BaseError::Config)?;
+            Ok(Base {
+                tip: image.chain.map_or_else(Tip::scratch, Tip::committed),
+                key: key::image(image.chain.as_ref()),
+                config,
+                layers: image.layers.len(),
+                name,
+            })
+        })
+        .await
+        .unwrap_or(Err(BaseError::Gone))
+    }
+}
+
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, slipway_image::StoreError> + Send + 'static,
+) -> Result<T, BaseError> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(result) => Ok(result?),
+        Err(_) => Err(BaseError::Gone),
+    }
+}
+
+/// Whether an image in the store is for the platform; one that does not say is taken.
+fn fits(image: &Image, wanted: &Platform) -> bool {
+    let architecture = image.config.architecture().to_string();
+    let os = image.config.os().to_string();
+    let own = Platform {
+        os,
+        architecture,
+        variant: wanted.variant.clone(),
+    }
+    .normalized();
+    own.architecture.is_empty() || own == *wanted
+}
+
+struct Pulling {
+    progress: Arc<dyn Progress>,
+    step: StepId,
+}
+
+impl crate::pull_stub::Progress for Pulling {
+    fn event(&self, event: crate::pull_stub::ProgressEvent) {
+        crate::pulling::forward(&*self.progress, self.step, event);
+    }
+}

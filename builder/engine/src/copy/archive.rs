@@ -1,0 +1,427 @@
+//! ADD's unpacking of local archives: found by content, unpacked below the destination. Everything the archive names
+//! stays below it, symlinks included. Whiteouts mean nothing here: it is no layer.
+
+use std::ffi::OsStr;
+use std::io::{self, BufReader, Read, Write};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Component, Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Timespec, Timestamps, Uid, XattrFlags};
+use slipway_snapshot::Root;
+use slipway_snapshot::tar::{Header, Kind, Reader, TarError};
+
+use super::CopyError;
+use super::apply::{Destination, final_target};
+use super::digest::{Selection, open_entry};
+use super::tree::Tree;
+use crate::cancel::Cancel;
+
+const BUFFER: usize = 256 * 1024;
+
+/// How an archive is packed, by its first bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Packing {
+    /// Not at all.
+    Plain,
+    /// gzip.
+    Gzip,
+    /// zstd.
+    Zstd,
+    /// bzip2, by the program of that name.
+    Bzip2,
+    /// xz, by the program of that name.
+    Xz,
+}
+
+impl Packing {
+    /// What the first bytes say.
+    #[must_use]
+    pub fn of(start: &[u8]) -> Packing {
+        match start {
+            [0x1f, 0x8b, 0x08, ..] => Packing::Gzip,
+            [0x28, 0xb5, 0x2f, 0xfd, ..] => Packing::Zstd,
+            [b'B', b'Z', b'h', ..] => Packing::Bzip2,
+            [0xfd, b'7', b'z', b'X', b'Z', 0, ..] => Packing::Xz,
+            _ => Packing::Plain,
+        }
+    }
+}
+
+/// A stream of unpacked bytes, and the program behind it if there is one.
+enum Unpacked {
+    Plain(Box<dyn Read>),
+    Program(Child),
+}
+
+impl Read for Unpacked {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        match self {
+            Unpacked::Plain(stream) => stream.read(buffer),
+            Unpacked::Program(child) => match &mut child.stdout {
+                Some(out) => out.read(buffer),
+                None => Ok(0),
+            },
+        }
+    }
+}
+
+impl Drop for Unpacked {
+    fn drop(&mut self) {
+        if let Unpacked::Program(child) = self {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+/// Opens a possibly packed stream.
+///
+/// # Errors
+/// When the unpacking program is not there.
+pub fn unpacked(mut file: std::fs::File) -> io::Result<impl Read> {
+    use std::io::{Seek, SeekFrom};
+    let mut start = [0u8; 6];
+    let mut filled = 0;
+    while filled < start.len() {
+        match file.read(&mut start[filled..])? {
+            0 => break,
+            n => filled += n,
+        }
+    }
+    let packing = Packing::of(&start[..filled]);
+    let stream: Box<dyn Read> = match file.seek(SeekFrom::Start(0)) {
+        Ok(_) => Box::new(file),
+        // A pipe: what was read goes before the rest.
+        Err(_) => Box::new(io::Cursor::new(start[..filled].to_vec()).chain(file)),
+    };
+    Ok(match packing {
+        Packing::Plain => Unpacked::Plain(Box::new(BufReader::with_capacity(BUFFER, stream))),
+        Packing::Gzip => Unpacked::Plain(Box::new(BufReader::with_capacity(
+            BUFFER,
+            flate2::read::MultiGzDecoder::new(BufReader::with_capacity(BUFFER, stream)),
+        ))),
+        Packing::Zstd => Unpacked::Plain(Box::new(BufReader::with_capacity(
+            BUFFER,
+            zstd::Decoder::new(stream)?,
+        ))),
+        Packing::Bzip2 => Unpacked::Program(program("bzip2", stream)?),
+        Packing::Xz => Unpacked::Program(program("xz", stream)?),
+    })
+}
+
+fn program(name: &'static str, mut stream: Box<dyn Read>) -> io::Result<Child> {
+    let mut child = Command::new(name)
+        .arg("-dc")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .map_err(|e| {
+            let why = format!("the archive is packed with {name}, and the program {name} cannot be run: {e}");
+            io::Error::new(e.kind(), why)
+        })?;
+    // Fed from memory: a second thread would need the stream to be Send, and archives in a context are of
+    // bounded size.
+    let mut packed = Vec::new();
+    stream.read_to_end(&mut packed)?;
+    if let Some(mut input) = child.stdin.take() {
+        std::thread::spawn(move || {
+            let _ = input.write_all(&packed);
+        });
+    }
+    Ok(child)
+}
+
+/// Unpacks a selection if it is one archive; `false`: it is none, and is to be copied.
+///
+/// # Errors
+/// When it is one and cannot be unpacked.
+pub fn unpack(
+    to: &Destination<'_>,
+    tree: &Tree,
+    selection: &Selection,
+    cancel: &Cancel,
+) -> Result<bool, CopyError> {
+    let Some(entry) = selection.entries.first() else {
+        return Ok(false);
+    };
+    if entry.kind() != FileType::RegularFile || entry.socket || entry.stat.st_size == 0 {
+        return Ok(false);
+    }
+    let archive = selection.found.real.to_string_lossy().into_owned();
+    let failed = |source: io::Error| CopyError::Archive {
+        archive: archive.clone(),
+        source,
+    };
+    let stream = match unpacked(open_entry(tree, selection, entry)?) {
+        Ok(stream) => stream,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Err(failed(e)),
+        Err(_) => return Ok(false),
+    };
+    let mut reader = Reader::new(stream);
+    let Ok(Some(first)) = reader.next_entry() else {
+        return Ok(false);
+    };
+    let dir = final_target(to.root, Path::new(to.path))?;
+    to.root
+        .mkdir_all(&dir, 0o755, to.owner)
+        .map_err(|e| CopyError::at("make directory", "the image", &dir, e))?;
+    let fd = to
+        .root
+        .open_file(&dir, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC)
+        .map_err(|e| CopyError::at("open", "the image", &dir, e))?;
+    let mut extract = Extract {
+        root: Root::from_fd(fd.into(), &dir),
+        owner: to.owner,
+        directories: Vec::new(),
+        cancel,
+    };
+    extract.all(&mut reader, first).map_err(|e| match e {
+        ExtractError::Cancelled => CopyError::Cancelled,
+        ExtractError::Io(e) => failed(e),
+        ExtractError::Tar(e) => failed(io::Error::new(io::ErrorKind::InvalidData, flat(&e))),
+    })?;
+    Ok(true)
+}
+
+/// Unpacks a whole archive into a directory, owners kept: a build context from a stream.
+///
+/// # Errors
+/// When it is no archive or cannot be unpacked.
+pub fn unpack_into(dir: &Path, stream: impl Read, cancel: &Cancel) -> Result<(), CopyError> {
+    let failed = |source: io::Error| CopyError::Archive {
+        archive: "the build context".to_owned(),
+        source,
+    };
+    let mut reader = Reader::new(stream);
+    let convert = |e| match e {
+        ExtractError::Cancelled => CopyError::Cancelled,
+        ExtractError::Io(e) => failed(e),
+        ExtractError::Tar(e) => failed(io::Error::new(io::ErrorKind::InvalidData, flat(&e))),
+    };
+    let Some(first) = reader.next_entry().map_err(|e| convert(e.into()))? else {
+        return Ok(());
+    };
+    let root = Root::open(dir).map_err(failed)?;
+    let mut extract = Extract {
+        root,
+        owner: None,
+        directories: Vec::new(),
+        cancel,
+    };
+    extract.all(&mut reader, first).map_err(convert)
+}
+
+fn flat(error: &TarError) -> String {
+    let mut text = error.to_string();
+    let mut source = std::error::Error::source(error);
+    while let Some(cause) = source {
+        text.push_str(&format!(": {cause}"));
+        source = cause.source();
+    }
+    text
+}
+
+#[derive(Debug)]
+enum ExtractError {
+    Io(io::Error),
+    Tar(TarError),
+    Cancelled,
+}
+
+impl From<io::Error> for ExtractError {
+    fn from(e: io::Error) -> Self {
+        ExtractError::Io(e)
+    }
+}
+
+impl From<rustix::io::Errno> for ExtractError {
+    fn from(e: rustix::io::Errno) -> Self {
+        ExtractError::Io(e.into())
+    }
+}
+
+impl From<TarError> for ExtractError {
+    fn from(e: TarError) -> Self {
+        ExtractError::Tar(e)
+    }
+}
+
+struct Extract<'a> {
+    root: Root,
+    owner: Option<(u32, u32)>,
+    /// Their times come last.
+    directories: Vec<(PathBuf, Timestamps)>,
+    cancel: &'a Cancel,
+}
+
+impl Extract<'_> {
+    fn all(&mut self, reader: &mut Reader<impl Read>, first: Header) -> Result<(), ExtractError> {
+        let mut next = Some(first);
+        while let Some(header) = next {
+            if self.cancel.is_set() {
+                return Err(ExtractError::Cancelled);
+            }
+            self.one(&header, reader)?;
+            next = reader.next_entry()?;
+        }
+        for (path, times) in self.directories.iter().rev() {
+            let dir = self
+                .root
+                .open_file(path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC)?;
+            rustix::fs::futimens(&dir, times)?;
+        }
+        Ok(())
+    }
+
+    fn one(&mut self, header: &Header, reader: &mut Reader<impl Read>) -> Result<(), ExtractError> {
+        let path = inside(&header.path)?;
+        let Some(name) = path.file_name().map(OsStr::to_owned) else {
+            // The archive's own top: the destination keeps what it has.
+            return Ok(());
+        };
+        let parent = path.parent().unwrap_or(Path::new("/"));
+        self.root.mkdir_all(parent, 0o755, None)?;
+        let (dir, _) = self.root.parent(&path)?;
+        if let Ok(stat) = rustix::fs::statat(&dir, &name, AtFlags::SYMLINK_NOFOLLOW) {
+            let there = FileType::from_raw_mode(stat.st_mode) == FileType::Directory;
+            if !(there && header.kind == Kind::Directory) {
+                self.root.remove_all(&path)?;
+            }
+        }
+        let new = Mode::from_raw_mode(0o600);
+        match header.kind {
+            Kind::Directory => match rustix::fs::mkdirat(&dir, &name, Mode::from_raw_mode(0o700)) {
+                Ok(()) | Err(rustix::io::Errno::EXIST) => {}
+                Err(e) => return Err(e.into()),
+            },
+            Kind::File => {
+                let flags =
+                    OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+                let mut file: std::fs::File = rustix::fs::openat(&dir, &name, flags, new)?.into();
+                let mut buffer = vec![0; BUFFER];
+                loop {
+                    if self.cancel.is_set() {
+                        return Err(ExtractError::Cancelled);
+                    }
+                    match reader.read_body(&mut buffer)? {
+                        0 => break,
+                        n => file.write_all(&buffer[..n])?,
+                    }
+                }
+            }
+            Kind::HardLink => {
+                let target = inside(&header.link)?;
+                let (from, from_name) = self.root.parent(&target)?;
+                rustix::fs::linkat(&from, &from_name, &dir, &name, AtFlags::empty())?;
+                return Ok(());
+            }
+            Kind::Symlink => rustix::fs::symlinkat(OsStr::from_bytes(&header.link), &dir, &name)?,
+            Kind::Char | Kind::Block | Kind::Fifo => {
+                let kind = match header.kind {
+                    Kind::Char => FileType::CharacterDevice,
+                    Kind::Block => FileType::BlockDevice,
+                    _ => FileType::Fifo,
+                };
+                let device = rustix::fs::makedev(header.device.0, header.device.1);
+                rustix::fs::mknodat(&dir, &name, kind, new, device)?;
+            }
+        }
+        self.attributes(header, &dir, &name, path)
+    }
+
+    fn attributes(
+        &mut self,
+        header: &Header,
+        dir: &std::os::fd::OwnedFd,
+        name: &OsStr,
+        path: PathBuf,
+    ) -> Result<(), ExtractError> {
+        let (uid, gid) = self.owner.unwrap_or((header.uid, header.gid));
+        let (uid, gid) = (Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)));
+        rustix::fs::chownat(dir, name, uid, gid, AtFlags::SYMLINK_NOFOLLOW)?;
+        let time = Timespec {
+            tv_sec: header.mtime.seconds,
+            tv_nsec: header.mtime.nanos.into(),
+        };
+        let times = Timestamps {
+            last_access: time,
+            last_modification: time,
+        };
+        if header.kind == Kind::Symlink {
+            return Ok(rustix::fs::utimensat(
+                dir,
+                name,
+                &times,
+                AtFlags::SYMLINK_NOFOLLOW,
+            )?);
+        }
+        rustix::fs::chmodat(
+            dir,
+            name,
+            Mode::from_raw_mode(header.mode & 0o7777),
+            AtFlags::empty(),
+        )?;
+        if matches!(header.kind, Kind::File | Kind::Directory) && !header.xattrs.is_empty() {
+            let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            let fd = rustix::fs::openat(dir, name, flags, Mode::empty())?;
+            for (key, value) in &header.xattrs {
+                if let Err(error) = rustix::fs::fsetxattr(&fd, &key[..], value, XattrFlags::empty()) {
+                    tracing::debug!(%error, "an extended attribute of an archive is not kept");
+                }
+            }
+        }
+        if header.kind == Kind::Directory {
+            self.directories.push((path, times));
+            return Ok(());
+        }
+        Ok(rustix::fs::utimensat(
+            dir,
+            name,
+            &times,
+            AtFlags::SYMLINK_NOFOLLOW,
+        )?)
+    }
+}
+
+/// A name of the archive as an absolute path below the destination.
+fn inside(name: &[u8]) -> Result<PathBuf, ExtractError> {
+    let mut path = PathBuf::from("/");
+    for part in Path::new(OsStr::from_bytes(name)).components() {
+        match part {
+            Component::Normal(part) => path.push(part),
+            Component::ParentDir => {
+                if !path.pop() {
+                    let why = format!("{:?} leads out of the archive", String::from_utf8_lossy(name));
+                    return Err(io::Error::new(io::ErrorKind::InvalidData, why).into());
+                }
+            }
+            _ => {}
+        }
+    }
+    Ok(path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn packing_is_told_by_content() {
+        assert_eq!(Packing::of(&[0x1f, 0x8b, 8, 0]), Packing::Gzip);
+        assert_eq!(Packing::of(b"BZh91AY"), Packing::Bzip2);
+        assert_eq!(Packing::of(b"\xfd7zXZ\0"), Packing::Xz);
+        assert_eq!(Packing::of(&[0x28, 0xb5, 0x2f, 0xfd]), Packing::Zstd);
+        assert_eq!(Packing::of(b"text"), Packing::Plain);
+        assert_eq!(Packing::of(b""), Packing::Plain);
+    }
+
+    #[test]
+    fn names_that_climb_out_are_refused() {
+        assert_eq!(inside(b"./a/../b").unwrap(), Path::new("/b"));
+        assert_eq!(inside(b"/etc/passwd").unwrap(), Path::new("/etc/passwd"));
+        assert!(inside(b"../x").is_err());
+        assert!(inside(b"a/../../x").is_err());
+    }
+}

@@ -1,0 +1,130 @@
+//! COPY and ADD of local files: what a source names ([`select`]), what it contains ([`digest`]),
+//! and how it lands in a root file system ([`apply`], [`archive`]). Knows no cache and no store.
+
+pub mod apply;
+pub mod archive;
+pub mod digest;
+pub mod glob;
+pub mod owner;
+pub mod select;
+pub mod tree;
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// Why files could not be copied.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum CopyError {
+    /// The operating system said no.
+    #[error("cannot {act} /{} in {place}", path.display())]
+    Io {
+        /// What was attempted.
+        act: &'static str,
+        /// On which file.
+        path: PathBuf,
+        /// Of which tree.
+        place: String,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// A source names nothing.
+    #[error("{path}: not found in {place}")]
+    NotFound {
+        /// The source as it was given.
+        path: String,
+        /// Where it was looked for.
+        place: String,
+    },
+    /// A source names something that .dockerignore hides.
+    #[error("{path}: it is in {place}, but .dockerignore excludes it")]
+    Ignored {
+        /// The source as it was given.
+        path: String,
+        /// Where it was looked for.
+        place: String,
+    },
+    /// No wildcard matched anything.
+    #[error("{patterns}: nothing in {place} matches")]
+    NothingMatches {
+        /// The sources as they were given.
+        patterns: String,
+        /// Where they were looked for.
+        place: String,
+    },
+    /// A wildcard that cannot be read.
+    #[error("{pattern}: not a valid pattern (an unclosed [ or a trailing \\)")]
+    BadPattern {
+        /// The source as it was given.
+        pattern: String,
+    },
+    /// A directory would have to replace something else.
+    #[error("cannot copy to non-directory: /{}", path.display())]
+    NotADirectory {
+        /// The destination.
+        path: PathBuf,
+    },
+    /// A file would have to replace a directory.
+    #[error("cannot replace the directory /{} with a file", path.display())]
+    IsADirectory {
+        /// The destination.
+        path: PathBuf,
+    },
+    /// The context changed under the build.
+    #[error("/{} in {place} changed while it was being copied; build again when nothing writes to it", path.display())]
+    Changed {
+        /// The file.
+        path: PathBuf,
+        /// Of which tree.
+        place: String,
+    },
+    /// --chown names somebody unknown.
+    #[error("--chown={value}: the image's {file} has no {name}")]
+    UnknownOwner {
+        /// As given.
+        value: String,
+        /// The user or group.
+        name: String,
+        /// /etc/passwd or /etc/group.
+        file: &'static str,
+    },
+    /// --chown cannot be read.
+    #[error("--chown={value}: {reason}")]
+    BadOwner {
+        /// As given.
+        value: String,
+        /// What is wrong.
+        reason: &'static str,
+    },
+    /// An archive cannot be unpacked.
+    #[error("cannot unpack {archive}")]
+    Archive {
+        /// The archive's path.
+        archive: String,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// Symlinks go round in circles.
+    #[error("too many symbolic links at /{}", path.display())]
+    LinkLoop {
+        /// The destination.
+        path: PathBuf,
+    },
+    /// The build was cancelled.
+    #[error("cancelled")]
+    Cancelled,
+}
+
+impl CopyError {
+    pub(crate) fn at(act: &'static str, place: &str, path: &Path, source: io::Error) -> CopyError {
+        let path = path.strip_prefix("/").unwrap_or(path).to_path_buf();
+        CopyError::Io {
+            act,
+            path,
+            place: place.to_owned(),
+            source,
+        }
+    }
+}

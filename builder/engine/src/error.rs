@@ -1,0 +1,348 @@
+//! Why a build failed: where in the Dockerfile, at what, and what the failed command said.
+
+use std::fmt;
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use slipway_dockerfile::Span;
+use slipway_image::StoreError;
+
+use crate::context::ContextError;
+use crate::copy::CopyError;
+use crate::estate::EstateError;
+use crate::layer::SealError;
+use crate::progress::StepLabel;
+
+/// A build that failed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum BuildError {
+    /// The context or the Dockerfile cannot be read.
+    #[error("cannot read the build's input")]
+    Context(#[from] ContextError),
+    /// The Dockerfile is wrong.
+    #[error("{error}{excerpt}")]
+    Dockerfile {
+        /// What and where.
+        error: slipway_dockerfile::Error,
+        /// The lines.
+        excerpt: Excerpt,
+    },
+    /// A step failed.
+    #[error("{0}")]
+    Step(Box<StepFailure>),
+    /// A base image cannot be had.
+    #[error("{span}: cannot use the image {image}{excerpt}")]
+    Base {
+        /// The image, as written.
+        image: String,
+        /// Its FROM or --from.
+        span: Span,
+        /// The lines.
+        excerpt: Excerpt,
+        /// Why.
+        #[source]
+        source: BaseError,
+    },
+    /// The store said no.
+    #[error("cannot {act}")]
+    Store {
+        /// What was attempted.
+        act: &'static str,
+        /// Why.
+        #[source]
+        source: StoreError,
+    },
+    /// The layers cannot be completed.
+    #[error("cannot complete the image's layers")]
+    Seal(#[source] Arc<SealError>),
+    /// A file or directory of the build's own.
+    #[error("cannot {act} {}", path.display())]
+    Io {
+        /// What was attempted.
+        act: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// Something asked for that does not exist yet.
+    #[error("{what} is not built yet")]
+    Unsupported {
+        /// What.
+        what: String,
+    },
+    /// The build ended well or badly, and something of it could not be removed.
+    #[error(
+        "the build left something behind; the next slipway command or slipwayd will try again to remove it"
+    )]
+    Leftovers(#[from] EstateError),
+    /// Interrupted by the user.
+    #[error("cancelled")]
+    Cancelled,
+}
+
+/// Why a base image cannot be had.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum BaseError {
+    /// The name is no reference.
+    #[error("{name:?} is not the name of an image")]
+    Name {
+        /// The name.
+        name: String,
+        /// Why.
+        #[source]
+        source: crate::pull_stub::ReferenceError,
+    },
+    /// It cannot be pulled.
+    #[error("it is not in the store, and pulling it failed")]
+    Pull(#[source] crate::pull_stub::PullError),
+    /// The store said no.
+    #[error("the store cannot give it")]
+    Store(#[from] StoreError),
+    /// Its configuration cannot be read.
+    #[error("its configuration cannot be read")]
+    Config(#[source] serde_json::Error),
+    /// It vanished.
+    #[error("it was removed from the store while the build wanted to use it")]
+    Gone,
+    /// Interrupted.
+    #[error("cancelled")]
+    Cancelled,
+}
+
+/// A step that failed, with all that helps to see why.
+#[derive(Debug)]
+pub struct StepFailure {
+    /// Where it stands.
+    pub span: Span,
+    /// Which step of which stage.
+    pub label: StepLabel,
+    /// Its lines.
+    pub excerpt: Excerpt,
+    /// Why.
+    pub error: StepError,
+    /// The last lines of its output.
+    pub tail: Vec<String>,
+}
+
+impl fmt::Display for StepFailure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "{} {}", self.label.bracket(), self.label.text)?;
+        if !self.tail.is_empty() {
+            writeln!(f, "\nThe end of its output:")?;
+            for line in &self.tail {
+                writeln!(f, "  {line}")?;
+            }
+        }
+        write!(f, "\n{}: {}", self.span, self.error)?;
+        let mut source = std::error::Error::source(&self.error);
+        while let Some(cause) = source {
+            write!(f, ": {cause}")?;
+            source = cause.source();
+        }
+        write!(f, "{}", self.excerpt)
+    }
+}
+
+/// Why a step failed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StepError {
+    /// The command ended with a code.
+    #[error("{command} exited with code {code}{}", hint(*code))]
+    Exit {
+        /// The command, shortened.
+        command: String,
+        /// Its exit code.
+        code: u32,
+    },
+    /// The kernel killed it for want of memory.
+    #[error(
+        "{command} was killed because the memory was full (out of memory); give the build more, or use less"
+    )]
+    OutOfMemory {
+        /// The command, shortened.
+        command: String,
+    },
+    /// Its files cannot be copied.
+    #[error(transparent)]
+    Copy(#[from] CopyError),
+    /// The container cannot be described.
+    #[error("cannot make a container for the command")]
+    Spec(#[source] slipway_spec::SpecError),
+    /// The shim said no.
+    #[error("cannot {act} the command's container")]
+    Shim {
+        /// What was attempted.
+        act: &'static str,
+        /// Why.
+        #[source]
+        source: slipway_shim_client::Error,
+    },
+    /// No network.
+    #[error("cannot connect the command to a network")]
+    Network(#[source] slipway_network::CniError),
+    /// The store said no.
+    #[error("cannot {act}")]
+    Store {
+        /// What was attempted.
+        act: &'static str,
+        /// Why.
+        #[source]
+        source: StoreError,
+    },
+    /// A snapshot cannot be mounted.
+    #[error("cannot {act} the step's file system")]
+    Mount {
+        /// What was attempted.
+        act: &'static str,
+        /// Why.
+        #[source]
+        source: slipway_snapshot::SnapshotError,
+    },
+    /// A file of the build's own.
+    #[error("cannot {act} {}", path.display())]
+    Io {
+        /// What was attempted.
+        act: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// An image that files are taken from.
+    #[error("cannot take files from the image {image}")]
+    Source {
+        /// The image.
+        image: String,
+        /// Why.
+        #[source]
+        source: BaseError,
+    },
+    /// The layers below failed.
+    #[error("the steps before could not be completed")]
+    Below(#[source] Arc<SealError>),
+    /// Not there yet.
+    #[error("{what} is not built yet")]
+    Unsupported {
+        /// The instruction or flag.
+        what: String,
+    },
+    /// Work in the background ended without an answer.
+    #[error("a task of the build ended unexpectedly: {reason}")]
+    Task {
+        /// How.
+        reason: String,
+    },
+    /// The build was cancelled, or another step failed.
+    #[error("cancelled")]
+    Cancelled,
+}
+
+impl StepError {
+    /// Whether it is only the echo of another failure or of an interrupt.
+    #[must_use]
+    pub fn is_cancelled(&self) -> bool {
+        match self {
+            StepError::Cancelled | StepError::Copy(CopyError::Cancelled) => true,
+            StepError::Below(e) => matches!(**e, SealError::Cancelled),
+            StepError::Source { source, .. } => matches!(source, BaseError::Cancelled),
+            _ => false,
+        }
+    }
+}
+
+fn hint(code: u32) -> String {
+    match code {
+        126 => " (the program is there but cannot be run)".to_owned(),
+        127 => " (there is no such program)".to_owned(),
+        129..=192 => {
+            let name = match code - 128 {
+                1 => "HUP",
+                2 => "INT",
+                3 => "QUIT",
+                4 => "ILL, an instruction this processor does not have",
+                6 => "ABRT",
+                7 => "BUS",
+                8 => "FPE",
+                9 => "KILL",
+                11 => "SEGV, a crash",
+                13 => "PIPE",
+                15 => "TERM",
+                n => return format!(" (signal {n})"),
+            };
+            format!(" (signal {}: {name})", code - 128)
+        }
+        _ => String::new(),
+    }
+}
+
+/// Some lines of a Dockerfile with those that matter marked; prints itself below an error.
+#[derive(Debug, Clone, Default)]
+pub struct Excerpt {
+    lines: Vec<(u32, String, bool)>,
+}
+
+impl Excerpt {
+    /// The lines of `span` in `text` (at most ten) with two around them. Empty for another file's span.
+    #[must_use]
+    pub fn of(text: &[u8], span: &Span) -> Excerpt {
+        if span.start == 0 {
+            return Excerpt::default();
+        }
+        let last = span.end.min(span.start + 9);
+        let wanted = span.start.saturating_sub(2)..=last + 1;
+        let lines = String::from_utf8_lossy(text)
+            .lines()
+            .zip(1u32..)
+            .filter(|(_, n)| wanted.contains(n))
+            .map(|(line, n)| {
+                let line: String = line
+                    .chars()
+                    .filter(|c| !c.is_control() || *c == '\t')
+                    .take(200)
+                    .collect();
+                (n, line, (span.start..=last).contains(&n))
+            })
+            .collect();
+        Excerpt { lines }
+    }
+}
+
+impl fmt::Display for Excerpt {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Some(last) = self.lines.last() else {
+            return Ok(());
+        };
+        let width = last.0.to_string().len();
+        for (n, line, marked) in &self.lines {
+            let mark = if *marked { ">" } else { " " };
+            write!(f, "\n {mark} {n:>width$} | {line}")?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_excerpt_marks_the_lines_that_matter() {
+        let span = Span {
+            file: "Dockerfile".into(),
+            start: 3,
+            end: 4,
+        };
+        let text = b"FROM a\nENV b=c\nRUN x \\\n  y\nCMD z\nCMD w\n";
+        assert_eq!(
+            Excerpt::of(text, &span).to_string(),
+            "\n   1 | FROM a\n   2 | ENV b=c\n > 3 | RUN x \\\n > 4 |   y\n   5 | CMD z"
+        );
+    }
+}

@@ -1,0 +1,298 @@
+//! What a build has outside the store, written down before it is made, and how anybody undoes it.
+//!
+//! A build owns one directory under the state directory:
+//! ```text
+//! <state>/builds/<build>/             0700
+//!   shim.sock shim.json shim.log      the shim's own
+//!   resolv.conf hosts                 bind-mounted into RUN steps
+//!   net/<stage>                       a pinned network namespace
+//!   mnt/<n>/                          overlay mounts of COPY, ADD, WORKDIR
+//!   run/<step>/{config.json,rootfs}   the bundle of a RUN
+//! ```
+//! and, where RUN has a network of its own, one CNI attachment a stage. The words below are the owner's estate in
+//! the catalog ([`slipway_image::Store::set_estate`]). Undoing it, in this order: the shim and its containers
+//! (alive: stop and release the pod, shut down; dead: `cleanup --all`), CNI DEL, mounts, pinned namespaces, the
+//! directory; then the store's own rows ([`slipway_image::DeadOwner::bury`]). Every part is idempotent.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use slipway_image::Store;
+use slipway_network::{Attachment, Cni};
+use slipway_shim_client::{Error as ShimError, Launcher};
+
+/// The estate's JSON.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct Estate {
+    /// 1.
+    pub version: u32,
+    /// What it belongs to: `build`.
+    pub kind: String,
+    /// The build's own directory.
+    pub state_dir: PathBuf,
+    /// CNI attachments, the intended ones included.
+    #[serde(default)]
+    pub attachments: Vec<Attachment>,
+}
+
+/// Why an estate could not be undone.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum EstateError {
+    /// Its owner used words that we do not know.
+    #[error("what the dead owner {owner} left cannot be read")]
+    Unreadable {
+        /// The owner.
+        owner: String,
+        /// Why.
+        #[source]
+        source: serde_json::Error,
+    },
+    /// The store said no.
+    #[error("cannot ask the store for what dead builds left")]
+    Store(#[from] slipway_image::StoreError),
+    /// The shim or what it ran cannot be stopped.
+    #[error("cannot stop the shim of the build in {}", state_dir.display())]
+    Shim {
+        /// The build's directory.
+        state_dir: PathBuf,
+        /// Why.
+        #[source]
+        source: ShimError,
+    },
+    /// A network cannot be left.
+    #[error("cannot disconnect a stage of the build in {} from its network", state_dir.display())]
+    Network {
+        /// The build's directory.
+        state_dir: PathBuf,
+        /// Why.
+        #[source]
+        source: slipway_network::CniError,
+    },
+    /// A mount or file stays.
+    #[error("cannot {act} {}", path.display())]
+    Io {
+        /// What was attempted.
+        act: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+}
+
+impl Estate {
+    /// The estate of a build with this directory.
+    #[must_use]
+    pub fn of(state_dir: &Path) -> Estate {
+        Estate {
+            version: 1,
+            kind: "build".to_owned(),
+            state_dir: state_dir.to_path_buf(),
+            attachments: Vec::new(),
+        }
+    }
+
+    /// For [`Store::set_estate`].
+    #[must_use]
+    pub fn to_json(&self) -> String {
+        serde_json::to_string(self).unwrap_or_default()
+    }
+
+    /// Undoes everything; `cni` is needed where there are attachments, `shim` says whether there may be one.
+    ///
+    /// # Errors
+    /// The first thing that would not go; what could be undone besides is.
+    pub async fn undo(&self, launcher: &Launcher, cni: Option<&Cni>, shim: bool) -> Result<(), EstateError> {
+        let mut first = None;
+        let mut keep = |result: Result<(), EstateError>| {
+            if let Err(e) = result {
+                first.get_or_insert(e);
+            }
+        };
+        if shim {
+            keep(self.stop_shim(launcher).await);
+        }
+        for attachment in &self.attachments {
+            let Some(cni) = cni else { continue };
+            let left = cni.del(attachment).await;
+            keep(left.map_err(|source| EstateError::Network {
+                state_dir: self.state_dir.clone(),
+                source,
+            }));
+        }
+        keep(self.undo_files().await);
+        first.map_or(Ok(()), Err)
+    }
+
+    /// Unmounts what is mounted in the build's directory, and removes it.
+    ///
+    /// # Errors
+    /// What would not go.
+    pub async fn undo_files(&self) -> Result<(), EstateError> {
+        let dir = self.state_dir.clone();
+        let removed = tokio::task::spawn_blocking(move || remove_dir(&dir)).await;
+        removed.unwrap_or_else(|e| {
+            let source = std::io::Error::other(e);
+            Err(EstateError::Io {
+                act: "remove",
+                path: self.state_dir.clone(),
+                source,
+            })
+        })
+    }
+
+    async fn stop_shim(&self, launcher: &Launcher) -> Result<(), EstateError> {
+        if !self.state_dir.exists() {
+            return Ok(());
+        }
+        let failed = |source| EstateError::Shim {
+            state_dir: self.state_dir.clone(),
+            source,
+        };
+        match launcher.connect(&self.state_dir).await {
+            Ok(shim) => {
+                let stopped = tokio::time::timeout(Duration::from_secs(30), async {
+                    shim.stop_pod().await?;
+                    for container in shim.info().await?.containers {
+                        shim.delete(&container.id).await?;
+                    }
+                    shim.release_pod().await?;
+                    shim.shutdown().await
+                })
+                .await;
+                match stopped {
+                    Ok(Ok(())) => {
+                        let _ = tokio::time::timeout(Duration::from_secs(5), shim.closed()).await;
+                    }
+                    Ok(Err(e)) => tracing::warn!(error = %e, "the shim of a build does not stop by itself"),
+                    Err(_) => tracing::warn!("the shim of a build does not answer"),
+                }
+            }
+            Err(ShimError::Gone) => {}
+            Err(e) => tracing::debug!(error = %e, "no connection to the shim of a build"),
+        }
+        // Also after an orderly end: idempotent, and the proof that nothing is left.
+        launcher
+            .cleanup(&self.state_dir, true)
+            .await
+            .map(|_| ())
+            .map_err(failed)
+    }
+}
+
+/// Unmounts what is mounted in a build's directory and removes it.
+fn remove_dir(dir: &Path) -> Result<(), EstateError> {
+    for point in mounts_under(dir) {
+        slipway_snapshot::unmount(&point).map_err(|e| EstateError::Io {
+            act: "unmount",
+            path: point.clone(),
+            source: std::io::Error::other(e),
+        })?;
+    }
+    match std::fs::remove_dir_all(dir) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(EstateError::Io {
+            act: "remove",
+            path: dir.to_path_buf(),
+            source: e,
+        }),
+        _ => Ok(()),
+    }
+}
+
+/// Mount points below `dir`, deepest first.
+#[must_use]
+pub fn mounts_under(dir: &Path) -> Vec<PathBuf> {
+    let info = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    let mut points: Vec<PathBuf> = info
+        .lines()
+        .filter_map(|line| line.split(' ').nth(4))
+        .map(|point| PathBuf::from(unescape(point)))
+        .filter(|point| point.starts_with(dir))
+        .collect();
+    points.reverse();
+    points.sort_by_key(|p| std::cmp::Reverse(p.components().count()));
+    points
+}
+
+/// mountinfo writes space, tab, newline and backslash as three octal digits.
+fn unescape(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some(at) = rest.find('\\') {
+        out.push_str(&rest[..at]);
+        let code = rest
+            .get(at + 1..at + 4)
+            .and_then(|d| u8::from_str_radix(d, 8).ok());
+        match code {
+            Some(code) => {
+                out.push(char::from(code));
+                rest = &rest[at + 4..];
+            }
+            None => {
+                out.push('\\');
+                rest = &rest[at + 1..];
+            }
+        }
+    }
+    out.push_str(rest);
+    out
+}
+
+/// Undoes what dead builds left; how many. A build that is alive is never touched.
+///
+/// # Errors
+/// What could not be undone: it is tried again at the next call.
+pub async fn sweep(store: &Store, launcher: &Launcher, cni: Option<&Cni>) -> Result<usize, EstateError> {
+    let asked = store.clone();
+    let dead = tokio::task::spawn_blocking(move || asked.dead_owners()).await;
+    let dead = dead.map_err(|e| EstateError::Io {
+        act: "ask",
+        path: store.root().to_path_buf(),
+        source: std::io::Error::other(e),
+    })??;
+    let mut undone = 0;
+    for owner in dead {
+        let id = owner.id.clone();
+        let estate: Estate =
+            serde_json::from_str(&owner.estate).map_err(|source| EstateError::Unreadable {
+                owner: id.clone(),
+                source,
+            })?;
+        if estate.kind != "build" {
+            continue;
+        }
+        tracing::info!(owner = %id, dir = %estate.state_dir.display(), "undoing what a dead build left");
+        estate.undo(launcher, cni, true).await?;
+        tokio::task::spawn_blocking(move || owner.bury())
+            .await
+            .map_err(|e| EstateError::Io {
+                act: "bury",
+                path: estate.state_dir.clone(),
+                source: std::io::Error::other(e),
+            })??;
+        undone += 1;
+    }
+    Ok(undone)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mount_points_with_spaces_are_read() {
+        assert_eq!(unescape("/a\\040b\\134c"), "/a b\\c");
+        assert_eq!(unescape("/plain"), "/plain");
+    }
+
+    #[test]
+    fn an_estate_survives_its_json() {
+        let estate = Estate::of(Path::new("/run/slipway/builds/x"));
+        let back: Estate = serde_json::from_str(&estate.to_json()).unwrap();
+        assert_eq!((back.version, back.kind.as_str()), (1, "build"));
+        assert_eq!(back.state_dir, estate.state_dir);
+    }
+}

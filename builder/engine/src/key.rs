@@ -1,0 +1,187 @@
+//! The cache key of a step: everything that determines what it makes, nothing else. Pure.
+//!
+//! ```text
+//! key(step) = H(version, key(what is below), action, platform, contents of the files it takes, network, epoch)
+//! ```
+//! The key below a stage is the chain of its base image's layers, so that the key knows contents, not names.
+//! Actions come after expansion, in the Dockerfile crate's own JSON: environment, user, directory, shell and
+//! mounts are in it, proxies are not. Contents have no times.
+
+use sha2::{Digest as _, Sha256};
+use slipway_dockerfile::step::Source;
+use slipway_dockerfile::{Action, Platform};
+use slipway_image::{ChainId, Digest};
+
+use crate::copy::digest::framed;
+use crate::request::Network;
+
+/// Changes when a step of the same key would make something else: part of every key.
+const VERSION: &str = "slipway step 1";
+
+/// What determines every key of a stage.
+#[derive(Debug, Clone)]
+pub struct Scope {
+    /// The stage's platform.
+    pub platform: Platform,
+    /// The build's network for RUN.
+    pub network: Network,
+    /// No file is newer: it changes the layers.
+    pub epoch: Option<i64>,
+}
+
+/// The key of an empty root file system.
+#[must_use]
+pub fn scratch() -> Digest {
+    hash(&[b"scratch"])
+}
+
+/// The key of an image's root file system.
+#[must_use]
+pub fn image(chain: Option<&ChainId>) -> Digest {
+    match chain {
+        Some(chain) => hash(&[b"chain", chain.digest().as_bytes()]),
+        None => scratch(),
+    }
+}
+
+impl Scope {
+    /// The key of a step by the contents of the files it takes (`contents` is empty for RUN and WORKDIR).
+    #[must_use]
+    pub fn step(&self, below: &Digest, action: &Action, contents: &[[u8; 32]]) -> Digest {
+        self.key(b"contents", below, action, contents)
+    }
+
+    /// The key of a COPY --from by where it takes its files from, so that on a hit they need not be read.
+    #[must_use]
+    pub fn shortcut(&self, below: &Digest, action: &Action, sources: &[[u8; 32]]) -> Digest {
+        self.key(b"sources", below, action, sources)
+    }
+
+    fn key(&self, kind: &[u8], below: &Digest, action: &Action, inputs: &[[u8; 32]]) -> Digest {
+        let action = serde_json::to_vec(&anonymous(action)).unwrap_or_default();
+        let platform = self.platform.to_string();
+        let network = match (action_runs(&action), self.network) {
+            (true, Network::Default) => "default",
+            (true, Network::Host) => "host",
+            (true, Network::None) => "none",
+            (false, _) => "",
+        };
+        let epoch = self.epoch.map(|e| e.to_string()).unwrap_or_default();
+        let mut parts: Vec<&[u8]> = vec![
+            kind,
+            below.as_bytes(),
+            &action,
+            platform.as_bytes(),
+            network.as_bytes(),
+            epoch.as_bytes(),
+        ];
+        parts.extend(inputs.iter().map(|i| i.as_slice()));
+        hash(&parts)
+    }
+}
+
+fn action_runs(json: &[u8]) -> bool {
+    json.starts_with(b"{\"run\"")
+}
+
+/// The action without the numbers and names of where files come from: their contents are in the key.
+fn anonymous(action: &Action) -> Action {
+    match action {
+        Action::Copy(copy) => {
+            let mut copy = copy.clone();
+            // The context's files lose their owners, others keep them: the contents' digest knows.
+            copy.from = Source::Scratch;
+            Action::Copy(copy)
+        }
+        other => other.clone(),
+    }
+}
+
+fn hash(parts: &[&[u8]]) -> Digest {
+    let mut hash = Sha256::new();
+    framed(&mut hash, VERSION.as_bytes());
+    for part in parts {
+        framed(&mut hash, part);
+    }
+    Digest::from_bytes(hash.finalize().into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use slipway_dockerfile::StageId;
+    use slipway_dockerfile::step::{CopySource, CopyStep, WorkdirStep};
+
+    fn scope() -> Scope {
+        Scope {
+            platform: Platform::new("linux", "amd64"),
+            network: Network::Default,
+            epoch: None,
+        }
+    }
+
+    fn copy(from: Source) -> Action {
+        let path = CopySource::Path {
+            path: "/a".into(),
+            below: None,
+            wildcard: false,
+        };
+        Action::Copy(Box::new(CopyStep {
+            from,
+            sources: vec![path],
+            destination: "/b".into(),
+            destination_is_directory: false,
+            chown: None,
+            chmod: None,
+            link: false,
+            parents: false,
+            exclude: vec![],
+            unpack: false,
+            is_add: false,
+        }))
+    }
+
+    #[test]
+    fn equal_contents_make_equal_keys_wherever_they_come_from() {
+        let one = scope().step(&scratch(), &copy(Source::Context), &[[7; 32]]);
+        let two = scope().step(&scratch(), &copy(Source::Stage(StageId(3))), &[[7; 32]]);
+        assert_eq!(one, two);
+        assert_ne!(one, scope().step(&scratch(), &copy(Source::Context), &[[8; 32]]));
+    }
+
+    #[test]
+    fn what_is_below_and_the_platform_are_in_the_key() {
+        let step = Action::Workdir(WorkdirStep {
+            path: "/w".into(),
+            user: String::new(),
+        });
+        let key = scope().step(&scratch(), &step, &[]);
+        assert_ne!(key, scope().step(&key, &step, &[]));
+        let arm = Scope {
+            platform: Platform::new("linux", "arm64"),
+            ..scope()
+        };
+        assert_ne!(key, arm.step(&scratch(), &step, &[]));
+        let dated = Scope {
+            epoch: Some(1),
+            ..scope()
+        };
+        assert_ne!(key, dated.step(&scratch(), &step, &[]));
+    }
+
+    #[test]
+    fn the_network_is_in_the_keys_of_run_only() {
+        let step = Action::Workdir(WorkdirStep {
+            path: "/w".into(),
+            user: String::new(),
+        });
+        let host = Scope {
+            network: Network::Host,
+            ..scope()
+        };
+        assert_eq!(
+            scope().step(&scratch(), &step, &[]),
+            host.step(&scratch(), &step, &[])
+        );
+    }
+}

@@ -1,0 +1,335 @@
+//! The layers of a stage while they are made: what lies below the next step, and the sealing (hash, sync,
+//! commit, cache) that goes on behind it. Knows nothing of instructions.
+//!
+//! A step's snapshot is usable for the next step the moment nobody writes to it any more. Its DiffID, and with it
+//! its place in the catalog, comes later:
+//! ```text
+//!  step n done ──▶ Tip (active snapshot) ──▶ step n+1 mounts it as its lower
+//!        └──▶ Sealer: hash its tar ─▶ one syncfs for all that wait ─▶ commit ─▶ cache entry ─▶ Sealed
+//! ```
+
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use serde::{Deserialize, Serialize};
+use slipway_image::{
+    Active, CacheLock, ChainId, Digest, HashedLayer, LayerOptions, Lease, Store, StoreError,
+};
+use tokio::sync::{mpsc, watch};
+
+use crate::cancel::Cancel;
+
+/// A root file system in the making: the newest layer with everything below it.
+#[derive(Clone, Debug)]
+pub struct Tip {
+    node: Arc<Node>,
+}
+
+#[derive(Debug)]
+enum Node {
+    /// No layer at all.
+    Scratch,
+    /// A layer in the store.
+    Committed(ChainId),
+    /// A snapshot that is being sealed.
+    Sealing {
+        active: Active,
+        sealed: watch::Receiver<Option<Outcome>>,
+    },
+}
+
+type Outcome = Result<ChainId, Arc<SealError>>;
+
+/// A layer could not be sealed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum SealError {
+    /// The store said no.
+    #[error("cannot make a layer of a step's files")]
+    Store(#[source] StoreError),
+    /// The layer below failed.
+    #[error("the layer below could not be made")]
+    Below(#[source] Arc<SealError>),
+    /// The build was cancelled before it was done.
+    #[error("cancelled")]
+    Cancelled,
+    /// The process is ending.
+    #[error("the background work has stopped")]
+    Stopped,
+}
+
+/// What a cache entry says besides its layer.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct CacheValue {
+    /// When the layer was made, in nanoseconds since 1970: history keeps it on later hits.
+    pub created_ns: i64,
+    /// The step's own key, by which the next step's is made; the entry may stand under another one.
+    pub key: Digest,
+}
+
+impl CacheValue {
+    /// The time as such.
+    #[must_use]
+    pub fn created(&self) -> SystemTime {
+        SystemTime::UNIX_EPOCH
+            + std::time::Duration::from_nanos(u64::try_from(self.created_ns).unwrap_or_default())
+    }
+}
+
+impl Tip {
+    /// Nothing.
+    #[must_use]
+    pub fn scratch() -> Tip {
+        Tip {
+            node: Arc::new(Node::Scratch),
+        }
+    }
+
+    /// A chain that is in the store, held by the build's lease.
+    #[must_use]
+    pub fn committed(chain: ChainId) -> Tip {
+        Tip {
+            node: Arc::new(Node::Committed(chain)),
+        }
+    }
+
+    /// A writable snapshot on top. Blocks.
+    ///
+    /// # Errors
+    /// What the store says.
+    pub fn prepare(&self, store: &Store, key: &str, lease: &Lease) -> Result<Active, StoreError> {
+        match &*self.node {
+            Node::Scratch => store.prepare(key, None, lease),
+            Node::Committed(chain) => store.prepare(key, Some(chain), lease),
+            Node::Sealing { active, sealed } => {
+                if let Some(Ok(chain)) = &*sealed.borrow() {
+                    return store.prepare(key, Some(chain), lease);
+                }
+                match store.prepare_on(key, active, lease) {
+                    // It was committed in between: then its chain is known in a moment.
+                    Err(error) => match wait_blocking(sealed) {
+                        Some(Ok(chain)) => store.prepare(key, Some(&chain), lease),
+                        _ => Err(error),
+                    },
+                    prepared => prepared,
+                }
+            }
+        }
+    }
+
+    /// The chain, once it is sealed; `None` for an empty root file system.
+    ///
+    /// # Errors
+    /// When sealing failed.
+    pub async fn chain(&self) -> Result<Option<ChainId>, Arc<SealError>> {
+        match &*self.node {
+            Node::Scratch => Ok(None),
+            Node::Committed(chain) => Ok(Some(*chain)),
+            Node::Sealing { sealed, .. } => {
+                let mut sealed = sealed.clone();
+                let outcome = sealed.wait_for(Option::is_some).await;
+                match outcome.map(|o| o.clone()) {
+                    Ok(Some(Ok(chain))) => Ok(Some(chain)),
+                    Ok(Some(Err(e))) => Err(e),
+                    _ => Err(Arc::new(SealError::Stopped)),
+                }
+            }
+        }
+    }
+
+    fn is(&self, other: &Tip) -> bool {
+        Arc::ptr_eq(&self.node, &other.node)
+    }
+}
+
+fn wait_blocking(sealed: &watch::Receiver<Option<Outcome>>) -> Option<Outcome> {
+    for _ in 0..200 {
+        if let Some(outcome) = &*sealed.borrow() {
+            return Some(outcome.clone());
+        }
+        std::thread::sleep(std::time::Duration::from_millis(10));
+    }
+    None
+}
+
+/// A step's files, ready to become a layer.
+pub struct Finished {
+    /// The snapshot; nobody writes to it and it is mounted nowhere.
+    pub active: Active,
+    /// What it was prepared on.
+    pub below: Tip,
+    /// Under which keys its result is found again; the first is its own.
+    pub keys: Vec<Digest>,
+    /// When the step ended.
+    pub created: SystemTime,
+    /// The right to be the one who makes it; kept until others can find it.
+    pub lock: Option<CacheLock>,
+    /// How the tar is made.
+    pub options: LayerOptions,
+}
+
+struct Job {
+    finished: Finished,
+    tip: Tip,
+    done: watch::Sender<Option<Outcome>>,
+}
+
+/// Seals the layers of one stage, in order, in the background.
+pub struct Sealer {
+    queue: mpsc::UnboundedSender<Job>,
+}
+
+impl Sealer {
+    /// Starts one. It ends when it is dropped and has done what was queued, or drops that when `cancel` is set.
+    #[must_use]
+    pub fn start(store: Store, lease: Arc<Lease>, cancel: Cancel) -> (Sealer, tokio::task::JoinHandle<()>) {
+        let (queue, jobs) = mpsc::unbounded_channel();
+        let worker = Worker { store, lease, cancel };
+        (Sealer { queue }, tokio::spawn(worker.run(jobs)))
+    }
+
+    /// Queues a step's files; what comes back can be built upon at once.
+    #[must_use]
+    pub fn seal(&self, finished: Finished) -> Tip {
+        let (done, sealed) = watch::channel(None);
+        let tip = Tip {
+            node: Arc::new(Node::Sealing {
+                active: finished.active.clone(),
+                sealed,
+            }),
+        };
+        if let Err(lost) = self.queue.send(Job {
+            finished,
+            tip: tip.clone(),
+            done,
+        }) {
+            let _ = lost.0.done.send(Some(Err(Arc::new(SealError::Stopped))));
+        }
+        tip
+    }
+}
+
+struct Worker {
+    store: Store,
+    lease: Arc<Lease>,
+    cancel: Cancel,
+}
+
+impl Worker {
+    async fn run(self, mut jobs: mpsc::UnboundedReceiver<Job>) {
+        let mut next = None;
+        loop {
+            let first = match next.take() {
+                Some(job) => job,
+                None => match jobs.recv().await {
+                    Some(job) => job,
+                    None => return,
+                },
+            };
+            // Whatever has piled up on the first goes with it: one syncfs for all.
+            let mut batch: Vec<Job> = vec![first];
+            while let Ok(job) = jobs.try_recv() {
+                if batch.last().is_some_and(|last| job.finished.below.is(&last.tip)) {
+                    batch.push(job);
+                } else {
+                    next = Some(job);
+                    break;
+                }
+            }
+            self.commit(batch).await;
+        }
+    }
+
+    async fn commit(&self, batch: Vec<Job>) {
+        let Some(first) = batch.first() else { return };
+        let base = tokio::select! {
+            base = first.finished.below.chain() => base,
+            () = self.cancel.wait() => Err(Arc::new(SealError::Cancelled)),
+        };
+        let base = match base {
+            Ok(base) => base,
+            Err(e) => return fail(&batch, &Arc::new(SealError::Below(e))),
+        };
+        if self.cancel.is_set() {
+            return fail(&batch, &Arc::new(SealError::Cancelled));
+        }
+        let (store, lease) = (self.store.clone(), Arc::clone(&self.lease));
+        let blocking = tokio::task::spawn_blocking(move || {
+            let sealed = seal(&store, &lease, base.as_ref(), &batch);
+            (batch, sealed)
+        });
+        match blocking.await {
+            Ok((batch, Ok(chains))) => {
+                for (job, chain) in batch.into_iter().zip(chains) {
+                    let _ = job.done.send(Some(Ok(chain)));
+                    // Only now: who has waited for the key finds the entry.
+                    drop(job.finished.lock);
+                }
+            }
+            Ok((batch, Err(e))) => fail(&batch, &Arc::new(SealError::Store(e))),
+            Err(e) => tracing::error!(error = %e, "sealing a layer panicked"),
+        }
+    }
+}
+
+fn fail(batch: &[Job], error: &Arc<SealError>) {
+    for job in batch {
+        let _ = job.done.send(Some(Err(Arc::clone(error))));
+    }
+}
+
+/// Hashes, syncs, commits and remembers a row of layers on `base`.
+fn seal(
+    store: &Store,
+    lease: &Lease,
+    base: Option<&ChainId>,
+    batch: &[Job],
+) -> Result<Vec<ChainId>, StoreError> {
+    let layers = match batch {
+        // The shortest way when there is one: hash and sync at the same time.
+        [one] => {
+            vec![store.seal_layer(one.finished.active.clone(), &one.finished.options, base, lease)?]
+        }
+        many => {
+            let hashed: Vec<(Active, HashedLayer)> = std::thread::scope(|scope| {
+                let workers: Vec<_> = many
+                    .iter()
+                    .map(|job| {
+                        scope.spawn(|| {
+                            let active = job.finished.active.clone();
+                            store
+                                .hash_layer(&active, &job.finished.options)
+                                .map(|hashed| (active, hashed))
+                        })
+                    })
+                    .collect();
+                workers
+                    .into_iter()
+                    .map(|w| w.join().unwrap_or_else(|p| std::panic::resume_unwind(p)))
+                    .collect::<Result<_, _>>()
+            })?;
+            store.commit_layers(base, hashed, lease)?
+        }
+    };
+    for (job, layer) in batch.iter().zip(&layers) {
+        let created_ns = job
+            .finished
+            .created
+            .duration_since(SystemTime::UNIX_EPOCH)
+            .ok()
+            .and_then(|d| i64::try_from(d.as_nanos()).ok())
+            .unwrap_or_default();
+        let Some(own) = job.finished.keys.first() else {
+            continue;
+        };
+        let value = serde_json::to_string(&CacheValue {
+            created_ns,
+            key: *own,
+        })
+        .unwrap_or_default();
+        for key in &job.finished.keys {
+            store.cache_put(key, Some(&layer.chain), &value)?;
+        }
+    }
+    Ok(layers.into_iter().map(|l| l.chain).collect())
+}

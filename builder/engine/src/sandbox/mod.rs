@@ -1,0 +1,324 @@
+//! What RUN steps run in: the build's own directory, its one shim, a network namespace a stage, and the files
+//! bind-mounted into containers. Everything outside the store is written into the estate before it is made, and
+//! [`Sandbox::end`] undoes it all. Knows nothing of instructions.
+
+mod files;
+mod stubs;
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use slipway_image::Store;
+use slipway_network::{Cni, NetworkStatus, PodNetwork};
+use slipway_shim_client::{Launcher, Shim, pod};
+use slipway_spec::{HostFacts, Namespace};
+use tokio::sync::{Mutex, OnceCell};
+
+pub use stubs::{Point, Stubs};
+
+use crate::error::{BuildError, StepError};
+use crate::estate::{Estate, EstateError};
+
+/// The host name in every RUN: fixed, so that it cannot make two builds differ.
+pub const HOSTNAME: &str = "buildkitsandbox";
+
+/// How a step is connected.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Connection {
+    /// Through CNI where it is configured, else the host's.
+    Default,
+    /// The host's.
+    Host,
+    /// Loopback only.
+    None,
+}
+
+/// What a build needs from its surroundings.
+#[derive(Clone)]
+pub struct Surroundings {
+    /// Where runtime state lives: `/run/slipway`.
+    pub state: PathBuf,
+    /// Starts shims; `None`: none was found, and the reason why RUN cannot work.
+    pub launcher: Result<Launcher, Arc<slipway_shim_client::Error>>,
+    /// Connects network namespaces.
+    pub cni: Option<Arc<Cni>>,
+}
+
+/// The build's place on the node outside the store.
+pub struct Sandbox {
+    id: String,
+    dir: PathBuf,
+    around: Surroundings,
+    store: Store,
+    estate: Mutex<Estate>,
+    shim: OnceCell<Shim>,
+    host: OnceCell<HostFacts>,
+    networks: Mutex<HashMap<(usize, Connection), Arc<OnceCell<Network>>>>,
+    next: AtomicU32,
+}
+
+/// A network namespace of a stage.
+#[derive(Debug, Clone)]
+pub struct Network {
+    /// For the container's specification.
+    pub namespace: Namespace,
+    /// Whether the host's own resolver can be reached from it.
+    pub is_host: bool,
+}
+
+impl Sandbox {
+    /// Makes the build's directory, having told the store of it.
+    ///
+    /// # Errors
+    /// When the store or the file system says no.
+    pub async fn begin(id: &str, store: &Store, around: Surroundings) -> Result<Sandbox, BuildError> {
+        let dir = around.state.join("builds").join(id);
+        let estate = Estate::of(&dir);
+        let (asked, words) = (store.clone(), estate.to_json());
+        let told = tokio::task::spawn_blocking(move || asked.set_estate(Some(&words))).await;
+        told.map_err(|e| panicked(&dir, e))?
+            .map_err(|source| BuildError::Store {
+                act: "tell the store what the build will leave outside it",
+                source,
+            })?;
+        make_dir(&around.state, &dir)?;
+        Ok(Sandbox {
+            id: id.to_owned(),
+            dir,
+            around,
+            store: store.clone(),
+            estate: Mutex::new(estate),
+            shim: OnceCell::new(),
+            host: OnceCell::new(),
+            networks: Mutex::new(HashMap::new()),
+            next: AtomicU32::new(1),
+        })
+    }
+
+    /// A directory nobody else uses: `mnt/7`, `run/8`.
+    ///
+    /// # Errors
+    /// When it cannot be made.
+    pub fn fresh_dir(&self, what: &str) -> Result<PathBuf, StepError> {
+        let n = self.next.fetch_add(1, Ordering::Relaxed);
+        let dir = self.dir.join(what).join(n.to_string());
+        match std::fs::create_dir_all(&dir) {
+            Ok(()) => Ok(dir),
+            Err(source) => Err(StepError::Io {
+                act: "make",
+                path: dir,
+                source,
+            }),
+        }
+    }
+
+    /// The shim, started at the first use.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub async fn shim(&self) -> Result<&Shim, StepError> {
+        self.shim
+            .get_or_try_init(|| async {
+                let launcher = self.around.launcher.as_ref().map_err(|e| StepError::Task {
+                    reason: format!("RUN needs the shim: {e}"),
+                })?;
+                let failed = |act| move |source| StepError::Shim { act, source };
+                let shim = launcher
+                    .start(&self.pod_id(), &self.dir)
+                    .await
+                    .map_err(failed("start the shim for"))?;
+                shim.create_pod(pod::CreatePodRequest {
+                    pod_id: self.pod_id(),
+                    state_dir: self.dir.to_string_lossy().into_owned(),
+                    hostname: HOSTNAME.to_owned(),
+                    net: pod::NamespaceMode::None.into(),
+                    ipc: pod::NamespaceMode::None.into(),
+                    uts: pod::NamespaceMode::None.into(),
+                    pid: pod::NamespaceMode::None.into(),
+                    cgroup_parent: self.cgroup(),
+                    ..Default::default()
+                })
+                .await
+                .map_err(failed("prepare the shim for"))?;
+                Ok(shim)
+            })
+            .await
+    }
+
+    fn pod_id(&self) -> String {
+        format!("build-{}", self.id)
+    }
+
+    /// The build's cgroup, under that of whoever called it.
+    #[must_use]
+    pub fn cgroup(&self) -> String {
+        let own = files::own_cgroup(&std::fs::read_to_string("/proc/self/cgroup").unwrap_or_default());
+        format!("{}/slipway-build-{}", own.trim_end_matches('/'), self.id)
+    }
+
+    /// The facts of this machine.
+    ///
+    /// # Errors
+    /// When /proc cannot be read.
+    pub async fn host(&self) -> Result<&HostFacts, StepError> {
+        self.host
+            .get_or_try_init(|| async {
+                HostFacts::gather(|p| std::fs::read(p)).map_err(|source| StepError::Io {
+                    act: "read",
+                    path: PathBuf::from("/proc/self"),
+                    source,
+                })
+            })
+            .await
+    }
+
+    /// The network of a stage's steps, made at the first use.
+    ///
+    /// # Errors
+    /// When the namespace cannot be made or connected.
+    pub async fn network(&self, stage: usize, wanted: Connection) -> Result<Network, StepError> {
+        let connection = match (wanted, &self.around.cni) {
+            (Connection::Default, Some(cni)) if matches!(cni.status(), NetworkStatus::Ready { .. }) => wanted,
+            (Connection::Default, _) => Connection::Host,
+            _ => wanted,
+        };
+        if connection == Connection::Host {
+            return Ok(Network {
+                namespace: Namespace::Host,
+                is_host: true,
+            });
+        }
+        let cell = Arc::clone(self.networks.lock().await.entry((stage, connection)).or_default());
+        let network = cell.get_or_try_init(|| self.connect(stage, connection)).await?;
+        Ok(network.clone())
+    }
+
+    async fn connect(&self, stage: usize, connection: Connection) -> Result<Network, StepError> {
+        let name = if connection == Connection::None {
+            "none"
+        } else {
+            "default"
+        };
+        let path = self.dir.join("net").join(format!("{stage}-{name}"));
+        let io = |act: &'static str, path: &Path| {
+            let path = path.to_path_buf();
+            move |source| StepError::Io { act, path, source }
+        };
+        let parent = self.dir.join("net");
+        std::fs::create_dir_all(&parent).map_err(io("make", &parent))?;
+        let pin = path.clone();
+        tokio::task::spawn_blocking(move || slipway_network::netns::pin_new_net(&pin))
+            .await
+            .map_err(|e| StepError::Task {
+                reason: e.to_string(),
+            })?
+            .map_err(|e| io("make the network namespace", &path)(std::io::Error::other(e)))?;
+        if let (Connection::Default, Some(cni)) = (connection, &self.around.cni) {
+            let id = format!("{}-{stage}", self.pod_id());
+            let pod = PodNetwork {
+                name: id.clone(),
+                id,
+                namespace: "slipway-build".to_owned(),
+                uid: self.id.clone(),
+                netns: path.clone(),
+                ..PodNetwork::default()
+            };
+            let planned = cni.plan(&pod).await.map_err(StepError::Network)?;
+            let intent = planned.clone();
+            self.record(|estate| estate.attachments.push(intent)).await?;
+            let made = cni.attach(planned).await.map_err(StepError::Network)?;
+            self.record(|estate| {
+                estate.attachments.retain(|a| a.container_id != made.container_id);
+                estate.attachments.push(made);
+            })
+            .await?;
+        }
+        Ok(Network {
+            namespace: Namespace::Path(path),
+            is_host: false,
+        })
+    }
+
+    /// Changes the estate and has the store know of it before going on.
+    async fn record(&self, change: impl FnOnce(&mut Estate)) -> Result<(), StepError> {
+        let mut estate = self.estate.lock().await;
+        change(&mut estate);
+        let (store, words) = (self.store.clone(), estate.to_json());
+        tokio::task::spawn_blocking(move || store.set_estate(Some(&words)))
+            .await
+            .map_err(|e| StepError::Task {
+                reason: e.to_string(),
+            })?
+            .map_err(|source| StepError::Store {
+                act: "record the build's network in the store",
+                source,
+            })
+    }
+
+    /// The generated resolv.conf and hosts files, as bind-mount sources.
+    ///
+    /// # Errors
+    /// When they cannot be written.
+    pub fn network_files(&self, network: &Network) -> Result<(PathBuf, PathBuf), StepError> {
+        files::write(&self.dir, network.is_host, HOSTNAME)
+    }
+
+    /// Undoes everything outside the store.
+    ///
+    /// # Errors
+    /// What would not go; the estate stays in the store then, for the next one to try.
+    pub async fn end(&self) -> Result<(), EstateError> {
+        let estate = self.estate.lock().await.clone();
+        match &self.around.launcher {
+            Ok(launcher) => {
+                estate
+                    .undo(launcher, self.around.cni.as_deref(), self.shim.get().is_some())
+                    .await?
+            }
+            // Without a shim there were no containers.
+            Err(_) => estate.undo_files().await?,
+        }
+        let store = self.store.clone();
+        tokio::task::spawn_blocking(move || store.set_estate(None))
+            .await
+            .map_err(|e| EstateError::Io {
+                act: "forget",
+                path: self.dir.clone(),
+                source: std::io::Error::other(e),
+            })?
+            .map_err(EstateError::Store)
+    }
+}
+
+fn panicked(dir: &Path, error: tokio::task::JoinError) -> BuildError {
+    BuildError::Io {
+        act: "make",
+        path: dir.to_path_buf(),
+        source: std::io::Error::other(error),
+    }
+}
+
+/// Makes the build's directory, private to root like the state directory above it.
+fn make_dir(state: &Path, dir: &Path) -> Result<(), BuildError> {
+    use std::os::unix::fs::DirBuilderExt;
+    let io = |path: &Path, source| BuildError::Io {
+        act: "make",
+        path: path.to_path_buf(),
+        source,
+    };
+    let builder = || {
+        let mut builder = std::fs::DirBuilder::new();
+        builder.mode(0o700);
+        builder
+    };
+    if let Some(parent) = state.parent() {
+        std::fs::create_dir_all(parent).map_err(|e| io(parent, e))?;
+    }
+    builder()
+        .recursive(true)
+        .create(state)
+        .map_err(|e| io(state, e))?;
+    builder().recursive(true).create(dir).map_err(|e| io(dir, e))
+}

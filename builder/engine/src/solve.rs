@@ -1,0 +1,280 @@
+//! All stages at once, each as far as its inputs allow; the first failure stops the rest.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Instant;
+
+use slipway_dockerfile::{Action, Base as PlanBase, Program, StageId, StageProgram, Step};
+use slipway_image::Digest;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+
+use crate::build::Build;
+use crate::config::{self, Entry};
+use crate::error::{BuildError, Excerpt, StepError, StepFailure};
+use crate::layer::{Sealer, Tip};
+use crate::output::Tail;
+use crate::progress::{Event, Outcome, StepId, StepLabel};
+use crate::steps::StepContext;
+
+/// A stage that ended well.
+#[derive(Debug)]
+pub(crate) struct StageDone {
+    pub tip: Tip,
+    pub key: Digest,
+    pub history: Vec<Entry>,
+}
+
+/// How a stage ended; why it failed is told elsewhere.
+pub(crate) type StageOutcome = Result<Arc<StageDone>, ()>;
+
+/// Runs every stage of the program; what the target made.
+pub(crate) async fn solve(
+    build: &Arc<Build>,
+    program: &Program,
+    mut senders: HashMap<StageId, watch::Sender<Option<StageOutcome>>>,
+) -> Result<Arc<StageDone>, BuildError> {
+    refuse_what_is_not_built(build, program)?;
+    let mut tasks = JoinSet::new();
+    for stage in &program.stages {
+        let Some(sender) = senders.remove(&stage.id) else {
+            continue;
+        };
+        let (build, stage) = (Arc::clone(build), stage.clone());
+        tasks.spawn(async move {
+            let outcome = run_stage(&build, &stage).await;
+            match outcome {
+                Ok(done) => {
+                    let _ = sender.send(Some(Ok(Arc::new(done))));
+                    None
+                }
+                Err(failure) => {
+                    build.cancel.set();
+                    let _ = sender.send(Some(Err(())));
+                    Some(failure)
+                }
+            }
+        });
+    }
+    let mut first: Option<Box<StepFailure>> = None;
+    while let Some(ended) = tasks.join_next().await {
+        match ended {
+            Ok(Some(failure)) => {
+                // What others were cancelled for is the failure that counts.
+                if first.as_ref().is_none_or(|f| f.error.is_cancelled()) {
+                    first = Some(failure);
+                }
+            }
+            Ok(None) => {}
+            Err(e) => {
+                build.cancel.set();
+                tracing::error!(error = %e, "a stage's task panicked");
+            }
+        }
+    }
+    if let Some(failure) = first {
+        return Err(if failure.error.is_cancelled() {
+            BuildError::Cancelled
+        } else {
+            BuildError::Step(failure)
+        });
+    }
+    build
+        .stage_done(program.target)
+        .await
+        .map_err(|_| BuildError::Unsupported {
+            what: "a target that was not solved".to_owned(),
+        })
+}
+
+/// Nothing runs if something later cannot.
+fn refuse_what_is_not_built(build: &Build, program: &Program) -> Result<(), BuildError> {
+    for stage in &program.stages {
+        if let PlanBase::Named(name) = &stage.base {
+            return Err(BuildError::Unsupported {
+                what: format!("FROM the named build context {name}"),
+            });
+        }
+        for step in &stage.steps {
+            if let Some(what) = crate::steps::not_built(step) {
+                let label = label(build, stage, step);
+                let error = StepError::Unsupported { what };
+                return Err(BuildError::Step(failure(build, step, label, error, Vec::new())));
+            }
+        }
+    }
+    Ok(())
+}
+
+fn failure(
+    build: &Build,
+    step: &Step,
+    label: StepLabel,
+    error: StepError,
+    tail: Vec<String>,
+) -> Box<StepFailure> {
+    let excerpt = Excerpt::of(&build.context.dockerfile.text, &step.span);
+    Box::new(StepFailure {
+        span: step.span.clone(),
+        label,
+        excerpt,
+        error,
+        tail,
+    })
+}
+
+fn label(build: &Build, stage: &StageProgram, step: &Step) -> StepLabel {
+    let _ = build;
+    StepLabel {
+        stage: Some(stage.name.clone()).filter(|n| !n.is_empty()),
+        number: u32::try_from(step.number.unwrap_or(0)).unwrap_or(0),
+        total: u32::try_from(stage.total).unwrap_or(0),
+        text: step.name.clone(),
+    }
+}
+
+async fn run_stage(build: &Arc<Build>, stage: &StageProgram) -> Result<StageDone, Box<StepFailure>> {
+    let (sealer, sealing) = Sealer::start(
+        build.store.clone(),
+        Arc::clone(&build.lease),
+        build.abandon.clone(),
+    );
+    let result = run_steps(build, stage, &sealer).await;
+    drop(sealer);
+    // Finished steps are kept for the next try, whatever happens to this one.
+    build.still_sealing(sealing);
+    result
+}
+
+async fn run_steps(
+    build: &Arc<Build>,
+    stage: &StageProgram,
+    sealer: &Sealer,
+) -> Result<StageDone, Box<StepFailure>> {
+    let mut done = begin(build, stage).await?;
+    for step in &stage.steps {
+        if step.action == Action::Config {
+            if let Some(history) = &step.history {
+                done.history.push(Entry::Step {
+                    history: history.clone(),
+                    created: None,
+                });
+            }
+            continue;
+        }
+        let label = label(build, stage, step);
+        let tail = Arc::new(Tail::default());
+        let id = build.step();
+        if build.cancel.is_set() {
+            return Err(failure(build, step, label, StepError::Cancelled, Vec::new()));
+        }
+        build.progress.event(Event::Started {
+            step: id,
+            label: label.clone(),
+        });
+        let began = Instant::now();
+        let context = StepContext {
+            build,
+            stage,
+            step,
+            id,
+            sealer,
+            tip: done.tip.clone(),
+            key: done.key,
+            tail: Arc::clone(&tail),
+        };
+        let result = context.execute().await;
+        let outcome = match &result {
+            Ok(result) if result.cached => Outcome::Cached,
+            Ok(_) => Outcome::Done,
+            Err(e) if e.is_cancelled() => Outcome::Cancelled,
+            Err(_) => Outcome::Failed,
+        };
+        build.progress.event(Event::Ended {
+            step: id,
+            outcome,
+            elapsed: began.elapsed(),
+        });
+        match result {
+            Ok(result) => {
+                if let Some(history) = &step.history {
+                    let created = Some(result.created);
+                    done.history.push(Entry::Step {
+                        history: history.clone(),
+                        created,
+                    });
+                }
+                done.tip = result.tip;
+                done.key = result.key;
+            }
+            Err(error) => return Err(failure(build, step, label, error, tail.lines())),
+        }
+    }
+    Ok(done)
+}
+
+/// What the stage starts from.
+async fn begin(build: &Arc<Build>, stage: &StageProgram) -> Result<StageDone, Box<StepFailure>> {
+    let text = |name: &str| format!("FROM {name}");
+    let failed = |name: &str, error| {
+        let label = StepLabel {
+            stage: Some(stage.name.clone()).filter(|n| !n.is_empty()),
+            number: 1,
+            total: u32::try_from(stage.total).unwrap_or(0),
+            text: text(name),
+        };
+        Box::new(StepFailure {
+            span: stage.span.clone(),
+            label,
+            excerpt: Excerpt::of(&build.context.dockerfile.text, &stage.span),
+            error,
+            tail: Vec::new(),
+        })
+    };
+    match &stage.base {
+        PlanBase::Scratch => Ok(StageDone {
+            tip: Tip::scratch(),
+            key: crate::key::scratch(),
+            history: Vec::new(),
+        }),
+        PlanBase::Stage(below) => {
+            let below = build
+                .stage_done(*below)
+                .await
+                .map_err(|e| failed(&build.stage_name(*below), e))?;
+            Ok(StageDone {
+                tip: below.tip.clone(),
+                key: below.key,
+                history: below.history.clone(),
+            })
+        }
+        PlanBase::Named(name) => {
+            let what = format!("FROM the named build context {name}");
+            Err(failed(name, StepError::Unsupported { what }))
+        }
+        PlanBase::Image(name) => {
+            let id: StepId = build.step();
+            let began = Instant::now();
+            let base = build
+                .source_image(name, &stage.platform, id)
+                .await
+                .map_err(|e| failed(name, e))?;
+            let label = StepLabel {
+                text: text(&base.name),
+                ..failed(name, StepError::Cancelled).label
+            };
+            build.progress.event(Event::Started { step: id, label });
+            let elapsed = began.elapsed();
+            build.progress.event(Event::Ended {
+                step: id,
+                outcome: Outcome::Done,
+                elapsed,
+            });
+            Ok(StageDone {
+                tip: base.tip.clone(),
+                key: base.key,
+                history: config::base_history(&base.config, base.layers),
+            })
+        }
+    }
+}

@@ -1,0 +1,245 @@
+//! COPY, and ADD of what is local: sources selected and hashed, then copied onto the step's snapshot.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use slipway_dockerfile::ignore::Matcher;
+use slipway_dockerfile::step::{CopySource, CopyStep, Source};
+use slipway_image::Digest;
+use slipway_snapshot::Root;
+
+use super::{StepContext, StepResult, add};
+use crate::cancel::Cancel;
+use crate::copy::CopyError;
+use crate::copy::apply::Destination;
+use crate::copy::archive;
+use crate::copy::digest::{Selection, digest};
+use crate::copy::select::{Patterns, resolve};
+use crate::copy::tree::{All, Filter, Owners, Tree};
+use crate::copy::{glob, owner};
+use crate::error::StepError;
+use crate::layer::Tip;
+
+/// One source with what it holds.
+pub(super) struct Taken {
+    /// Where it was found.
+    pub tree: Arc<Tree>,
+    /// What it names.
+    pub selections: Vec<Selection>,
+    /// Archives among it are unpacked.
+    pub unpack: bool,
+}
+
+pub(super) async fn execute(cx: &StepContext<'_>, step: &CopyStep) -> Result<StepResult, StepError> {
+    match &step.from {
+        Source::Context => {
+            let tree = cx.build.context_tree()?;
+            from_tree(cx, step, tree, None).await
+        }
+        Source::Stage(stage) => {
+            let (tip, key) = cx.build.stage_result(*stage).await?;
+            let name = cx.build.stage_name(*stage);
+            from_tip(cx, step, &tip, &key, &format!("the stage {name}")).await
+        }
+        Source::Image(image) => {
+            let base = cx.build.source_image(image, &cx.stage.platform, cx.id).await?;
+            from_tip(cx, step, &base.tip, &base.key, &format!("the image {image}")).await
+        }
+        Source::Scratch => {
+            let key = crate::key::scratch();
+            from_tip(cx, step, &Tip::scratch(), &key, "scratch").await
+        }
+        Source::Named(name) => Err(StepError::Unsupported {
+            what: format!("COPY --from={name}, a named build context,"),
+        }),
+    }
+}
+
+/// Files of another root file system: found by where they come from if possible, without reading them.
+async fn from_tip(
+    cx: &StepContext<'_>,
+    step: &CopyStep,
+    tip: &Tip,
+    source_key: &Digest,
+    name: &str,
+) -> Result<StepResult, StepError> {
+    let scope = cx.build.scope(cx.stage);
+    let shortcut = scope.shortcut(&cx.key, &cx.step.action, &[*source_key.as_bytes()]);
+    if let Some(found) = cx.cached(&[shortcut]).await? {
+        return Ok(found);
+    }
+    // A snapshot nobody writes to, only to mount what may not be sealed yet.
+    let view = cx.build.prepare(tip).await.map_err(|source| StepError::Store {
+        act: "make a view of the files to copy",
+        source,
+    })?;
+    let mut result = None;
+    let mounted = cx
+        .on_mount(&view, async |point: &Path| {
+            let tree = Tree::open(point, None, Owners::Kept, name)?;
+            result = Some(from_tree(cx, step, Arc::new(tree), Some(shortcut)).await?);
+            Ok(())
+        })
+        .await;
+    cx.build.forget(&view.key).await;
+    mounted?;
+    result.ok_or_else(|| StepError::Task {
+        reason: "a copy ended without a result".to_owned(),
+    })
+}
+
+async fn from_tree(
+    cx: &StepContext<'_>,
+    step: &CopyStep,
+    tree: Arc<Tree>,
+    shortcut: Option<Digest>,
+) -> Result<StepResult, StepError> {
+    let remote = add::fetch(cx, step).await?;
+    let (owned, cancel) = (step.clone(), cx.build.cancel.clone());
+    let (taken, contents) = cx
+        .blocking(move || {
+            let taken = take(&owned, &tree, remote, &cancel)?;
+            let mut contents = Vec::new();
+            for one in &taken {
+                contents.push(digest(&one.tree, &one.selections, &cancel)?);
+            }
+            Ok((taken, contents))
+        })
+        .await?;
+    let key = cx.build.scope(cx.stage).step(&cx.key, &cx.step.action, &contents);
+    let keys: Vec<Digest> = std::iter::once(key).chain(shortcut).collect();
+    let (owned, cancel) = (step.clone(), cx.build.cancel.clone());
+    cx.cached_or(keys, async |point: &Path| {
+        let point = point.to_path_buf();
+        cx.blocking(move || apply(&point, &owned, &taken, &cancel)).await
+    })
+    .await
+}
+
+/// What the sources name, in their order.
+fn take(
+    step: &CopyStep,
+    tree: &Arc<Tree>,
+    remote: Vec<Option<add::Fetched>>,
+    cancel: &Cancel,
+) -> Result<Vec<Taken>, StepError> {
+    let exclude = matcher(&step.exclude)?;
+    let mut taken = Vec::new();
+    let mut patterns = Vec::new();
+    let mut any = false;
+    for (source, fetched) in step.sources.iter().zip(remote) {
+        if cancel.is_set() {
+            return Err(StepError::Cancelled);
+        }
+        match source {
+            CopySource::Path {
+                path,
+                below,
+                wildcard,
+            } => {
+                let mut selections = Vec::new();
+                for found in resolve(tree, path)? {
+                    let filter = Patterns {
+                        include: below
+                            .as_deref()
+                            .map(|b| matcher(&[b.to_owned()]))
+                            .transpose()?
+                            .flatten(),
+                        exclude: exclude.clone(),
+                    };
+                    let filter: &dyn Filter = if filter.include.is_none() && filter.exclude.is_none() {
+                        &All
+                    } else {
+                        &filter
+                    };
+                    let contents_only = found.is_dir();
+                    let entries = tree.list(&found, filter)?;
+                    let literal_below = below
+                        .as_deref()
+                        .is_some_and(|b| !glob::has_wildcard(b) && !glob::has_wildcard(path));
+                    if literal_below && entries.len() < 2 {
+                        return Err(CopyError::NotFound {
+                            path: format!("{path}/./{}", below.as_deref().unwrap_or_default()),
+                            place: tree.name.clone(),
+                        }
+                        .into());
+                    }
+                    selections.push(Selection {
+                        found,
+                        entries,
+                        contents_only,
+                    });
+                }
+                any |= !selections.is_empty() || !wildcard;
+                patterns.push(path.clone());
+                taken.push(Taken {
+                    tree: Arc::clone(tree),
+                    selections,
+                    unpack: step.unpack,
+                });
+            }
+            CopySource::Url { unpack, .. } => {
+                any = true;
+                taken.extend(fetched.map(|f| f.taken(*unpack)).transpose()?);
+            }
+            CopySource::Git(_) | CopySource::Document { .. } => {
+                any = true;
+                taken.extend(fetched.map(|f| f.taken(false)).transpose()?);
+            }
+        }
+    }
+    if !any {
+        let place = tree.name.clone();
+        return Err(CopyError::NothingMatches {
+            patterns: patterns.join(", "),
+            place,
+        }
+        .into());
+    }
+    Ok(taken)
+}
+
+fn matcher(patterns: &[String]) -> Result<Option<Matcher>, StepError> {
+    if patterns.is_empty() {
+        return Ok(None);
+    }
+    let cleaned = patterns
+        .iter()
+        .map(|p| p.trim_start_matches('/').to_owned())
+        .collect::<Vec<_>>();
+    Matcher::new(&cleaned).map(Some).map_err(|_| {
+        CopyError::BadPattern {
+            pattern: patterns.join(" "),
+        }
+        .into()
+    })
+}
+
+fn apply(point: &Path, step: &CopyStep, taken: &[Taken], cancel: &Cancel) -> Result<(), StepError> {
+    let root = Root::open(point).map_err(|source| StepError::Io {
+        act: "open",
+        path: point.to_path_buf(),
+        source,
+    })?;
+    let owner = step
+        .chown
+        .as_deref()
+        .map(|c| owner::resolve(&root, c))
+        .transpose()?;
+    let destination = Destination {
+        root: &root,
+        path: &step.destination,
+        is_directory: step.destination_is_directory,
+        owner,
+        chmod: step.chmod.as_ref(),
+    };
+    for one in taken {
+        for selection in &one.selections {
+            if one.unpack && archive::unpack(&destination, &one.tree, selection, cancel)? {
+                continue;
+            }
+            destination.copy(&one.tree, selection, cancel)?;
+        }
+    }
+    Ok(())
+}

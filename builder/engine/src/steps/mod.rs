@@ -1,0 +1,292 @@
+//! One step of a stage: found in the cache, or done on a snapshot of its own and sealed behind the next one.
+//!
+//! ```text
+//! key ─▶ cache? ─hit─▶ the layer that is there
+//!          └miss─▶ lock the key ─▶ cache again? ─▶ snapshot ─▶ mount ─▶ run | copy | workdir ─▶ unmount ─▶ sealer
+//! ```
+
+mod add;
+mod copy;
+mod mounts;
+mod run;
+mod workdir;
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use slipway_dockerfile::{Action, StageProgram, Step};
+use slipway_image::{Active, CacheLock, Digest, LayerOptions, StoreError};
+
+use crate::build::Build;
+use crate::clamp;
+use crate::error::StepError;
+use crate::layer::{CacheValue, Finished, Sealer, Tip};
+use crate::output::Tail;
+use crate::progress::{Event, StepId};
+
+/// How long one try for a key's lock takes before the build looks whether it was cancelled.
+const LOCK_TRY: Duration = Duration::from_millis(250);
+
+/// Everything a step needs to know.
+pub(crate) struct StepContext<'a> {
+    pub build: &'a Arc<Build>,
+    pub stage: &'a StageProgram,
+    pub step: &'a Step,
+    pub id: StepId,
+    pub sealer: &'a Sealer,
+    /// What is below.
+    pub tip: Tip,
+    /// The key of what is below.
+    pub key: Digest,
+    /// The end of the output, for the error message.
+    pub tail: Arc<Tail>,
+}
+
+/// What a step made.
+pub(crate) struct StepResult {
+    pub tip: Tip,
+    pub key: Digest,
+    pub created: SystemTime,
+    pub cached: bool,
+}
+
+/// What in a step cannot be done yet; asked before anything runs.
+pub(crate) fn not_built(step: &Step) -> Option<String> {
+    use slipway_dockerfile::instruction::{MountKind, Security};
+    use slipway_dockerfile::step::{CopySource, Source};
+    match &step.action {
+        Action::Config | Action::Workdir(_) => None,
+        Action::Copy(copy) => {
+            let keyword = if copy.is_add { "ADD" } else { "COPY" };
+            if let Source::Named(name) = &copy.from {
+                return Some(format!("{keyword} --from={name}, a named build context,"));
+            }
+            copy.sources.iter().find_map(|source| match source {
+                CopySource::Url { url, .. } => Some(format!("ADD of a URL ({url})")),
+                CopySource::Git(git) => Some(format!("ADD of a git repository ({})", git.remote)),
+                CopySource::Path { .. } | CopySource::Document { .. } => None,
+            })
+        }
+        Action::Run(run) => {
+            if run.security == Security::Insecure {
+                return Some("RUN --security=insecure".to_owned());
+            }
+            if let Some(device) = run.devices.first() {
+                return Some(format!("RUN --device={}", device.name));
+            }
+            run.mounts.iter().find_map(|mount| match &mount.kind {
+                MountKind::Ssh { .. } => Some("RUN --mount=type=ssh".to_owned()),
+                MountKind::Secret {
+                    required: true, id, ..
+                } => Some(format!("RUN --mount=type=secret (id {id}, required)")),
+                MountKind::Bind {
+                    from: Source::Named(name),
+                    ..
+                }
+                | MountKind::Cache {
+                    from: Source::Named(name),
+                    ..
+                } => Some(format!("RUN --mount from={name}, a named build context,")),
+                MountKind::Cache {
+                    from: Source::Context,
+                    ..
+                } => Some("RUN --mount=type=cache from the build context".to_owned()),
+                _ => None,
+            })
+        }
+    }
+}
+
+impl StepContext<'_> {
+    /// Does the step.
+    pub async fn execute(&self) -> Result<StepResult, StepError> {
+        match &self.step.action {
+            Action::Copy(copy) => copy::execute(self, copy).await,
+            Action::Run(run) => run::execute(self, run).await,
+            Action::Workdir(workdir) => workdir::execute(self, workdir).await,
+            Action::Config => Err(StepError::Task {
+                reason: "a step without files was executed".to_owned(),
+            }),
+        }
+    }
+
+    pub fn remark(&self, text: impl Into<String>) {
+        self.build.progress.event(Event::Remark {
+            step: self.id,
+            text: text.into(),
+        });
+    }
+
+    /// Runs blocking work that gives up when the build is cancelled.
+    pub async fn blocking<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> Result<T, StepError> + Send + 'static,
+    ) -> Result<T, StepError> {
+        match tokio::task::spawn_blocking(work).await {
+            Ok(result) => result,
+            Err(e) => Err(StepError::Task {
+                reason: e.to_string(),
+            }),
+        }
+    }
+
+    /// The cache's answer for any of the keys.
+    async fn cached(&self, keys: &[Digest]) -> Result<Option<StepResult>, StepError> {
+        if self.build.request.no_cache {
+            return Ok(None);
+        }
+        let (store, lease, keys) = (
+            self.build.store.clone(),
+            Arc::clone(&self.build.lease),
+            keys.to_vec(),
+        );
+        self.blocking(move || {
+            for key in &keys {
+                let entry = store.cache_get(key, &lease).map_err(|source| StepError::Store {
+                    act: "look into the build cache",
+                    source,
+                })?;
+                let Some(entry) = entry else { continue };
+                let (Some(chain), Ok(value)) =
+                    (entry.chain, serde_json::from_str::<CacheValue>(&entry.value))
+                else {
+                    continue;
+                };
+                // Another of its keys may be new: whoever comes by it next finds the layer at once.
+                for other in keys.iter().filter(|k| *k != key) {
+                    store
+                        .cache_put(other, Some(&chain), &entry.value)
+                        .map_err(|source| StepError::Store {
+                            act: "write the build cache",
+                            source,
+                        })?;
+                }
+                return Ok(Some(StepResult {
+                    tip: Tip::committed(chain),
+                    key: value.key,
+                    created: value.created(),
+                    cached: true,
+                }));
+            }
+            Ok(None)
+        })
+        .await
+    }
+
+    /// The right to be the one who makes `key`'s layer; `None` where the cache is not used.
+    async fn lock(&self, key: &Digest) -> Result<Option<CacheLock>, StepError> {
+        if self.build.request.no_cache {
+            return Ok(None);
+        }
+        let mut told = false;
+        loop {
+            if self.build.cancel.is_set() {
+                return Err(StepError::Cancelled);
+            }
+            let (store, key) = (self.build.store.clone(), *key);
+            let tried = tokio::task::spawn_blocking(move || store.cache_lock(&key, LOCK_TRY)).await;
+            match tried.map_err(|e| StepError::Task {
+                reason: e.to_string(),
+            })? {
+                Ok(lock) => return Ok(Some(lock)),
+                Err(StoreError::Timeout { .. }) if !told => {
+                    self.remark("the same step is being made elsewhere; waiting for its result");
+                    told = true;
+                }
+                Err(StoreError::Timeout { .. }) => {}
+                Err(source) => {
+                    return Err(StepError::Store {
+                        act: "lock the step's cache key",
+                        source,
+                    });
+                }
+            }
+        }
+    }
+
+    /// The cache's answer, or else what `work` makes of a mounted snapshot. The first of `keys` is the step's own.
+    pub async fn cached_or<F>(&self, keys: Vec<Digest>, work: F) -> Result<StepResult, StepError>
+    where
+        F: AsyncFnOnce(&Path) -> Result<(), StepError>,
+    {
+        if let Some(found) = self.cached(&keys).await? {
+            return Ok(found);
+        }
+        let lock = self.lock(&keys[0]).await?;
+        if lock.is_some()
+            && let Some(found) = self.cached(&keys).await?
+        {
+            return Ok(found);
+        }
+        let active = self.prepare().await?;
+        let worked = self.on_mount(&active, work).await;
+        if let Err(error) = worked {
+            self.build.forget(&active.key).await;
+            return Err(error);
+        }
+        let created = SystemTime::now();
+        if let Some(epoch) = self.build.epoch {
+            let upper = active.upper.clone();
+            self.blocking(move || clamp::clamp(&upper, epoch)).await?;
+        }
+        let key = keys[0];
+        let tip = self.sealer.seal(Finished {
+            active,
+            below: self.tip.clone(),
+            keys,
+            created,
+            lock,
+            options: LayerOptions {
+                clamp_mtime: self.build.epoch,
+                ..LayerOptions::default()
+            },
+        });
+        Ok(StepResult {
+            tip,
+            key,
+            created,
+            cached: false,
+        })
+    }
+
+    async fn prepare(&self) -> Result<Active, StepError> {
+        self.build
+            .prepare(&self.tip)
+            .await
+            .map_err(|source| StepError::Store {
+                act: "make a snapshot for the step",
+                source,
+            })
+    }
+
+    /// Mounts a snapshot, lets `work` use it, and unmounts it whatever happened.
+    pub async fn on_mount<F>(&self, active: &Active, work: F) -> Result<(), StepError>
+    where
+        F: AsyncFnOnce(&Path) -> Result<(), StepError>,
+    {
+        let point = self.build.sandbox.fresh_dir("mnt")?;
+        let (mount, at) = (active.mount.clone(), point.clone());
+        self.blocking(move || {
+            mount
+                .mount(&at)
+                .map_err(|source| StepError::Mount { act: "mount", source })
+        })
+        .await?;
+        let worked = work(&point).await;
+        let unmounted = self
+            .blocking(move || {
+                slipway_snapshot::unmount(&point).map_err(|source| StepError::Mount {
+                    act: "unmount",
+                    source,
+                })?;
+                std::fs::remove_dir(&point).map_err(|source| StepError::Io {
+                    act: "remove",
+                    path: point,
+                    source,
+                })
+            })
+            .await;
+        worked.and(unmounted)
+    }
+}

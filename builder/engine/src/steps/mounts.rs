@@ -1,0 +1,537 @@
+//! `RUN --mount`: what is mounted into a command besides the step's own files. Binds of the context, of stages and
+//! of images; caches that outlive the build; memory. Secrets and ssh agents cannot be given to a build yet.
+//!
+//! ```text
+//! <root>/cache-mounts/<hash of the id>/   0700
+//!   lock                                  flock: shared by `sharing=shared`, alone by the others
+//!   fs                                    what is mounted
+//! ```
+
+use std::fs::File;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use oci_spec::runtime::{MountBuilder, Spec};
+use rustix::fs::FlockOperation;
+use slipway_dockerfile::instruction::{MountKind, Sharing};
+use slipway_dockerfile::step::{RunStep, Source};
+use slipway_image::{Active, Digest};
+use slipway_snapshot::Root;
+
+use super::StepContext;
+use crate::cancel::Cancel;
+use crate::copy::CopyError;
+use crate::copy::apply::Destination;
+use crate::copy::digest::{Selection, digest};
+use crate::copy::select::resolve;
+use crate::copy::tree::{All, Owners, Tree};
+use crate::error::StepError;
+use crate::layer::Tip;
+use crate::sandbox::{Point, Stubs};
+
+/// What the mounts of a step need, looked up before its cache key is known.
+#[derive(Default)]
+pub(super) struct Inputs {
+    /// What they contribute to the key.
+    pub contents: Vec<[u8; 32]>,
+    list: Vec<Input>,
+}
+
+enum Input {
+    /// A path of the build context.
+    Context {
+        target: PathBuf,
+        read_only: bool,
+        tree: Arc<Tree>,
+        selection: Arc<Selection>,
+    },
+    /// A path of another root file system.
+    Tip {
+        target: PathBuf,
+        read_only: bool,
+        tip: Tip,
+        source: String,
+        name: String,
+    },
+    /// A directory that stays.
+    Cache(Box<CacheMount>),
+}
+
+struct CacheMount {
+    target: PathBuf,
+    read_only: bool,
+    id: String,
+    sharing: Sharing,
+    start: Option<(Tip, String)>,
+    mode: u32,
+    owner: (u32, u32),
+}
+
+/// Something that can be bind-mounted now.
+pub(super) struct Mounted {
+    /// Where in the container.
+    pub target: PathBuf,
+    /// What on the host.
+    pub source: PathBuf,
+    /// No writes.
+    pub read_only: bool,
+    /// A file, not a directory.
+    pub is_file: bool,
+    /// The snapshot behind it, mounted here.
+    view: Option<(Active, PathBuf)>,
+    /// A cache's lock, held while it is used.
+    _lock: Option<File>,
+}
+
+/// Looks up what the mounts name.
+pub(super) async fn prepare(cx: &StepContext<'_>, step: &RunStep) -> Result<Inputs, StepError> {
+    let mut inputs = Inputs::default();
+    for mount in &step.mounts {
+        let target = PathBuf::from(mount.target.clone().unwrap_or_default());
+        let read_only = mount.read_only;
+        match &mount.kind {
+            MountKind::Tmpfs { .. } => {}
+            MountKind::Bind {
+                from: Source::Context,
+                source,
+            } => {
+                let tree = cx.build.context_tree()?;
+                let (path, cancel) = (source.clone(), cx.build.cancel.clone());
+                let (tree, selection, content) = cx
+                    .blocking(move || {
+                        let mut found = resolve_one(&tree, &path)?;
+                        let entries = tree.list(&found, &All)?;
+                        let contents_only = found.is_dir();
+                        found.name = "content".into();
+                        let selection = [Selection {
+                            found,
+                            entries,
+                            contents_only,
+                        }];
+                        let content = digest(&tree, &selection, &cancel)?;
+                        let [selection] = selection;
+                        Ok((tree, Arc::new(selection), content))
+                    })
+                    .await?;
+                inputs.contents.push(content);
+                inputs.list.push(Input::Context {
+                    target,
+                    read_only,
+                    tree,
+                    selection,
+                });
+            }
+            MountKind::Bind { from, source } => {
+                let (tip, key, name) = tip_of(cx, from).await?;
+                inputs.contents.push(*key.as_bytes());
+                inputs.list.push(Input::Tip {
+                    target,
+                    read_only,
+                    tip,
+                    source: source.clone(),
+                    name,
+                });
+            }
+            MountKind::Cache {
+                id,
+                sharing,
+                from,
+                source,
+                mode,
+                uid,
+                gid,
+            } => {
+                let start = match from {
+                    Source::Scratch => None,
+                    from => {
+                        let (tip, _, _) = tip_of(cx, from).await?;
+                        Some((tip, source.clone()))
+                    }
+                };
+                inputs.list.push(Input::Cache(Box::new(CacheMount {
+                    target,
+                    read_only,
+                    id: id.clone(),
+                    sharing: *sharing,
+                    start,
+                    mode: mode.unwrap_or(0o755),
+                    owner: (uid.unwrap_or(0), gid.unwrap_or(0)),
+                })));
+            }
+            // Nobody can give a build a secret yet: one that is not required is simply not there.
+            MountKind::Secret { required: false, .. } => {}
+            MountKind::Secret { id, .. } => {
+                return Err(StepError::Unsupported {
+                    what: format!("RUN --mount=type=secret (id {id})"),
+                });
+            }
+            MountKind::Ssh { .. } => {
+                return Err(StepError::Unsupported {
+                    what: "RUN --mount=type=ssh".to_owned(),
+                });
+            }
+        }
+    }
+    Ok(inputs)
+}
+
+fn resolve_one(tree: &Tree, path: &str) -> Result<crate::copy::tree::Found, StepError> {
+    resolve(tree, path)?.into_iter().next().ok_or_else(|| {
+        CopyError::NotFound {
+            path: path.to_owned(),
+            place: tree.name.clone(),
+        }
+        .into()
+    })
+}
+
+async fn tip_of(cx: &StepContext<'_>, from: &Source) -> Result<(Tip, Digest, String), StepError> {
+    match from {
+        Source::Stage(stage) => {
+            let (tip, key) = cx.build.stage_result(*stage).await?;
+            Ok((tip, key, format!("the stage {}", cx.build.stage_name(*stage))))
+        }
+        Source::Image(image) => {
+            let base = cx.build.source_image(image, &cx.stage.platform, cx.id).await?;
+            Ok((base.tip.clone(), base.key, format!("the image {image}")))
+        }
+        Source::Scratch => Ok((Tip::scratch(), crate::key::scratch(), "scratch".to_owned())),
+        Source::Context => Err(StepError::Unsupported {
+            what: "RUN --mount=type=cache from the build context".to_owned(),
+        }),
+        Source::Named(name) => Err(StepError::Unsupported {
+            what: format!("RUN --mount from={name}, a named build context,"),
+        }),
+    }
+}
+
+/// Makes everything ready to be bind-mounted.
+pub(super) async fn mount(cx: &StepContext<'_>, inputs: &Inputs) -> Result<Vec<Mounted>, StepError> {
+    let mut mounted = Vec::new();
+    for input in &inputs.list {
+        match one(cx, input).await {
+            Ok(one) => mounted.push(one),
+            Err(error) => {
+                unmount(cx, mounted).await?;
+                return Err(error);
+            }
+        }
+    }
+    Ok(mounted)
+}
+
+async fn one(cx: &StepContext<'_>, input: &Input) -> Result<Mounted, StepError> {
+    match input {
+        Input::Tip {
+            target,
+            read_only,
+            tip,
+            source,
+            name,
+        } => {
+            let (view, point) = view(cx, tip).await?;
+            let found = inside(&point, source, name);
+            match found {
+                Ok((source, is_file)) => Ok(Mounted {
+                    target: target.clone(),
+                    source,
+                    read_only: *read_only,
+                    is_file,
+                    view: Some((view, point)),
+                    _lock: None,
+                }),
+                Err(error) => {
+                    drop_view(cx, view, point).await?;
+                    Err(error)
+                }
+            }
+        }
+        Input::Context {
+            target,
+            read_only,
+            tree,
+            selection,
+        } => {
+            let (view, point) = view(cx, &Tip::scratch()).await?;
+            let at = point.join("content");
+            let copied = copy_context(cx, &point, tree, selection).await;
+            if let Err(error) = copied {
+                drop_view(cx, view, point).await?;
+                return Err(error);
+            }
+            Ok(Mounted {
+                target: target.clone(),
+                source: at,
+                read_only: *read_only,
+                is_file: !selection.found.is_dir(),
+                view: Some((view, point)),
+                _lock: None,
+            })
+        }
+        Input::Cache(cache) => open_cache(cx, cache).await,
+    }
+}
+
+/// A private copy of what the context holds: a command can neither see what is ignored nor write to the real files.
+async fn copy_context(
+    cx: &StepContext<'_>,
+    point: &Path,
+    tree: &Arc<Tree>,
+    selection: &Arc<Selection>,
+) -> Result<(), StepError> {
+    let (point, tree, selection) = (point.to_path_buf(), Arc::clone(tree), Arc::clone(selection));
+    let cancel = cx.build.cancel.clone();
+    cx.blocking(move || copy_plain(&point, "/content", false, &tree, &selection, &cancel))
+        .await
+}
+
+/// Copies without any of COPY's options.
+fn copy_plain(
+    to: &Path,
+    path: &str,
+    is_directory: bool,
+    tree: &Tree,
+    selection: &Selection,
+    cancel: &Cancel,
+) -> Result<(), StepError> {
+    let root = Root::open(to).map_err(|source| StepError::Io {
+        act: "open",
+        path: to.to_path_buf(),
+        source,
+    })?;
+    let destination = Destination {
+        root: &root,
+        path,
+        is_directory,
+        owner: None,
+        chmod: None,
+    };
+    Ok(destination.copy(tree, selection, cancel)?)
+}
+
+async fn view(cx: &StepContext<'_>, tip: &Tip) -> Result<(Active, PathBuf), StepError> {
+    let view = cx.build.prepare(tip).await.map_err(|source| StepError::Store {
+        act: "make a view of the files to mount",
+        source,
+    })?;
+    let point = cx.build.sandbox.fresh_dir("mnt")?;
+    let (mount, at) = (view.mount.clone(), point.clone());
+    cx.blocking(move || {
+        mount
+            .mount(&at)
+            .map_err(|source| StepError::Mount { act: "mount", source })
+    })
+    .await?;
+    Ok((view, point))
+}
+
+async fn drop_view(cx: &StepContext<'_>, view: Active, point: PathBuf) -> Result<(), StepError> {
+    let unmounted = cx
+        .blocking(move || {
+            slipway_snapshot::unmount(&point).map_err(|source| StepError::Mount {
+                act: "unmount",
+                source,
+            })
+        })
+        .await;
+    cx.build.forget(&view.key).await;
+    unmounted
+}
+
+/// The real place of `source` in a mounted root file system, and whether it is a file.
+fn inside(point: &Path, source: &str, name: &str) -> Result<(PathBuf, bool), StepError> {
+    let tree = Tree::open(point, None, Owners::Kept, name)?;
+    let found = resolve_one(&tree, source)?;
+    Ok((point.join(&found.real), !found.is_dir()))
+}
+
+async fn open_cache(cx: &StepContext<'_>, cache: &CacheMount) -> Result<Mounted, StepError> {
+    let root = cx.build.store.root().join("cache-mounts");
+    let name = Digest::of(cache.id.as_bytes()).hex()[..32].to_owned();
+    let (dir, lock) = match cache.sharing {
+        Sharing::Shared => lock_dir(cx, &root.join(&name), FlockOperation::NonBlockingLockShared).await?,
+        Sharing::Locked => lock_dir(cx, &root.join(&name), FlockOperation::NonBlockingLockExclusive).await?,
+        Sharing::Private => private_dir(&root, &name)?,
+    };
+    let fs = dir.join("fs");
+    if !fs.exists() {
+        fill_cache(cx, cache, &dir, &fs).await?;
+    }
+    Ok(Mounted {
+        target: cache.target.clone(),
+        source: fs,
+        read_only: cache.read_only,
+        is_file: false,
+        view: None,
+        _lock: Some(lock),
+    })
+}
+
+fn make_private(dir: &Path) -> Result<(), StepError> {
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(dir)
+        .map_err(|source| StepError::Io {
+            act: "make the cache",
+            path: dir.to_path_buf(),
+            source,
+        })
+}
+
+fn open_lock(dir: &Path) -> Result<File, StepError> {
+    make_private(dir)?;
+    let path = dir.join("lock");
+    std::fs::OpenOptions::new()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(&path)
+        .map_err(|source| StepError::Io {
+            act: "open",
+            path,
+            source,
+        })
+}
+
+async fn lock_dir(
+    cx: &StepContext<'_>,
+    dir: &Path,
+    how: FlockOperation,
+) -> Result<(PathBuf, File), StepError> {
+    let lock = open_lock(dir)?;
+    let mut told = false;
+    while rustix::fs::flock(&lock, how).is_err() {
+        if !std::mem::replace(&mut told, true) {
+            cx.remark("another step uses the cache mount; waiting for it");
+        }
+        tokio::select! {
+            () = cx.build.cancel.wait() => return Err(StepError::Cancelled),
+            () = tokio::time::sleep(Duration::from_millis(50)) => {}
+        }
+    }
+    Ok((dir.to_path_buf(), lock))
+}
+
+/// The first of the numbered directories that nobody uses.
+fn private_dir(root: &Path, name: &str) -> Result<(PathBuf, File), StepError> {
+    for n in 0.. {
+        let dir = if n == 0 {
+            root.join(name)
+        } else {
+            root.join(format!("{name}-{n}"))
+        };
+        let lock = open_lock(&dir)?;
+        if rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive).is_ok() {
+            return Ok((dir, lock));
+        }
+    }
+    Err(StepError::Task {
+        reason: "no cache directory is free".to_owned(),
+    })
+}
+
+/// Makes a new cache: empty, or a copy of what it is to start with.
+async fn fill_cache(
+    cx: &StepContext<'_>,
+    cache: &CacheMount,
+    dir: &Path,
+    fs: &Path,
+) -> Result<(), StepError> {
+    let io = |source| StepError::Io {
+        act: "make the cache",
+        path: fs.to_path_buf(),
+        source,
+    };
+    let fresh = dir.join(format!("new-{}", cx.build.id));
+    match std::fs::remove_dir_all(&fresh) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(io(e)),
+        _ => {}
+    }
+    std::fs::create_dir(&fresh).map_err(io)?;
+    if let Some((tip, source)) = &cache.start {
+        let (view, point) = view(cx, tip).await?;
+        let (from, to, source, cancel) = (
+            point.clone(),
+            fresh.clone(),
+            source.clone(),
+            cx.build.cancel.clone(),
+        );
+        let copied = cx
+            .blocking(move || {
+                let tree = Tree::open(&from, None, Owners::Kept, "the cache's source")?;
+                let found = resolve_one(&tree, &source)?;
+                let entries = tree.list(&found, &All)?;
+                let selection = Selection {
+                    contents_only: found.is_dir(),
+                    found,
+                    entries,
+                };
+                copy_plain(&to, "/", true, &tree, &selection, &cancel)
+            })
+            .await;
+        drop_view(cx, view, point).await?;
+        copied?;
+    }
+    use std::os::unix::fs::PermissionsExt;
+    std::fs::set_permissions(&fresh, std::fs::Permissions::from_mode(cache.mode)).map_err(io)?;
+    std::os::unix::fs::chown(&fresh, Some(cache.owner.0), Some(cache.owner.1)).map_err(io)?;
+    match std::fs::rename(&fresh, fs) {
+        // Another build was faster.
+        Err(_) if fs.exists() => std::fs::remove_dir_all(&fresh).map_err(io),
+        renamed => renamed.map_err(io),
+    }
+}
+
+/// Takes the views down again.
+pub(super) async fn unmount(cx: &StepContext<'_>, mounted: Vec<Mounted>) -> Result<(), StepError> {
+    let mut result = Ok(());
+    for one in mounted.into_iter().rev() {
+        if let Some((view, point)) = one.view {
+            result = result.and(drop_view(cx, view, point).await);
+        }
+    }
+    result
+}
+
+/// tmpfs mounts go straight into the specification.
+pub(super) fn add_tmpfs(
+    spec: &mut Spec,
+    step: &RunStep,
+    root: &Root,
+    stubs: &mut Stubs,
+) -> Result<(), StepError> {
+    let mut list = spec.mounts().clone().unwrap_or_default();
+    for mount in &step.mounts {
+        let MountKind::Tmpfs { size } = &mount.kind else {
+            continue;
+        };
+        let target = PathBuf::from(mount.target.clone().unwrap_or_default());
+        let target = if super::run::under_own_mount(&target) {
+            target
+        } else {
+            stubs.ensure(root, &target, Point::Directory)?
+        };
+        let mut options = vec!["nosuid".to_owned(), "nodev".to_owned()];
+        if let Some(size) = size {
+            options.push(format!("size={size}"));
+        }
+        if mount.read_only {
+            options.push("ro".to_owned());
+        }
+        let built = MountBuilder::default()
+            .destination(target)
+            .typ("tmpfs")
+            .source("tmpfs")
+            .options(options)
+            .build()
+            .map_err(|e| StepError::Task {
+                reason: e.to_string(),
+            })?;
+        list.push(built);
+    }
+    spec.set_mounts(Some(list));
+    Ok(())
+}
