@@ -330,3 +330,6 @@ impl Loaded {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -314,3 +314,6 @@ fn intel_rdt(rdt: &IntelRdt) -> oci::LinuxIntelRdt {
     new.set_enable_monitoring(monitoring.then_some(true));
     new
 }
+
+#[cfg(test)]
+mod tests;

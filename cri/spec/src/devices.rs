@@ -27,19 +27,13 @@ const EVERYWHERE: [(i64, Option<i64>); 9] = [
 pub(crate) fn devices(
     input: &SpecInput,
 ) -> Result<(Vec<oci::LinuxDevice>, Vec<oci::LinuxDeviceCgroup>), SpecError> {
-    let mut nodes: Vec<oci::LinuxDevice> = Vec::new();
-    let mut rules = Vec::new();
-    if input.privileged {
-        rules.push(rule(true, oci::LinuxDeviceType::A, None, None, "rwm"));
+    let mut rules = if input.privileged {
+        vec![rule(true, oci::LinuxDeviceType::A, None, None, "rwm")]
     } else {
-        rules.push(rule(false, oci::LinuxDeviceType::A, None, None, "rwm"));
-        // Making nodes is harmless where opening them is not allowed.
-        rules.push(rule(true, oci::LinuxDeviceType::C, None, None, "m"));
-        rules.push(rule(true, oci::LinuxDeviceType::B, None, None, "m"));
-        for (major, minor) in EVERYWHERE {
-            rules.push(rule(true, oci::LinuxDeviceType::C, Some(major), minor, "rwm"));
-        }
-    }
+        general_rules()
+    };
+    // Of two devices at one place the later one stays, with its rule.
+    let mut placed: Vec<(oci::LinuxDevice, Option<oci::LinuxDeviceCgroup>)> = Vec::new();
     let host: &[Device] = if input.privileged {
         &input.host_devices
     } else {
@@ -49,19 +43,35 @@ pub(crate) fn devices(
         let at = place(device)?;
         let permissions = permissions(device)?;
         let node = node(&at, device);
-        if !input.privileged && device.node.kind != DeviceKind::Fifo {
-            rules.push(rule(
+        let ruled = !input.privileged && device.node.kind != DeviceKind::Fifo;
+        let allow = ruled.then(|| {
+            rule(
                 true,
                 node.typ(),
                 Some(node.major()),
                 Some(node.minor()),
                 permissions,
-            ));
-        }
-        nodes.retain(|n| n.path() != Path::new(&at));
-        nodes.push(node);
+            )
+        });
+        placed.retain(|(n, _)| n.path() != Path::new(&at));
+        placed.push((node, allow));
     }
+    let (nodes, allowed): (Vec<_>, Vec<_>) = placed.into_iter().unzip();
+    rules.extend(allowed.into_iter().flatten());
     Ok((nodes, rules))
+}
+
+/// Nothing but what every container has. Making nodes is harmless where opening them is not
+/// allowed.
+fn general_rules() -> Vec<oci::LinuxDeviceCgroup> {
+    let mut rules = vec![
+        rule(false, oci::LinuxDeviceType::A, None, None, "rwm"),
+        rule(true, oci::LinuxDeviceType::C, None, None, "m"),
+        rule(true, oci::LinuxDeviceType::B, None, None, "m"),
+    ];
+    let everywhere = EVERYWHERE.iter();
+    rules.extend(everywhere.map(|(a, b)| rule(true, oci::LinuxDeviceType::C, Some(*a), *b, "rwm")));
+    rules
 }
 
 fn place(device: &Device) -> Result<String, SpecError> {

@@ -226,7 +226,7 @@ fn default_mounts(input: &SpecInput) -> Vec<oci::Mount> {
     if maps_gid_5(input) {
         pts.push("gid=5");
     }
-    let locked = ["rbind", "nosuid", "noexec", "nodev"];
+    let locked = ["rbind", "rprivate", "nosuid", "noexec", "nodev"];
     let mut all = vec![
         if foreign(&input.namespaces.pid) {
             mount("/proc", "bind", "/proc", &locked)

@@ -6,12 +6,11 @@ use crate::error::SpecError;
 use crate::input::{Namespace, SpecInput};
 use crate::mounts::id_maps;
 
-type Maps = Vec<oci::LinuxIdMapping>;
+/// Maps of users and of groups.
+type Maps = (Vec<oci::LinuxIdMapping>, Vec<oci::LinuxIdMapping>);
 
 /// The list of namespaces and the maps of the user namespace.
-pub(crate) fn namespaces(
-    input: &SpecInput,
-) -> Result<(Vec<oci::LinuxNamespace>, Option<(Maps, Maps)>), SpecError> {
+pub(crate) fn namespaces(input: &SpecInput) -> Result<(Vec<oci::LinuxNamespace>, Option<Maps>), SpecError> {
     let ns = &input.namespaces;
     let mut list = Vec::new();
     let mut maps = None;

@@ -90,3 +90,67 @@ impl RunStep {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::generate;
+
+    fn step() -> RunStep {
+        RunStep {
+            args: ["/bin/sh", "-c", "pip install numpy"].map(str::to_owned).into(),
+            env: vec![
+                ("PATH".into(), "/opt/bin:/bin".into()),
+                ("PIP_NO_CACHE_DIR".into(), "1".into()),
+            ],
+            cwd: "/app".into(),
+            user: "app".into(),
+            passwd: b"app:x:1000:1000::/home/app:/bin/sh\n".to_vec(),
+            network: Namespace::Path("/run/build/net".into()),
+            ..RunStep::default()
+        }
+    }
+
+    #[test]
+    fn a_step_runs_with_dockers_capabilities_and_the_environment_in_scope() {
+        let out = generate(&step().into_input()).unwrap();
+        let process = out.spec.process().as_ref().unwrap();
+        let bounding = process
+            .capabilities()
+            .as_ref()
+            .unwrap()
+            .bounding()
+            .as_ref()
+            .unwrap()
+            .len();
+        assert_eq!(bounding, 14);
+        assert_eq!(
+            process.env().as_ref().unwrap(),
+            &["PATH=/opt/bin:/bin", "PIP_NO_CACHE_DIR=1", "HOME=/home/app"]
+        );
+        assert_eq!(process.cwd().to_str(), Some("/app"));
+        assert_eq!((process.user().uid(), process.user().gid()), (1000, 1000));
+        assert_eq!(out.spec.hostname().as_deref(), Some("buildkitsandbox"));
+        let linux = out.spec.linux().as_ref().unwrap();
+        assert!(linux.seccomp().is_some());
+        let network = linux.namespaces().as_ref().unwrap()[0].clone();
+        assert_eq!(
+            network.path().as_deref(),
+            Some(std::path::Path::new("/run/build/net"))
+        );
+    }
+
+    #[test]
+    fn an_insecure_step_has_everything() {
+        let out = generate(
+            &RunStep {
+                insecure: true,
+                ..step()
+            }
+            .into_input(),
+        )
+        .unwrap();
+        let linux = out.spec.linux().as_ref().unwrap();
+        assert!(linux.seccomp().is_none() && linux.masked_paths().as_ref().unwrap().is_empty());
+    }
+}
