@@ -19,7 +19,11 @@ fn tree() -> Tree {
     fs::create_dir(&inside).unwrap();
     fs::create_dir(&outside).unwrap();
     fs::write(outside.join("secret"), "secret").unwrap();
-    Tree { inside, outside, _dir: dir }
+    Tree {
+        inside,
+        outside,
+        _dir: dir,
+    }
 }
 
 #[test]
@@ -34,8 +38,16 @@ fn a_link_to_an_absolute_path_stays_inside() {
     fs::create_dir_all(t.inside.join("real/deep")).unwrap();
     fs::write(t.inside.join("real/deep/file"), "mine").unwrap();
     symlink("/real", t.inside.join("link")).unwrap();
-    assert_eq!(root.read(Path::new("/link/deep/../deep/file"), 100).unwrap().unwrap(), b"mine");
-    assert_eq!(root.resolve(Path::new("/link/./deep/../deep/file")).unwrap(), Path::new("/real/deep/file"));
+    assert_eq!(
+        root.read(Path::new("/link/deep/../deep/file"), 100)
+            .unwrap()
+            .unwrap(),
+        b"mine"
+    );
+    assert_eq!(
+        root.resolve(Path::new("/link/./deep/../deep/file")).unwrap(),
+        Path::new("/real/deep/file")
+    );
     assert_eq!(root.resolve(Path::new("/../..")).unwrap(), Path::new("/"));
 }
 
@@ -47,15 +59,31 @@ fn making_directories_follows_dangling_links_inside_only() {
     symlink("../../../run", t.inside.join("b")).unwrap();
     let made = root.mkdir_all(Path::new("/a/x"), 0o751, None).unwrap();
     let expected = t.outside.join("new").join("x");
-    let expected: Vec<PathBuf> =
-        expected.ancestors().collect::<Vec<_>>().into_iter().rev().skip(1).map(PathBuf::from).collect();
-    assert_eq!(made, expected, "the link's absolute target is made below the root");
+    let expected: Vec<PathBuf> = expected
+        .ancestors()
+        .collect::<Vec<_>>()
+        .into_iter()
+        .rev()
+        .skip(1)
+        .map(PathBuf::from)
+        .collect();
+    assert_eq!(
+        made, expected,
+        "the link's absolute target is made below the root"
+    );
     assert!(!t.outside.join("new").exists());
     let made = root.mkdir_all(Path::new("b/lock"), 0o700, None).unwrap();
     assert_eq!(made, [PathBuf::from("/run"), PathBuf::from("/run/lock")]);
-    let mode = fs::metadata(t.inside.join("run/lock")).unwrap().permissions().mode();
+    let mode = fs::metadata(t.inside.join("run/lock"))
+        .unwrap()
+        .permissions()
+        .mode();
     assert_eq!(mode & 0o7777, 0o700);
-    assert!(root.mkdir_all(Path::new("/run/lock"), 0o755, None).unwrap().is_empty());
+    assert!(
+        root.mkdir_all(Path::new("/run/lock"), 0o755, None)
+            .unwrap()
+            .is_empty()
+    );
     fs::write(t.inside.join("file"), "").unwrap();
     let e = root.mkdir_all(Path::new("/file/x"), 0o755, None).unwrap_err();
     assert_eq!(e.kind(), std::io::ErrorKind::NotADirectory, "{e:?}");
@@ -72,14 +100,20 @@ fn creating_a_file_through_a_link_stays_inside_and_devices_are_refused() {
     let e = root.create_file(Path::new("/hosts"), 0o644).unwrap_err();
     assert_eq!(e.kind(), std::io::ErrorKind::NotFound, "{e:?}");
     symlink("/made", t.inside.join("resolv.conf")).unwrap();
-    root.create_file(Path::new("resolv.conf"), 0o640).unwrap().write_all(b"x").unwrap();
+    root.create_file(Path::new("resolv.conf"), 0o640)
+        .unwrap()
+        .write_all(b"x")
+        .unwrap();
     assert_eq!(fs::read(t.inside.join("made")).unwrap(), b"x");
     drop(root.create_file(Path::new("resolv.conf"), 0o640).unwrap());
     assert_eq!(fs::metadata(t.inside.join("made")).unwrap().len(), 0);
     assert_eq!(fs::read(t.outside.join("secret")).unwrap(), b"secret");
     let fifo = std::ffi::CString::new(t.inside.join("fifo").to_str().unwrap()).unwrap();
     rustix::fs::mkfifoat(rustix::fs::CWD, &fifo, rustix::fs::Mode::RWXU).unwrap();
-    assert!(root.create_file(Path::new("fifo"), 0o644).is_err(), "a FIFO would hang");
+    assert!(
+        root.create_file(Path::new("fifo"), 0o644).is_err(),
+        "a FIFO would hang"
+    );
     assert!(root.read(Path::new("fifo"), 10).is_err());
 }
 
@@ -96,8 +130,14 @@ fn what_is_too_large_is_an_error_and_not_cut() {
 #[test]
 fn magic_links_are_not_followed() {
     let root = Root::open(Path::new("/proc/self")).unwrap();
-    assert!(root.open_file(Path::new("/root/etc/passwd"), rustix::fs::OFlags::RDONLY).is_err());
-    assert!(root.open_file(Path::new("/cwd"), rustix::fs::OFlags::RDONLY).is_err());
+    assert!(
+        root.open_file(Path::new("/root/etc/passwd"), rustix::fs::OFlags::RDONLY)
+            .is_err()
+    );
+    assert!(
+        root.open_file(Path::new("/cwd"), rustix::fs::OFlags::RDONLY)
+            .is_err()
+    );
 }
 
 #[test]
@@ -122,7 +162,13 @@ fn removing_never_follows_links_and_survives_deep_trees() {
     .unwrap();
     for _ in 0..1500 {
         rustix::fs::mkdirat(&at, "dddd", rustix::fs::Mode::RWXU).unwrap();
-        at = rustix::fs::openat(&at, "dddd", rustix::fs::OFlags::DIRECTORY, rustix::fs::Mode::empty()).unwrap();
+        at = rustix::fs::openat(
+            &at,
+            "dddd",
+            rustix::fs::OFlags::DIRECTORY,
+            rustix::fs::Mode::empty(),
+        )
+        .unwrap();
     }
     root.remove_all(Path::new("/dddd")).unwrap();
     assert_eq!(fs::read_dir(&t.inside).unwrap().count(), 0);
@@ -136,7 +182,10 @@ fn the_parent_of_an_entry_is_found_without_looking_at_the_entry() {
     symlink("/d", t.inside.join("l")).unwrap();
     let (fd, name) = root.parent(Path::new("/l/whatever")).unwrap();
     assert_eq!(name, "whatever");
-    assert_eq!(rustix::fs::fstat(&fd).unwrap().st_ino, fs::metadata(t.inside.join("d")).unwrap().ino());
+    assert_eq!(
+        rustix::fs::fstat(&fd).unwrap().st_ino,
+        fs::metadata(t.inside.join("d")).unwrap().ino()
+    );
     assert!(root.parent(Path::new("/")).is_err());
     assert!(root.parent(Path::new("/d/..")).is_err());
 }
@@ -162,6 +211,9 @@ fn a_directory_swapped_for_a_link_during_the_walk_leads_nowhere() {
         }
         stop.store(true, std::sync::atomic::Ordering::Relaxed);
     });
-    let names: Vec<_> = fs::read_dir(&t.outside).unwrap().map(|e| e.unwrap().file_name()).collect();
+    let names: Vec<_> = fs::read_dir(&t.outside)
+        .unwrap()
+        .map(|e| e.unwrap().file_name())
+        .collect();
     assert_eq!(names, ["secret"], "nothing was made outside");
 }

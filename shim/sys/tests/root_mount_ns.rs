@@ -2,8 +2,8 @@
 
 mod common;
 
-use slipway_sys::ns::{self, IdMap, IdMaps, Kind, NewNamespaces, NsError};
 use slipway_sys::mount;
+use slipway_sys::ns::{self, IdMap, IdMaps, Kind, NewNamespaces, NsError};
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -20,7 +20,9 @@ impl Drop for Mounted {
 fn layers(dir: &Path, n: usize) -> Vec<PathBuf> {
     (0..n)
         .map(|i| {
-            let layer = dir.join(format!("layer-{i:03}-with-a-long-name-so-that-a-page-of-options-cannot-hold-them"));
+            let layer = dir.join(format!(
+                "layer-{i:03}-with-a-long-name-so-that-a-page-of-options-cannot-hold-them"
+            ));
             fs::create_dir(&layer).unwrap();
             fs::write(layer.join(format!("f{i}")), "x").unwrap();
             fs::write(layer.join("who"), i.to_string()).unwrap();
@@ -48,7 +50,8 @@ fn root_overlay_of_many_layers_has_the_nearest_on_top() {
     assert!(upper.join("new").exists());
     mount::unmount(&target, false).unwrap();
     mount::unmount(&target, false).unwrap();
-    let e = mount::mount_overlay(&[dir.path().join("nowhere")], Some((&upper, &work)), &target, &[]).unwrap_err();
+    let e =
+        mount::mount_overlay(&[dir.path().join("nowhere")], Some((&upper, &work)), &target, &[]).unwrap_err();
     assert_eq!(e.kind(), std::io::ErrorKind::NotFound, "{e:?}");
 }
 
@@ -73,7 +76,10 @@ fn root_overlay_takes_odd_and_long_paths_and_read_only_views() {
     mount::unmount(&target, false).unwrap();
     mount::mount_overlay(&[odd], None, &target, &[]).unwrap();
     assert!(target.join("odd").exists());
-    assert!(fs::write(target.join("no"), "").is_err(), "one layer: a read-only bind");
+    assert!(
+        fs::write(target.join("no"), "").is_err(),
+        "one layer: a read-only bind"
+    );
 }
 
 #[test]
@@ -97,8 +103,15 @@ fn root_binds_are_recursive_and_read_only_as_asked() {
 }
 
 fn maps() -> IdMaps {
-    let m = vec![IdMap { container_id: 0, host_id: 200_000, length: 65536 }];
-    IdMaps { uids: m.clone(), gids: m }
+    let m = vec![IdMap {
+        container_id: 0,
+        host_id: 200_000,
+        length: 65536,
+    }];
+    IdMaps {
+        uids: m.clone(),
+        gids: m,
+    }
 }
 
 #[test]
@@ -107,9 +120,17 @@ fn root_pinned_namespaces_outlive_their_maker_and_belong_to_the_user_namespace()
         return;
     }
     let dir = tempfile::tempdir().unwrap();
-    let new = NewNamespaces { user: Some(maps()), net: true, ipc: true, uts: Some("pod-1".into()) };
+    let new = NewNamespaces {
+        user: Some(maps()),
+        net: true,
+        ipc: true,
+        uts: Some("pod-1".into()),
+    };
     let sysctls = [
-        ("net.ipv4.ip_unprivileged_port_start".to_string(), "80".to_string()),
+        (
+            "net.ipv4.ip_unprivileged_port_start".to_string(),
+            "80".to_string(),
+        ),
         ("kernel.shmmax".to_string(), "12345".to_string()),
         ("net/ipv4/ping_group_range".to_string(), "0\t100".to_string()),
     ];
@@ -143,7 +164,10 @@ fn root_sysctls_that_would_hit_the_host_are_refused_before_anything_is_made() {
         return;
     }
     let dir = tempfile::tempdir().unwrap();
-    let new = NewNamespaces { net: true, ..NewNamespaces::default() };
+    let new = NewNamespaces {
+        net: true,
+        ..NewNamespaces::default()
+    };
     let long = "net.ipv4.conf.eth0/1.forwarding".to_string(); // no such device: the kernel refuses
     for (name, value) in [
         ("kernel.core_pattern", "|/bin/x"),

@@ -1,7 +1,7 @@
 //! One cgroup: a directory in every hierarchy. Making, joining, emptying and removing it.
 
 use super::layout::{CgroupPath, Layout};
-use super::{CgroupError, OomWatch, Resources, Result, Stats};
+use super::{CgroupError, OomWatch, Resources, Result, Stats, bpf, device, stats, v1, v2, write};
 use crate::fork::{self, Sys};
 use crate::process;
 use rustix::fs::{CWD, Mode, OFlags};
@@ -140,6 +140,7 @@ impl Cgroup {
     }
 
     fn make_dirs(&mut self, layout: &Layout) -> Result<()> {
+        let is_v2 = layout.is_v2();
         for (dir, h) in self.dirs.iter_mut().zip(&layout.hierarchies) {
             let below = dir
                 .path
@@ -148,7 +149,8 @@ impl Cgroup {
                 .to_path_buf();
             let mut at = h.mount.clone();
             for name in below.components() {
-                if dir.v2 {
+                // On a hybrid machine v2's root is the administrator's, and v1 does the limiting.
+                if dir.v2 && is_v2 {
                     hand_down_controllers(&at);
                 }
                 at.push(name);
@@ -217,8 +219,38 @@ impl Cgroup {
     /// # Errors
     /// [`CgroupError::Unsupported`], [`CgroupError::Write`]: naming the key. Limits before it stay applied.
     pub fn apply(&self, resources: &Resources) -> Result<()> {
-        let _ = resources;
-        Ok(())
+        if self.is_v2_only() {
+            v2::apply(self, resources)
+        } else {
+            v1::apply(self, resources)
+        }?;
+        match resources.devices.as_deref() {
+            None | Some([]) => Ok(()),
+            Some(rules) => self.apply_devices(&device::parse(rules)?),
+        }
+    }
+
+    fn is_v2_only(&self) -> bool {
+        self.v2().is_some()
+            && self
+                .dirs
+                .iter()
+                .all(|d| d.v2 || d.controllers[0].starts_with("name="))
+    }
+
+    fn apply_devices(&self, rules: &[device::Rule]) -> Result<()> {
+        let v1 = self.v1("devices");
+        if let Some(dir) = v1 {
+            return device::v1_lines(rules)
+                .into_iter()
+                .try_for_each(|(file, line)| write::set("devices", Some(dir), file, &line, false));
+        }
+        match self.v2() {
+            Some(dir) => bpf::attach(dir, &device::program(rules)).map_err(io_error(|| {
+                format!("attach the device program to {}", dir.display())
+            })),
+            None => Err(write::missing("devices", "devices.allow")),
+        }
     }
 
     /// What it uses.
@@ -226,15 +258,25 @@ impl Cgroup {
     /// # Errors
     /// When the cgroup is gone.
     pub fn stats(&self) -> Result<Stats> {
-        Ok(Stats::default())
+        if !self.exists() {
+            let missing = io::ErrorKind::NotFound.into();
+            return Err(io_error(|| format!("measure cgroup {}", self.path.display()))(
+                missing,
+            ));
+        }
+        let mut stats = stats::stats(self);
+        stats.processes = self.main_procs().len() as u64;
+        stats.threads = if stats.pids > 0 {
+            stats.pids
+        } else {
+            stats.processes
+        };
+        Ok(stats)
     }
 
-    /// Processes the OOM killer has killed in here so far.
-    ///
-    /// # Errors
-    /// When the cgroup is gone.
-    pub fn oom_kills(&self) -> Result<u64> {
-        Ok(0)
+    /// Processes the OOM killer has killed in here so far; 0 once the cgroup is gone.
+    pub fn oom_kills(&self) -> u64 {
+        stats::oom_kills(self)
     }
 
     /// Watches for the OOM killer: a descriptor for epoll.
@@ -243,6 +285,19 @@ impl Cgroup {
     /// When the kernel offers no such event.
     pub fn oom_watch(&self) -> Result<OomWatch> {
         OomWatch::new(self)
+    }
+
+    /// The processes by one hierarchy alone, for counting.
+    fn main_procs(&self) -> BTreeSet<u32> {
+        let mut pids = BTreeSet::new();
+        if let Some(dir) = self
+            .v2()
+            .or(self.v1("pids"))
+            .or(self.dirs.first().map(|d| d.path.as_path()))
+        {
+            let _ = collect_pids(dir, &mut pids);
+        }
+        pids
     }
 
     /// The processes in it and in the cgroups below, sorted.

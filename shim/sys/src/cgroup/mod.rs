@@ -8,10 +8,17 @@
 //! One rule for limits: a zero limit whose controller is missing is dropped (kubelet always sends such), any other is an
 //! error that names the key. Refuses to know pods and containers; where paths begin is injectable ([`Layout::at`]).
 
+mod bpf;
+mod common;
+mod device;
 mod group;
 mod layout;
 mod oom;
 mod resources;
+mod stats;
+mod v1;
+mod v2;
+mod write;
 
 use std::io;
 use std::path::PathBuf;

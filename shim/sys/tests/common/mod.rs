@@ -14,5 +14,9 @@ pub fn root() -> bool {
 pub fn unique(what: &str) -> String {
     use std::sync::atomic::{AtomicU32, Ordering};
     static N: AtomicU32 = AtomicU32::new(0);
-    format!("slipway-test-{}-{what}-{}", std::process::id(), N.fetch_add(1, Ordering::Relaxed))
+    format!(
+        "slipway-test-{}-{what}-{}",
+        std::process::id(),
+        N.fetch_add(1, Ordering::Relaxed)
+    )
 }

@@ -1,0 +1,195 @@
+//! Cgroups of the machine the tests run on, as root.
+
+mod common;
+
+use slipway_sys::cgroup::{Cgroup, CgroupError, CgroupPath, Layout, Resources};
+use slipway_sys::process::{self, Child, Program};
+use std::ffi::OsStr;
+use std::os::fd::AsFd;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+/// A cgroup that is killed and removed, and proven gone, at the end of the test.
+struct Guard(Cgroup);
+
+impl Guard {
+    fn new(what: &str) -> Guard {
+        let path = CgroupPath::parse(&format!("/{}", common::unique(what))).unwrap();
+        Guard(Cgroup::create(&Layout::detect().unwrap(), &path).unwrap())
+    }
+}
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        self.0.kill().unwrap();
+        self.0.wait_empty(Duration::from_secs(5)).unwrap();
+        self.0.remove(Duration::from_secs(5)).unwrap();
+        assert!(!self.0.exists(), "{:?} is left", self.0);
+    }
+}
+
+struct Reaped(Child);
+impl Drop for Reaped {
+    fn drop(&mut self) {
+        let _ = process::send_signal(self.0.pidfd.as_fd(), libc::SIGKILL);
+        let _ = process::wait(self.0.pid);
+    }
+}
+
+fn shell(cgroup: &Cgroup, script: &str) -> Reaped {
+    let join = cgroup.join().unwrap();
+    let args = ["busybox", "sh", "-c", script].map(OsStr::new);
+    let program = Program {
+        path: Path::new("/bin/busybox"),
+        args: &args,
+        env: &[],
+        fds: &[],
+        new_session: false,
+        die_with_parent: false,
+        cgroup: Some(&join),
+    };
+    Reaped(process::spawn(&program).unwrap())
+}
+
+fn eventually(mut f: impl FnMut() -> bool) -> bool {
+    let until = Instant::now() + Duration::from_secs(5);
+    while Instant::now() < until {
+        if f() {
+            return true;
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    false
+}
+
+#[test]
+fn root_limits_apply_and_update_and_nothing_is_left() {
+    if !common::root() {
+        return;
+    }
+    let g = Guard::new("limits");
+    let apply = |json: &str| g.0.apply(&Resources::from_json(json).unwrap());
+    apply(
+        r#"{"memory":{"limit":67108864,"swap":67108864},"cpu":{"shares":512,"quota":50000,"period":100000,
+            "cpus":"0","mems":"0"},"pids":{"limit":20},"hugepageLimits":[{"pageSize":"2MB","limit":0}],
+            "devices":[{"allow":false,"access":"rwm"},{"allow":true,"type":"c","major":1,"minor":3,"access":"rw"}]}"#,
+    )
+    .unwrap();
+    let s = g.0.stats().unwrap();
+    assert_eq!((s.memory_limit, s.pids_limit), (67_108_864, 20));
+    apply(r#"{"memory":{"limit":134217728}}"#).unwrap();
+    assert_eq!(g.0.stats().unwrap().memory_limit, 134_217_728);
+    apply(r#"{"memory":{"limit":33554432,"swap":33554432}}"#).unwrap();
+    apply(r#"{"memory":{"limit":268435456,"swap":536870912}}"#).unwrap();
+    apply(r#"{"cpu":{"quota":200000,"period":200000}}"#).unwrap();
+    apply(r#"{"cpu":{"quota":1000,"period":1000}}"#).unwrap();
+    let e = apply(r#"{"cpu":{"cpus":"900"}}"#).unwrap_err();
+    assert!(matches!(&e, CgroupError::Write { key, .. } if key == "cpu.cpus"), "{e:?}");
+    let child = shell(&g.0, "read x < /dev/null; cat /dev/zero > /dev/null; exit 3");
+    let exited = process::wait(child.0.pid).unwrap();
+    assert_ne!(exited.status.exit_code(), 0, "/dev/zero is not allowed");
+    std::mem::forget(child);
+}
+
+#[test]
+fn root_a_fork_bomb_is_killed_and_the_cgroup_removed() {
+    if !common::root() {
+        return;
+    }
+    let g = Guard::new("bomb");
+    g.0.apply(&Resources::from_json(r#"{"pids":{"limit":60}}"#).unwrap()).unwrap();
+    let _child = shell(&g.0, "f() { f & f & f & sleep 60; }; while :; do f & sleep 0.001; done");
+    assert!(eventually(|| g.0.procs().unwrap().len() > 20));
+    g.0.kill().unwrap();
+    g.0.wait_empty(Duration::from_secs(5)).unwrap();
+    assert!(g.0.is_empty().unwrap());
+}
+
+#[test]
+fn root_frozen_processes_are_still_killed() {
+    if !common::root() {
+        return;
+    }
+    let g = Guard::new("frozen");
+    let _child = shell(&g.0, "while :; do :; done");
+    assert!(eventually(|| g.0.procs().unwrap().len() == 1));
+    g.0.freeze().unwrap();
+    let used = g.0.stats().unwrap().cpu_usage_ns;
+    std::thread::sleep(Duration::from_millis(20));
+    assert_eq!(g.0.stats().unwrap().cpu_usage_ns, used);
+    g.0.thaw().unwrap();
+    g.0.freeze().unwrap();
+    g.0.kill().unwrap();
+    g.0.wait_empty(Duration::from_secs(5)).unwrap();
+}
+
+#[test]
+fn root_sub_cgroups_made_by_a_container_are_emptied_and_removed_too() {
+    if !common::root() {
+        return;
+    }
+    let g = Guard::new("nested");
+    let json = serde_json::to_string(&g.0).unwrap();
+    let copy: Cgroup = serde_json::from_str(&json).unwrap();
+    let layout = Layout::detect().unwrap();
+    let sub = format!("{}/made/by/container", g.0.path().display());
+    let (sub, made) = Cgroup::ensure(&layout, &CgroupPath::parse(&sub).unwrap()).unwrap();
+    assert!(made);
+    let _child = shell(&sub, "sleep 60");
+    assert_eq!(copy.procs().unwrap().len(), 1);
+    let again = Cgroup::create(&layout, &CgroupPath::parse(&g.0.path().display().to_string()).unwrap());
+    assert!(matches!(again, Err(CgroupError::NotEmpty { .. })), "{again:?}");
+    copy.kill().unwrap();
+    copy.wait_empty(Duration::from_secs(5)).unwrap();
+    copy.remove(Duration::from_secs(5)).unwrap();
+    assert!(!g.0.exists());
+}
+
+#[test]
+fn root_parents_made_on_the_way_go_with_the_cgroup() {
+    if !common::root() {
+        return;
+    }
+    let name = common::unique("parents");
+    let layout = Layout::detect().unwrap();
+    let cgroup = Cgroup::create(&layout, &CgroupPath::parse(&format!("/{name}/pod/c")).unwrap()).unwrap();
+    cgroup.remove(Duration::from_secs(1)).unwrap();
+    let top = Cgroup::open(&layout, &CgroupPath::parse(&format!("/{name}")).unwrap()).unwrap();
+    assert!(!top.exists());
+}
+
+#[test]
+fn root_the_oom_killer_is_heard_and_counted() {
+    if !common::root() {
+        return;
+    }
+    let g = Guard::new("oom");
+    g.0.apply(&Resources::from_json(r#"{"memory":{"limit":8388608,"swap":8388608}}"#).unwrap()).unwrap();
+    let mut watch = g.0.oom_watch().unwrap();
+    assert_eq!(watch.take(&g.0).unwrap(), 0);
+    let child = shell(&g.0, "x=aaaaaaaaaaaaaaaa; while :; do x=$x$x; done");
+    let exited = process::wait(child.0.pid).unwrap();
+    std::mem::forget(child);
+    assert_eq!(exited.status, process::Status::Signal(libc::SIGKILL));
+    let mut poll = [rustix::event::PollFd::new(&watch, rustix::event::PollFlags::IN)];
+    let second = rustix::event::Timespec { tv_sec: 1, tv_nsec: 0 };
+    assert_eq!(rustix::event::poll(&mut poll, Some(&second)).unwrap(), 1, "the descriptor is readable");
+    assert_eq!(watch.take(&g.0).unwrap(), 1);
+    assert_eq!(g.0.oom_kills(), 1);
+    assert_eq!(watch.take(&g.0).unwrap(), 0);
+}
+
+#[test]
+fn root_a_relative_path_lies_below_our_own_cgroup_in_each_hierarchy() {
+    if !common::root() {
+        return;
+    }
+    let path = CgroupPath::parse(&common::unique("relative")).unwrap();
+    let g = Guard(Cgroup::create(&Layout::detect().unwrap(), &path).unwrap());
+    let child = shell(&g.0, "cat /proc/self/cgroup >/dev/null; sleep 60");
+    let ours = std::fs::read_to_string("/proc/self/cgroup").unwrap();
+    let theirs = std::fs::read_to_string(format!("/proc/{}/cgroup", child.0.pid)).unwrap();
+    for (ours, theirs) in ours.lines().zip(theirs.lines()) {
+        assert_eq!(theirs.trim_end_matches('/'), format!("{}/{}", ours.trim_end_matches('/'), g.0.path().display()));
+    }
+}
