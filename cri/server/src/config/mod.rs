@@ -1,0 +1,418 @@
+//! The configuration: the file as written (`Raw`), and what it and the flags come to (`Config`), checked and absolute.
+//!
+//! Unknown keys are refused with their line. It reads one file and refuses to know what any setting is used for.
+
+use std::path::{Component, Path, PathBuf};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::cli::Flags;
+
+/// The default file, with comments: what `slipwayd config default` prints.
+pub const DEFAULT_TOML: &str = include_str!("default.toml");
+/// Read when no `--config` is given and it exists.
+const DEFAULT_PATH: &str = "/etc/slipway/config.toml";
+
+/// Why a configuration is not usable.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    #[error("cannot read the configuration file {}", path.display())]
+    Read { path: PathBuf, source: std::io::Error },
+    #[error("the configuration file {} is not valid:\n{message}", path.display())]
+    Parse { path: PathBuf, message: String },
+    #[error("{key} must be an absolute path without \"..\", not {:?}", value.display())]
+    NotAbsolute { key: &'static str, value: PathBuf },
+    #[error("{key} must not be {value}: {reason}")]
+    Value {
+        key: &'static str,
+        value: String,
+        reason: &'static str,
+    },
+}
+
+/// The file as written.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct Raw {
+    root: Option<PathBuf>,
+    state: Option<PathBuf>,
+    socket: Option<PathBuf>,
+    log: RawLog,
+    runtime: RawRuntime,
+    network: RawNetwork,
+    images: RawImages,
+    cdi: RawCdi,
+    stats: RawStats,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct RawLog {
+    level: Option<String>,
+    format: Option<LogFormat>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct RawRuntime {
+    cgroup_driver: Option<CgroupDriver>,
+    cgroup_root: Option<String>,
+    create_missing_mount_sources: Option<bool>,
+    shm_size_mib: Option<u64>,
+    shim: Option<PathBuf>,
+    worker: Option<PathBuf>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct RawNetwork {
+    conf_dir: Option<PathBuf>,
+    bin_dirs: Option<Vec<PathBuf>>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct RawImages {
+    certs_dir: Option<PathBuf>,
+    docker_config: Option<PathBuf>,
+    max_concurrent_downloads: Option<usize>,
+    answer_with_local_builds: Option<bool>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct RawCdi {
+    spec_dirs: Option<Vec<PathBuf>>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct RawStats {
+    layer_usage_max_age_secs: Option<u64>,
+}
+
+/// How log lines are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    Text,
+    Json,
+}
+
+/// Who owns the cgroup tree.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum CgroupDriver {
+    Cgroupfs,
+    Systemd,
+}
+
+/// The configuration slipwayd runs with.
+#[derive(Debug, Clone, Serialize)]
+pub struct Config {
+    pub root: PathBuf,
+    pub state: PathBuf,
+    pub socket: PathBuf,
+    pub log: Log,
+    pub runtime: Runtime,
+    pub network: Network,
+    pub images: Images,
+    pub cdi: Cdi,
+    pub stats: Stats,
+}
+
+#[derive(Debug, Clone, Serialize)]
+pub struct Log {
+    pub level: String,
+    pub format: LogFormat,
+}
+
+#[derive(Debug, Clone, Serialize)]
+pub struct Runtime {
+    pub cgroup_driver: CgroupDriver,
+    pub cgroup_root: String,
+    pub create_missing_mount_sources: bool,
+    pub shm_size_mib: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub shim: Option<PathBuf>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub worker: Option<PathBuf>,
+}
+
+#[derive(Debug, Clone, Serialize)]
+pub struct Network {
+    pub conf_dir: PathBuf,
+    pub bin_dirs: Vec<PathBuf>,
+}
+
+#[derive(Debug, Clone, Serialize)]
+pub struct Images {
+    pub certs_dir: PathBuf,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub docker_config: Option<PathBuf>,
+    pub max_concurrent_downloads: usize,
+    pub answer_with_local_builds: bool,
+}
+
+#[derive(Debug, Clone, Serialize)]
+pub struct Cdi {
+    pub spec_dirs: Vec<PathBuf>,
+}
+
+#[derive(Debug, Clone, Serialize)]
+pub struct Stats {
+    #[serde(rename = "layer_usage_max_age_secs", serialize_with = "whole_seconds")]
+    pub layer_usage_max_age: Duration,
+}
+
+fn whole_seconds<S: serde::Serializer>(age: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_u64(age.as_secs())
+}
+
+impl Config {
+    /// Reads the file that the flags name (or the default one, where it exists) and resolves it.
+    ///
+    /// # Errors
+    /// The file cannot be read, has an unknown key or a value of the wrong type, or a value makes no sense.
+    pub fn load(flags: &Flags) -> Result<Config, ConfigError> {
+        let raw = match &flags.config {
+            Some(path) => Raw::read(path)?,
+            None if Path::new(DEFAULT_PATH).exists() => Raw::read(Path::new(DEFAULT_PATH))?,
+            None => Raw::default(),
+        };
+        raw.resolve(flags)
+    }
+
+    /// The configuration as TOML, for `config check` and verbose status.
+    #[must_use]
+    pub fn to_toml(&self) -> String {
+        toml::to_string(self).expect("plain tables of strings and numbers serialise")
+    }
+}
+
+impl Raw {
+    fn read(path: &Path) -> Result<Raw, ConfigError> {
+        let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Read {
+            path: path.to_owned(),
+            source,
+        })?;
+        Raw::parse(&text, path)
+    }
+
+    fn parse(text: &str, path: &Path) -> Result<Raw, ConfigError> {
+        toml::from_str(text).map_err(|error| ConfigError::Parse {
+            path: path.to_owned(),
+            message: error.to_string(),
+        })
+    }
+
+    fn resolve(self, flags: &Flags) -> Result<Config, ConfigError> {
+        let state = absolute(
+            "state",
+            flags
+                .state
+                .clone()
+                .or(self.state)
+                .unwrap_or_else(|| "/run/slipway".into()),
+        )?;
+        let socket = flags
+            .socket
+            .clone()
+            .or(self.socket)
+            .unwrap_or_else(|| state.join("slipwayd.sock"));
+        let bin_dirs = if flags.cni_bin_dir.is_empty() {
+            self.network
+                .bin_dirs
+                .unwrap_or_else(|| vec!["/opt/cni/bin".into(), "/usr/lib/cni".into()])
+        } else {
+            flags.cni_bin_dir.clone()
+        };
+        let conf_dir = flags
+            .cni_conf_dir
+            .clone()
+            .or(self.network.conf_dir)
+            .unwrap_or_else(|| "/etc/cni/net.d".into());
+        Ok(Config {
+            root: absolute(
+                "root",
+                flags
+                    .root
+                    .clone()
+                    .or(self.root)
+                    .unwrap_or_else(|| "/var/lib/slipway".into()),
+            )?,
+            socket: absolute("socket", socket)?,
+            state,
+            log: Log {
+                level: flags
+                    .log_level
+                    .clone()
+                    .or(self.log.level)
+                    .unwrap_or_else(|| "info".to_owned()),
+                format: self.log.format.unwrap_or(LogFormat::Text),
+            },
+            runtime: self.runtime.resolve()?,
+            network: Network {
+                conf_dir: absolute("network.conf_dir", conf_dir)?,
+                bin_dirs: all_absolute("network.bin_dirs", bin_dirs)?,
+            },
+            images: self.images.resolve()?,
+            cdi: Cdi {
+                spec_dirs: all_absolute(
+                    "cdi.spec_dirs",
+                    self.cdi
+                        .spec_dirs
+                        .unwrap_or_else(|| vec!["/etc/cdi".into(), "/var/run/cdi".into()]),
+                )?,
+            },
+            stats: Stats {
+                layer_usage_max_age: Duration::from_secs(self.stats.layer_usage_max_age_secs.unwrap_or(30)),
+            },
+        })
+    }
+}
+
+impl RawRuntime {
+    fn resolve(self) -> Result<Runtime, ConfigError> {
+        let cgroup_root = self.cgroup_root.unwrap_or_else(|| "/slipway".to_owned());
+        let plain = Path::new(&cgroup_root)
+            .components()
+            .all(|c| matches!(c, Component::RootDir | Component::Normal(_)));
+        if cgroup_root.is_empty() || !plain {
+            return Err(ConfigError::Value {
+                key: "runtime.cgroup_root",
+                value: format!("{cgroup_root:?}"),
+                reason: "it is a path below the cgroup mounts, or a slice",
+            });
+        }
+        let shm_size_mib = self.shm_size_mib.unwrap_or(64);
+        if shm_size_mib == 0 || shm_size_mib > 1 << 30 {
+            return Err(ConfigError::Value {
+                key: "runtime.shm_size_mib",
+                value: shm_size_mib.to_string(),
+                reason: "a tmpfs of no size, or of more than a PiB, is a mistake",
+            });
+        }
+        Ok(Runtime {
+            cgroup_driver: self.cgroup_driver.unwrap_or(CgroupDriver::Cgroupfs),
+            cgroup_root,
+            create_missing_mount_sources: self.create_missing_mount_sources.unwrap_or(false),
+            shm_size_mib,
+            shim: self.shim.map(|path| absolute("runtime.shim", path)).transpose()?,
+            worker: self
+                .worker
+                .map(|path| absolute("runtime.worker", path))
+                .transpose()?,
+        })
+    }
+}
+
+impl RawImages {
+    fn resolve(self) -> Result<Images, ConfigError> {
+        let max_concurrent_downloads = self.max_concurrent_downloads.unwrap_or(6);
+        if max_concurrent_downloads == 0 {
+            return Err(ConfigError::Value {
+                key: "images.max_concurrent_downloads",
+                value: "0".to_owned(),
+                reason: "nothing would ever be pulled",
+            });
+        }
+        Ok(Images {
+            certs_dir: absolute(
+                "images.certs_dir",
+                self.certs_dir.unwrap_or_else(|| "/etc/slipway/certs.d".into()),
+            )?,
+            docker_config: self
+                .docker_config
+                .map(|path| absolute("images.docker_config", path))
+                .transpose()?,
+            max_concurrent_downloads,
+            answer_with_local_builds: self.answer_with_local_builds.unwrap_or(true),
+        })
+    }
+}
+
+/// A relative path would mean something else to each process that is handed it.
+fn absolute(key: &'static str, path: PathBuf) -> Result<PathBuf, ConfigError> {
+    let no_dots = path.components().all(|c| !matches!(c, Component::ParentDir));
+    if path.is_absolute() && no_dots {
+        // Components drop doubled and trailing slashes: these paths are compared with mountinfo's.
+        Ok(path.components().collect())
+    } else {
+        Err(ConfigError::NotAbsolute { key, value: path })
+    }
+}
+
+fn all_absolute(key: &'static str, paths: Vec<PathBuf>) -> Result<Vec<PathBuf>, ConfigError> {
+    paths.into_iter().map(|path| absolute(key, path)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str) -> Result<Config, ConfigError> {
+        Raw::parse(text, Path::new("test.toml"))?.resolve(&Flags::default())
+    }
+
+    #[test]
+    fn the_default_file_says_what_an_empty_one_means() {
+        let written = parse(DEFAULT_TOML).unwrap().to_toml();
+        let empty = parse("").unwrap().to_toml();
+        assert_eq!(written, empty);
+    }
+
+    #[test]
+    fn an_unknown_key_is_refused_with_its_line() {
+        let error = parse("root = \"/x\"\n\n[runtime]\ncgroup_drivr = \"systemd\"\n")
+            .unwrap_err()
+            .to_string();
+        assert!(error.contains("line 4"), "{error}");
+        assert!(error.contains("cgroup_drivr"), "{error}");
+        assert!(error.contains("test.toml"), "{error}");
+    }
+
+    #[test]
+    fn a_value_of_the_wrong_kind_is_refused_with_its_line() {
+        let error = parse("[runtime]\ncgroup_driver = \"cgroups\"\n")
+            .unwrap_err()
+            .to_string();
+        assert!(error.contains("line 2"), "{error}");
+        assert!(error.contains("systemd"), "{error}");
+    }
+
+    #[test]
+    fn relative_and_climbing_paths_are_refused_by_key() {
+        for text in ["root = \"var/lib\"", "root = \"/var/../etc\""] {
+            let error = parse(text).unwrap_err().to_string();
+            assert!(error.starts_with("root must be"), "{error}");
+        }
+    }
+
+    #[test]
+    fn the_socket_follows_the_state_directory_unless_it_is_named() {
+        let flags = Flags {
+            state: Some("/tmp/s/".into()),
+            ..Flags::default()
+        };
+        let config = Raw::default().resolve(&flags).unwrap();
+        assert_eq!(config.socket, Path::new("/tmp/s/slipwayd.sock"));
+        assert_eq!(config.state.as_os_str(), "/tmp/s");
+    }
+
+    #[test]
+    fn flags_win_over_the_file() {
+        let flags = Flags {
+            root: Some("/flag".into()),
+            cni_bin_dir: vec!["/plugins".into()],
+            log_level: Some("trace".into()),
+            ..Flags::default()
+        };
+        let raw = Raw::parse("root = \"/file\"\n[log]\nlevel = \"warn\"", Path::new("x")).unwrap();
+        let config = raw.resolve(&flags).unwrap();
+        assert_eq!(config.root, Path::new("/flag"));
+        assert_eq!(config.network.bin_dirs, [PathBuf::from("/plugins")]);
+        assert_eq!(config.log.level, "trace");
+    }
+}

@@ -1,0 +1,308 @@
+//! CreateContainer, as a story: the image, the name, the intent, the snapshot, the bundle, the waiting init, CREATED.
+//!
+//! The init is made here and waits: StartContainer is then one small request, a bad program or limit is told by the
+//! verb that kubelet reports it under, and after a crash the shim knows which of the two had happened.
+//! Everything a step makes is found from the id alone, so [`remove::undo`] serves a failed create here and an
+//! interrupted one at the next start.
+
+use std::sync::Arc;
+
+use slipway_image::Image;
+use slipway_shim_client::{CreateContainer, Output, Shim, Stdin};
+
+use super::bundle::Bundle;
+use super::{Container, mounts, remove, spec, volumes};
+use crate::daemon::Daemon;
+use crate::error::Error;
+use crate::fail;
+use crate::ids::ContainerId;
+use crate::model::{ContainerConfig, ImageSpec, PidNamespace};
+use crate::pod::Pod;
+use crate::records::{ContainerPhase, ContainerRecord, ContainerState, Kind, Made, VERSION};
+
+const VERB: &str = "CreateContainer";
+
+/// Creates a container in a pod; its id.
+pub async fn create(
+    daemon: &Arc<Daemon>,
+    pod_id: &str,
+    config: ContainerConfig,
+) -> Result<ContainerId, Error> {
+    let pod = daemon.registry.pod(pod_id)?;
+    let (_inside, shim) = pod.enter(VERB).await?;
+    let target = check(daemon, &pod, &config)?;
+    let image = resolve(daemon, &config.image.image).await?;
+
+    let record = ContainerRecord {
+        version: VERSION,
+        id: ContainerId::random().map_err(|source| Error::Random { source })?,
+        pod: pod.id().clone(),
+        created_at_ns: crate::time::now_ns(),
+        boot_id: daemon.boot_id.clone(),
+        config,
+    };
+    let id = record.id.clone();
+    let name = format!(
+        "{}_{}_{}",
+        pod.id(),
+        record.config.metadata.name,
+        record.config.metadata.attempt
+    );
+    let container = Arc::new(Container::creating(record));
+    let _turn = container.try_begin(VERB)?;
+    daemon.registry.insert_container(container.clone());
+    if let Err(error) = daemon
+        .records
+        .reserve(Kind::Container, id.as_str(), &name, container.record())
+        .await
+    {
+        daemon.registry.remove_container(&id);
+        return Err(name_taken(daemon, &container, error));
+    }
+    let work = Work {
+        daemon: daemon.clone(),
+        pod,
+        container: container.clone(),
+        image,
+        target,
+    };
+    match work.set_up(&shim).await {
+        Ok(()) => Ok(id),
+        Err(error) => {
+            remove::undo(daemon, &container).await;
+            Err(error)
+        }
+    }
+}
+
+/// What can be refused without having touched anything. Answers the pid whose PID namespace is to be shared.
+fn check(daemon: &Daemon, pod: &Pod, config: &ContainerConfig) -> Result<Option<u32>, Error> {
+    let Some(security) = &config.security else {
+        return Ok(None);
+    };
+    if security.privileged && !pod.record().config.privileged {
+        return Err(Error::invalid(
+            "config.linux.security_context.privileged",
+            "the pod sandbox was not run as privileged",
+        ));
+    }
+    let PidNamespace::Target(target) = &security.pid else {
+        return Ok(None);
+    };
+    let refused = |reason: String| Error::invalid("namespace_options.target_id", reason);
+    let target = daemon
+        .registry
+        .container(target)
+        .map_err(|error| refused(error.to_string()))?;
+    if target.pod() != pod.id() {
+        return Err(refused(format!("container {} is in another pod", target.id())));
+    }
+    match target.phase() {
+        ContainerPhase::Running { .. } => Ok(Some(target.state().made.pid)),
+        phase => Err(refused(format!(
+            "container {} is {}",
+            target.id(),
+            super::describe(&phase)
+        ))),
+    }
+}
+
+/// Finds an image by name or id.
+pub async fn resolve(daemon: &Arc<Daemon>, name: &str) -> Result<Image, Error> {
+    let (store, name) = (daemon.store.clone(), name.to_owned());
+    crate::blocking::run(move || {
+        store
+            .resolve(&name)
+            .map_err(Error::store("look an image up"))?
+            .ok_or(Error::ImageMissing { name })
+    })
+    .await
+}
+
+/// Turns "somebody has the name" into who, and what it is doing.
+fn name_taken(daemon: &Daemon, asked: &Container, error: Error) -> Error {
+    let Error::NameTaken { kind, by, .. } = error else {
+        return error;
+    };
+    let metadata = &asked.record().config.metadata;
+    let name = format!(
+        "{} (attempt {}) in pod {}",
+        metadata.name,
+        metadata.attempt,
+        asked.pod()
+    );
+    match daemon.registry.container(&by) {
+        Ok(holder) if holder.hidden() => Error::InProgress {
+            kind,
+            id: by,
+            what: format!("{VERB} for the name {name} is in progress"),
+        },
+        Ok(holder) => {
+            let by = format!("container {by}, which is {}", super::describe(&holder.phase()));
+            Error::NameTaken { kind, name, by }
+        }
+        Err(_) => Error::NameTaken {
+            kind,
+            name,
+            by: format!("container {by}, which is being removed"),
+        },
+    }
+}
+
+/// What the steps share.
+struct Work {
+    daemon: Arc<Daemon>,
+    pod: Arc<Pod>,
+    container: Arc<Container>,
+    image: Image,
+    target: Option<u32>,
+}
+
+impl Work {
+    async fn set_up(self, shim: &Shim) -> Result<(), Error> {
+        fail::point("create_container.after_intent").await?;
+        let (daemon, container) = (self.daemon.clone(), self.container.clone());
+        let mut made = crate::blocking::run(move || self.make_bundle()).await?;
+        made.pid = shim
+            .create(request(&daemon, &container, &made))
+            .await
+            .map_err(Error::shim("create the processes", container.id()))?;
+        fail::point("create_container.after_create").await?;
+        container
+            .transition(&daemon.records, |state| {
+                *state = ContainerState {
+                    phase: ContainerPhase::Created,
+                    made,
+                    ..state.clone()
+                };
+                true
+            })
+            .await?;
+        fail::point("create_container.after_record").await?;
+        Ok(())
+    }
+
+    /// Everything that is files and mounts, on one blocking thread.
+    fn make_bundle(&self) -> Result<Made, Error> {
+        let (daemon, id) = (&self.daemon, self.container.id());
+        let bundle = daemon.bundle(id);
+        let active = self.prepare_snapshot()?;
+        fail::blocking_point("create_container.after_snapshot")?;
+        bundle.mount(&active.mount)?;
+        fail::blocking_point("create_container.after_mount")?;
+        let log_path = self.make_log_directory()?;
+        let mut binds = mounts::resolve(daemon, &self.container, &bundle)?;
+        let anonymous = volumes::make(
+            &daemon.paths.volumes,
+            &self.container,
+            &self.image,
+            &binds,
+            &bundle.rootfs(),
+        )?;
+        binds.extend(anonymous);
+        let made = spec::make(&spec::Wanted {
+            daemon,
+            pod: &self.pod,
+            container: &self.container,
+            image: &self.image,
+            bundle: &bundle,
+            binds,
+            target: self.target,
+        })?;
+        write_config(&bundle, &made.json)?;
+        fail::blocking_point("create_container.after_bundle")?;
+        for warning in &made.warnings {
+            tracing::warn!(container = %id, warning, "not everything the container asked for could be had");
+        }
+        Ok(Made {
+            image_id: self.image.id.to_string(),
+            image_name: image_name(&self.container.record().config.image, &self.image),
+            image_ref: self
+                .image
+                .repo_digests
+                .first()
+                .cloned()
+                .unwrap_or_else(|| self.image.id.to_string()),
+            log_path,
+            stop_signal: made.stop_signal,
+            uid: made.user.uid,
+            gid: made.user.gid,
+            supplemental_groups: made.user.additional_gids,
+            pid: 0,
+            warnings: made.warnings,
+        })
+    }
+
+    /// A writable snapshot on the image's layers, held by a lease that has the container's name.
+    fn prepare_snapshot(&self) -> Result<slipway_image::Active, Error> {
+        let id = self.container.id().as_str();
+        let lease = self
+            .daemon
+            .store
+            .persistent_lease(id)
+            .map_err(Error::store("make a container's lease"))?;
+        self.daemon
+            .store
+            .prepare(id, self.image.chain.as_ref(), &lease)
+            .map_err(Error::store("prepare a container's snapshot"))
+    }
+
+    /// The log file's path, its directory made.
+    fn make_log_directory(&self) -> Result<Option<std::path::PathBuf>, Error> {
+        let logs = self.pod.record().config.log_directory.as_ref();
+        let (Some(logs), Some(path)) = (logs, &self.container.record().config.log_path) else {
+            return Ok(None);
+        };
+        let path = logs.join(path);
+        if let Some(parent) = path.parent() {
+            std::fs::create_dir_all(parent).map_err(Error::io("create", parent))?;
+        }
+        Ok(Some(path))
+    }
+}
+
+/// What people call the image: what the user said, else the name asked for, else a name of the id asked for.
+fn image_name(asked: &ImageSpec, image: &Image) -> String {
+    if !asked.user_specified_image.is_empty() {
+        return asked.user_specified_image.clone();
+    }
+    let digits = asked.image.trim_start_matches("sha256:");
+    let by_id = digits.len() >= 12
+        && image
+            .id
+            .to_string()
+            .trim_start_matches("sha256:")
+            .starts_with(digits);
+    match image.names.first().filter(|_| by_id) {
+        Some(name) => name.to_string(),
+        None => asked.image.clone(),
+    }
+}
+
+fn write_config(bundle: &Bundle, json: &[u8]) -> Result<(), Error> {
+    use std::io::Write as _;
+    use std::os::unix::fs::OpenOptionsExt as _;
+    let path = bundle.config();
+    std::fs::OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(&path)
+        .and_then(|mut file| file.write_all(json))
+        .map_err(Error::io("write", path))
+}
+
+fn request(daemon: &Daemon, container: &Container, made: &Made) -> CreateContainer {
+    let config = &container.record().config;
+    CreateContainer {
+        id: container.id().to_string(),
+        bundle: daemon.bundle(container.id()).path().to_owned(),
+        stdin: match (config.stdin, config.stdin_once) {
+            (false, _) => Stdin::Null,
+            (true, false) => Stdin::Keep,
+            (true, true) => Stdin::KeepOnce,
+        },
+        stdout: made.log_path.clone().map_or(Output::Null, Output::CriLog),
+        terminal: config.tty,
+    }
+}

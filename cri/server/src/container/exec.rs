@@ -1,0 +1,218 @@
+//! ExecSync: a command in a running container, its output bounded, its end awaited, its background children not.
+
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use rustix::pipe::PipeFlags;
+use slipway_shim_client::{Shim, pod as wire};
+use tokio::io::AsyncReadExt;
+use tokio::net::unix::pipe::Receiver;
+
+use crate::daemon::Daemon;
+use crate::error::Error;
+use crate::records::ContainerPhase;
+
+const VERB: &str = "run a command in it";
+/// What the CRI allows of each stream. Decimal: what the kubelet takes in one message is 16 MiB, and the rest of the
+/// answer needs a few bytes too.
+pub const STREAM_LIMIT: usize = 16_000_000;
+/// One read of a pipe, whose usual capacity it is.
+const CHUNK: usize = 64 << 10;
+
+/// What came of a command.
+#[derive(Debug, Default)]
+pub struct Output {
+    pub stdout: Vec<u8>,
+    pub stderr: Vec<u8>,
+    pub code: i32,
+}
+
+/// Runs a command. A timeout of zero is none. Dropping the future kills the command.
+pub async fn exec_sync(
+    daemon: &Arc<Daemon>,
+    id: &str,
+    cmd: Vec<String>,
+    timeout: Duration,
+) -> Result<Output, Error> {
+    let container = daemon.registry.container(id)?;
+    if !matches!(container.phase(), ContainerPhase::Running { .. }) {
+        return Err(container.wrong_state(VERB));
+    }
+    let shim = daemon.registry.pod(container.pod().as_str())?.live_shim(VERB)?;
+    let (stdout, stdout_end) = pipe()?;
+    let (stderr, stderr_end) = pipe()?;
+    let exec_id = next_id();
+    let shown = shown(&cmd);
+    let request = wire::ExecRequest {
+        container_id: container.id().to_string(),
+        exec_id: exec_id.clone(),
+        args: cmd,
+        stdout: true,
+        stderr: true,
+        timeout_ms: i64::try_from(timeout.as_millis()).unwrap_or(i64::MAX),
+        ..Default::default()
+    };
+    let mut killer = Killer {
+        armed: Some((shim.clone(), container.id().to_string(), exec_id)),
+    };
+    let (mut out, mut err) = (Stream::new(stdout), Stream::new(stderr));
+    let mut ended = std::pin::pin!(shim.exec(request, vec![stdout_end, stderr_end]));
+    let answer = loop {
+        tokio::select! {
+            answer = &mut ended => break answer,
+            () = out.read() => {}
+            () = err.read() => {}
+        }
+    };
+    killer.armed = None;
+    let (answer, _) = answer.map_err(Error::shim("run a command in container", container.id()))?;
+    if answer.timed_out {
+        return Err(Error::ExecTimeout {
+            id: container.id().to_string(),
+            cmd: shown,
+            timeout,
+        });
+    }
+    // What it had written is in the pipes; a background child that still holds them is not waited for.
+    out.drain();
+    err.drain();
+    Ok(Output {
+        stdout: out.kept,
+        stderr: err.kept,
+        code: i32::try_from(answer.exit_code).unwrap_or(i32::MAX),
+    })
+}
+
+/// Kills the command of a caller that went away.
+struct Killer {
+    armed: Option<(Shim, String, String)>,
+}
+
+impl Drop for Killer {
+    fn drop(&mut self) {
+        const SIGKILL: u32 = 9;
+        let Some((shim, container, exec)) = self.armed.take() else {
+            return;
+        };
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            runtime.spawn(async move {
+                if let Err(error) = shim.kill_exec(&container, &exec, SIGKILL).await {
+                    tracing::debug!(container, exec, %error, "the command of a caller that went away was not killed");
+                }
+            });
+        }
+    }
+}
+
+/// One stream of output: everything is read, what fits the limit is kept.
+struct Stream {
+    pipe: Option<Receiver>,
+    kept: Vec<u8>,
+    chunk: Vec<u8>,
+}
+
+impl Stream {
+    fn new(pipe: Receiver) -> Stream {
+        Stream {
+            pipe: Some(pipe),
+            kept: Vec::new(),
+            chunk: Vec::new(),
+        }
+    }
+
+    /// Reads once; pending forever after the end.
+    async fn read(&mut self) {
+        let Some(pipe) = &mut self.pipe else {
+            return std::future::pending().await;
+        };
+        self.chunk.resize(CHUNK, 0);
+        match pipe.read(&mut self.chunk).await {
+            Ok(0) | Err(_) => self.pipe = None,
+            Ok(length) => self.keep(length),
+        }
+    }
+
+    /// Takes what is there without waiting for more.
+    fn drain(&mut self) {
+        self.chunk.resize(CHUNK, 0);
+        // A child that writes faster than we read must not keep us here: a pipe holds a megabyte at most.
+        for _ in 0..32 {
+            let Some(pipe) = &self.pipe else { return };
+            match pipe.try_read(&mut self.chunk) {
+                Ok(0) | Err(_) => return,
+                Ok(length) => self.keep(length),
+            }
+        }
+    }
+
+    fn keep(&mut self, length: usize) {
+        let room = STREAM_LIMIT.saturating_sub(self.kept.len());
+        self.kept.extend_from_slice(&self.chunk[..length.min(room)]);
+    }
+}
+
+fn pipe() -> Result<(Receiver, OwnedFd), Error> {
+    let failed = Error::io("make", "a pipe");
+    let made = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)
+        .map_err(std::io::Error::from)
+        .and_then(|(reader, writer)| Ok((Receiver::from_owned_fd(reader)?, writer)));
+    made.map_err(failed)
+}
+
+/// Unique among the commands of a container, also after a restart.
+fn next_id() -> String {
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    format!(
+        "sync-{:x}-{}",
+        crate::time::now_ns(),
+        NEXT.fetch_add(1, Ordering::Relaxed)
+    )
+}
+
+fn shown(cmd: &[String]) -> String {
+    let mut text: String = cmd.join(" ").chars().take(80).collect();
+    if text.len() < cmd.iter().map(|arg| arg.len() + 1).sum::<usize>() - 1 {
+        text.push('…');
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write;
+
+    #[tokio::test]
+    async fn output_beyond_the_limit_is_read_and_thrown_away() {
+        let (reader, writer) = pipe().unwrap();
+        let mut stream = Stream::new(reader);
+        stream.kept = vec![b'x'; STREAM_LIMIT - 2];
+        std::fs::File::from(writer).write_all(b"abcdef").unwrap();
+        stream.read().await;
+        assert_eq!(stream.kept.len(), STREAM_LIMIT);
+        assert!(stream.kept.ends_with(b"xab"));
+    }
+
+    #[tokio::test]
+    async fn draining_takes_what_is_there_although_somebody_holds_the_pipe() {
+        let (reader, writer) = pipe().unwrap();
+        let mut writer = std::fs::File::from(writer);
+        let mut stream = Stream::new(reader);
+        writer.write_all(b"first").unwrap();
+        stream.read().await;
+        writer.write_all(b" last").unwrap();
+        // The runtime learns of readiness at its next turn.
+        tokio::task::yield_now().await;
+        stream.drain();
+        assert!(stream.kept.starts_with(b"first"));
+        drop(writer);
+    }
+
+    #[test]
+    fn long_commands_are_shortened() {
+        assert_eq!(shown(&["echo".into(), "hi".into()]), "echo hi");
+        assert!(shown(&["x".repeat(200)]).ends_with('…'));
+    }
+}

@@ -1,0 +1,150 @@
+//! What follows a container's end: it is noted (disk first), the shim is allowed to forget it, its rootfs is unmounted.
+
+use std::sync::Arc;
+
+use slipway_shim_client::Shim;
+use slipway_shim_client::pod as wire;
+use tracing::Instrument;
+
+use super::Container;
+use crate::daemon::Daemon;
+use crate::error::Error;
+use crate::pod::Pod;
+use crate::records::{ContainerPhase, Exited};
+
+/// An ordinary end, in the words that kubelet knows.
+pub fn ended(code: i32, at_ns: i64, oom_killed: bool) -> Exited {
+    let reason = match (oom_killed, code) {
+        (true, _) => "OOMKilled",
+        (false, 0) => "Completed",
+        (false, _) => "Error",
+    };
+    Exited {
+        started_at_ns: 0,
+        finished_at_ns: if at_ns > 0 { at_ns } else { crate::time::now_ns() },
+        code,
+        reason: reason.to_owned(),
+        message: String::new(),
+    }
+}
+
+/// Notes an end; one that is noted already stays as it is.
+pub async fn note(daemon: &Daemon, container: &Container, exit: Exited) -> Result<(), Error> {
+    container
+        .transition(&daemon.records, |state| match state.phase.after_exit(exit) {
+            Some(phase) => {
+                state.phase = phase;
+                true
+            }
+            None => false,
+        })
+        .await
+}
+
+/// Notes the ends of all containers of a pod that its shim has seen end.
+pub async fn collect(daemon: &Daemon, pod: &Pod, shim: &Shim) -> Result<(), Error> {
+    let info = shim
+        .info()
+        .await
+        .map_err(Error::shim("ask for the state", pod.id()))?;
+    for seen in &info.containers {
+        if seen.state() != wire::ContainerState::Stopped {
+            continue;
+        }
+        if let Ok(container) = daemon.registry.container(&seen.id) {
+            note(daemon, &container, seen_exit(seen)).await?;
+        }
+    }
+    Ok(())
+}
+
+/// The end of a container as the shim keeps it.
+pub fn seen_exit(seen: &wire::Container) -> Exited {
+    let code = i32::try_from(seen.exit_code).unwrap_or(i32::MAX);
+    Exited {
+        started_at_ns: seen.started_at_ns,
+        ..ended(code, seen.exited_at_ns, seen.oom_killed)
+    }
+}
+
+/// Settles in the background: whoever told of the exit goes on.
+pub fn settle_later(daemon: &Arc<Daemon>, container: Arc<Container>) {
+    let daemon = daemon.clone();
+    let span = tracing::info_span!(parent: None, "settle", container = %container.id());
+    let tasks = daemon.background.clone();
+    tasks.spawn(
+        async move {
+            if let Err(error) = settle(&daemon, &container).await {
+                tracing::warn!(
+                    error = error.chain(),
+                    "what an exited container held is not all released yet"
+                );
+            }
+        }
+        .instrument(span),
+    );
+}
+
+/// Settles every ended container of a pod.
+pub async fn settle_all(daemon: &Arc<Daemon>, pod: &Pod) -> Result<(), Error> {
+    for container in daemon.registry.containers_of(pod.id()) {
+        settle(daemon, &container).await?;
+    }
+    Ok(())
+}
+
+/// Acknowledges a noted end to the shim and unmounts the rootfs. Idempotent; nothing to do for one that lives.
+pub async fn settle(daemon: &Arc<Daemon>, container: &Container) -> Result<(), Error> {
+    if !matches!(container.phase(), ContainerPhase::Exited(_)) {
+        return Ok(());
+    }
+    let _turn = container.begin("settling its exit").await?;
+    settle_held(daemon, container).await
+}
+
+/// The same for whoever has the turn already.
+pub async fn settle_held(daemon: &Arc<Daemon>, container: &Container) -> Result<(), Error> {
+    if container.settled() {
+        return Ok(());
+    }
+    forget(daemon, container).await?;
+    let bundle = daemon.bundle(container.id());
+    crate::blocking::run(move || bundle.unmount()).await?;
+    container.set_settled();
+    Ok(())
+}
+
+/// Has the shim forget an ended container, its cgroup with it. Not there, or no shim: fine.
+async fn forget(daemon: &Daemon, container: &Container) -> Result<(), Error> {
+    let shim = daemon
+        .registry
+        .pod(container.pod().as_str())
+        .ok()
+        .and_then(|pod| pod.shim());
+    let Some(shim) = shim else { return Ok(()) };
+    match shim.delete(container.id().as_str()).await {
+        Ok(_) => Ok(()),
+        Err(error) if error.is_not_found() || matches!(error, slipway_shim_client::Error::Gone) => Ok(()),
+        Err(source) => Err(Error::Shim {
+            act: "delete the task",
+            id: container.id().to_string(),
+            source,
+        }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reasons_are_those_kubelet_knows() {
+        assert_eq!(ended(0, 1, false).reason, "Completed");
+        assert_eq!(ended(3, 1, false).reason, "Error");
+        assert_eq!(ended(137, 1, true).reason, "OOMKilled");
+        assert!(
+            ended(0, 0, false).finished_at_ns > 0,
+            "a time that is not known is now"
+        );
+    }
+}

@@ -1,0 +1,239 @@
+//! A container in memory: what was asked for, what has become of it, its turn.
+//!
+//! The verbs are the files beside this one. State changes go to the disk first, then to memory, one at a time
+//! ([`Container::transition`]); whoever waits for an exit watches the state.
+
+pub mod bundle;
+pub mod create;
+pub mod exec;
+pub mod exit;
+pub mod list;
+pub mod logs;
+pub mod mounts;
+pub mod remove;
+pub mod spec;
+pub mod start;
+pub mod stats;
+pub mod status;
+pub mod stop;
+pub mod update;
+pub mod volumes;
+
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use tokio::sync::{Mutex as AsyncMutex, watch};
+
+use crate::container::stats::Samples;
+use crate::error::Error;
+use crate::ids::{ContainerId, PodId};
+use crate::op::{Busy, Held, Turn};
+use crate::records::{ContainerPhase, ContainerRecord, ContainerState, Exited, Kind, Made, Records, VERSION};
+
+/// One container.
+pub struct Container {
+    record: ContainerRecord,
+    state: watch::Sender<ContainerState>,
+    /// Makes the order of states on disk that in memory.
+    writing: AsyncMutex<()>,
+    turn: Turn,
+    /// After its end: the shim has forgotten it and its rootfs is unmounted.
+    settled: AtomicBool,
+    /// What the last statistics were, for rates and for sizes that take long to count.
+    pub samples: Mutex<Samples>,
+}
+
+impl Container {
+    pub fn new(record: ContainerRecord, state: ContainerState) -> Container {
+        Container {
+            record,
+            state: watch::Sender::new(state),
+            writing: AsyncMutex::default(),
+            turn: Turn::default(),
+            settled: AtomicBool::new(false),
+            samples: Mutex::default(),
+        }
+    }
+
+    /// One that is being created.
+    pub fn creating(record: ContainerRecord) -> Container {
+        let state = ContainerState {
+            version: VERSION,
+            phase: ContainerPhase::Creating,
+            made: Made::default(),
+            resources: None,
+        };
+        Container::new(record, state)
+    }
+
+    pub fn id(&self) -> &ContainerId {
+        &self.record.id
+    }
+
+    pub fn pod(&self) -> &PodId {
+        &self.record.pod
+    }
+
+    pub fn record(&self) -> &ContainerRecord {
+        &self.record
+    }
+
+    pub fn state(&self) -> ContainerState {
+        self.state.borrow().clone()
+    }
+
+    pub fn phase(&self) -> ContainerPhase {
+        self.state.borrow().phase.clone()
+    }
+
+    /// Nobody has been told of it yet, or it is what is left of one that nobody was told of.
+    pub fn hidden(&self) -> bool {
+        matches!(
+            self.state.borrow().phase,
+            ContainerPhase::Creating | ContainerPhase::Removing(None)
+        )
+    }
+
+    /// Changes the state: disk, then memory. `change` answers whether there is anything to change.
+    pub async fn transition(
+        &self,
+        records: &Records,
+        change: impl FnOnce(&mut ContainerState) -> bool,
+    ) -> Result<(), Error> {
+        let _writing = self.writing.lock().await;
+        let mut next = self.state();
+        if !change(&mut next) {
+            return Ok(());
+        }
+        records
+            .put(Kind::ContainerState, self.id().as_str(), &next)
+            .await?;
+        self.state.send_replace(next);
+        Ok(())
+    }
+
+    /// Its end has been dealt with: see [`exit::settle`].
+    pub fn settled(&self) -> bool {
+        self.settled.load(Ordering::Acquire)
+    }
+
+    pub fn set_settled(&self) {
+        self.settled.store(true, Ordering::Release);
+    }
+
+    /// Its init runs, or waits to.
+    pub fn live(&self) -> bool {
+        matches!(
+            self.state.borrow().phase,
+            ContainerPhase::Created | ContainerPhase::Running { .. }
+        )
+    }
+
+    /// Waits until it has ended; false when it has not after `patience`.
+    pub async fn ended_within(&self, patience: Duration) -> bool {
+        let mut changes = self.state.subscribe();
+        let ended = changes.wait_for(|state| {
+            matches!(
+                state.phase,
+                ContainerPhase::Exited(_) | ContainerPhase::Removing(_)
+            )
+        });
+        tokio::time::timeout(patience, ended)
+            .await
+            .is_ok_and(|seen| seen.is_ok())
+    }
+
+    pub fn try_begin(&self, verb: &'static str) -> Result<Held, Error> {
+        self.turn.try_begin(verb).map_err(|busy| self.busy(busy))
+    }
+
+    pub async fn begin(&self, verb: &'static str) -> Result<Held, Error> {
+        self.turn.begin(verb).await.map_err(|busy| self.busy(busy))
+    }
+
+    fn busy(&self, source: Busy) -> Error {
+        Error::Busy {
+            kind: "container",
+            id: self.id().to_string(),
+            source,
+        }
+    }
+
+    /// An error that says the verb makes no sense now.
+    pub fn wrong_state(&self, verb: &'static str) -> Error {
+        Error::State {
+            kind: "container",
+            id: self.id().to_string(),
+            state: describe(&self.phase()).to_owned(),
+            verb,
+        }
+    }
+}
+
+/// How a phase reads in an error.
+pub fn describe(phase: &ContainerPhase) -> &'static str {
+    match phase {
+        ContainerPhase::Creating => "still being created",
+        ContainerPhase::Created => "created and not running",
+        ContainerPhase::Running { .. } => "running",
+        ContainerPhase::Exited(_) => "exited",
+        ContainerPhase::Removing(_) => "being removed",
+    }
+}
+
+impl ContainerPhase {
+    /// The phase after an exit, which may be told more than once and before the start has been noted.
+    ///
+    /// `None`: the exit changes nothing.
+    pub fn after_exit(&self, exit: Exited) -> Option<ContainerPhase> {
+        let started = |started_at_ns| Exited {
+            started_at_ns,
+            ..exit.clone()
+        };
+        match self {
+            // A container that is being created belongs to CreateContainer, which sees the failure itself.
+            ContainerPhase::Creating => None,
+            ContainerPhase::Created => Some(ContainerPhase::Exited(exit)),
+            ContainerPhase::Running { started_at_ns } => {
+                Some(ContainerPhase::Exited(started(*started_at_ns)))
+            }
+            ContainerPhase::Exited(_) | ContainerPhase::Removing(Some(_)) => None,
+            ContainerPhase::Removing(None) => Some(ContainerPhase::Removing(Some(exit))),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn exit(code: i32) -> Exited {
+        Exited {
+            finished_at_ns: 9,
+            code,
+            ..Exited::default()
+        }
+    }
+
+    #[test]
+    fn an_exit_keeps_the_time_of_the_start() {
+        let running = ContainerPhase::Running { started_at_ns: 5 };
+        let Some(ContainerPhase::Exited(after)) = running.after_exit(exit(3)) else {
+            panic!("no exit")
+        };
+        assert_eq!((after.started_at_ns, after.finished_at_ns, after.code), (5, 9, 3));
+    }
+
+    #[test]
+    fn an_exit_told_twice_changes_nothing() {
+        let exited = ContainerPhase::Exited(exit(1));
+        assert_eq!(exited.after_exit(exit(137)), None);
+        assert_eq!(ContainerPhase::Removing(Some(exit(1))).after_exit(exit(2)), None);
+    }
+
+    #[test]
+    fn a_container_that_is_being_created_does_not_exit() {
+        assert_eq!(ContainerPhase::Creating.after_exit(exit(1)), None);
+    }
+}

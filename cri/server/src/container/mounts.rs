@@ -1,0 +1,144 @@
+//! The mounts a container asks for: their sources found, made where the configuration says so, image volumes mounted.
+//!
+//! A host path that is missing is an error, as the CRI says; `runtime.create_missing_mount_sources` makes a directory of
+//! it instead, as containerd does.
+
+use std::path::{Path, PathBuf};
+
+use slipway_spec::Propagation;
+
+use super::Container;
+use super::bundle::Bundle;
+use crate::daemon::Daemon;
+use crate::error::Error;
+use crate::model::{ImageSpec, Mount, MountSource};
+
+/// The container's mounts with sources that exist.
+pub fn resolve(
+    daemon: &Daemon,
+    container: &Container,
+    bundle: &Bundle,
+) -> Result<Vec<slipway_spec::Mount>, Error> {
+    let create_missing = daemon.config.runtime.create_missing_mount_sources;
+    let mut resolved = Vec::new();
+    for (number, mount) in container.record().config.mounts.iter().enumerate() {
+        let host_path = match &mount.source {
+            MountSource::Host(path) => host_source(path, &mount.container_path, create_missing)?,
+            MountSource::Image { image, sub_path } => {
+                image_source(daemon, container, bundle, number, image, sub_path)?
+            }
+        };
+        resolved.push(bind(mount, host_path));
+    }
+    check_propagation(container, &resolved)?;
+    Ok(resolved)
+}
+
+/// A mount can only propagate from one that does.
+fn check_propagation(container: &Container, mounts: &[slipway_spec::Mount]) -> Result<(), Error> {
+    const MOUNTINFO: &str = "/proc/self/mountinfo";
+    if mounts
+        .iter()
+        .all(|mount| mount.propagation == Propagation::Private)
+    {
+        return Ok(());
+    }
+    let mountinfo = std::fs::read_to_string(MOUNTINFO).map_err(Error::io("read", MOUNTINFO))?;
+    slipway_spec::check_propagation(&mountinfo, mounts).map_err(|source| Error::Spec {
+        id: container.id().to_string(),
+        source,
+    })
+}
+
+fn bind(mount: &Mount, host_path: PathBuf) -> slipway_spec::Mount {
+    let of_image = matches!(mount.source, MountSource::Image { .. });
+    slipway_spec::Mount {
+        container_path: mount.container_path.clone(),
+        host_path,
+        // The image's layers are everybody's.
+        readonly: mount.readonly || of_image,
+        recursive_read_only: mount.recursive_read_only,
+        propagation: mount.propagation,
+        uid_mappings: mount.uid_mappings.clone(),
+        gid_mappings: mount.gid_mappings.clone(),
+        options: mount.options.clone(),
+    }
+}
+
+/// The source with its symbolic links resolved: what is mounted is what was looked at.
+fn host_source(path: &Path, container_path: &str, create_missing: bool) -> Result<PathBuf, Error> {
+    match std::fs::canonicalize(path) {
+        Ok(real) => Ok(real),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound && create_missing => {
+            std::fs::create_dir_all(path).map_err(Error::io("create the mount source", path))?;
+            Ok(path.to_owned())
+        }
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Err(Error::MountSourceMissing {
+            host_path: path.to_owned(),
+            container_path: container_path.to_owned(),
+        }),
+        Err(error) => Err(Error::io("resolve the mount source", path)(error)),
+    }
+}
+
+/// Mounts an image read-only in the bundle and finds the directory asked for, without leaving it.
+fn image_source(
+    daemon: &Daemon,
+    container: &Container,
+    bundle: &Bundle,
+    number: usize,
+    image: &ImageSpec,
+    sub_path: &str,
+) -> Result<PathBuf, Error> {
+    let store = &daemon.store;
+    let found = store
+        .resolve(&image.image)
+        .map_err(Error::store("look an image up"))?
+        .ok_or_else(|| Error::ImageMissing {
+            name: image.image.clone(),
+        })?;
+    let id = container.id().as_str();
+    let lease = store
+        .persistent_lease(id)
+        .map_err(Error::store("make a container's lease"))?;
+    let view = store
+        .view(&format!("{id}-volume-{number}"), found.chain.as_ref(), &lease)
+        .map_err(Error::store("make a view of an image"))?;
+    let target = bundle.mount_volume(number, &view.mount)?;
+    if sub_path.is_empty() {
+        return Ok(target);
+    }
+    let root = slipway_snapshot::Root::open(&target).map_err(Error::io("open", &target))?;
+    let inside = root.resolve(Path::new(sub_path)).map_err(|error| {
+        Error::invalid(
+            "config.mounts.image_sub_path",
+            format!("{sub_path:?} in image {:?}: {error}", image.image),
+        )
+    })?;
+    Ok(target.join(inside.strip_prefix("/").unwrap_or(&inside)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_missing_source_is_an_error_unless_the_configuration_makes_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let missing = dir.path().join("a/b");
+        let error = host_source(&missing, "/data", false).unwrap_err().to_string();
+        assert!(error.contains("a/b") && error.contains("/data"), "{error}");
+        assert!(!missing.exists());
+        assert_eq!(host_source(&missing, "/data", true).unwrap(), missing);
+        assert!(missing.is_dir());
+    }
+
+    #[test]
+    fn a_source_that_is_a_link_is_mounted_as_what_it_leads_to() {
+        let dir = tempfile::tempdir().unwrap();
+        let real = dir.path().canonicalize().unwrap().join("real");
+        std::fs::create_dir(&real).unwrap();
+        std::os::unix::fs::symlink(&real, dir.path().join("link")).unwrap();
+        assert_eq!(host_source(&dir.path().join("link"), "/x", false).unwrap(), real);
+    }
+}

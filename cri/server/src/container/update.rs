@@ -1,0 +1,125 @@
+//! UpdateContainerResources: new limits for a live container, all of them or none.
+
+use std::sync::Arc;
+
+use super::Container;
+use crate::daemon::Daemon;
+use crate::error::Error;
+use crate::model::Resources;
+
+const VERB: &str = "UpdateContainerResources";
+
+/// Changes limits. What the update does not name (zero, empty) stays.
+pub async fn update(daemon: &Arc<Daemon>, id: &str, change: Resources) -> Result<(), Error> {
+    let container = daemon.registry.container(id)?;
+    let _turn = container.begin(VERB).await?;
+    if !container.live() {
+        return Err(container.wrong_state("change its limits"));
+    }
+    let shim = daemon
+        .registry
+        .pod(container.pod().as_str())?
+        .live_shim("change limits in it")?;
+    let before = in_force(&container);
+    let after = merge(&before, &change);
+    let apply = async |resources: &Resources| {
+        let json = oci_json(&container, resources)?;
+        shim.update(container.id().as_str(), json)
+            .await
+            .map_err(Error::shim("change the limits", container.id()))
+    };
+    if let Err(error) = apply(&after).await {
+        // Some may have been set before one was refused.
+        if let Err(undo) = apply(&before).await {
+            tracing::warn!(container = %container.id(), error = undo.chain(), "old limits could not be set again");
+        }
+        return Err(error);
+    }
+    container
+        .transition(&daemon.records, |state| {
+            state.resources = Some(after);
+            true
+        })
+        .await
+}
+
+/// The limits a container has now.
+pub fn in_force(container: &Container) -> Resources {
+    container
+        .state()
+        .resources
+        .unwrap_or_else(|| container.record().config.resources.clone())
+}
+
+fn oci_json(container: &Container, resources: &Resources) -> Result<String, Error> {
+    let id = || container.id().to_string();
+    let oci = slipway_spec::resources::to_oci(&resources.limits)
+        .map_err(|source| Error::Spec { id: id(), source })?;
+    serde_json::to_string(&oci).map_err(|source| Error::Encode {
+        what: "resources",
+        id: id(),
+        source,
+    })
+}
+
+/// The CRI's zeroes and empty strings mean "as it is".
+fn merge(before: &Resources, change: &Resources) -> Resources {
+    let number = |old: i64, new: i64| if new == 0 { old } else { new };
+    let text = |old: &String, new: &String| if new.is_empty() { old.clone() } else { new.clone() };
+    let (old, new) = (&before.limits, &change.limits);
+    let mut unified = old.unified.clone();
+    unified.extend(new.unified.clone());
+    let hugepages = if new.hugepage_limits.is_empty() {
+        &old.hugepage_limits
+    } else {
+        &new.hugepage_limits
+    };
+    Resources {
+        limits: slipway_spec::Resources {
+            cpu_period: number(old.cpu_period, new.cpu_period),
+            cpu_quota: number(old.cpu_quota, new.cpu_quota),
+            cpu_shares: number(old.cpu_shares, new.cpu_shares),
+            memory_limit: number(old.memory_limit, new.memory_limit),
+            memory_swap_limit: number(old.memory_swap_limit, new.memory_swap_limit),
+            memory_reservation: number(old.memory_reservation, new.memory_reservation),
+            cpuset_cpus: text(&old.cpuset_cpus, &new.cpuset_cpus),
+            cpuset_mems: text(&old.cpuset_mems, &new.cpuset_mems),
+            pids_limit: number(old.pids_limit, new.pids_limit),
+            hugepage_limits: hugepages.clone(),
+            unified,
+        },
+        oom_score_adj: number(before.oom_score_adj, change.oom_score_adj),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_an_update_does_not_name_stays() {
+        let mut before = Resources::default();
+        before.limits.memory_limit = 64;
+        before.limits.cpu_quota = 50_000;
+        before.limits.unified.insert("memory.high".into(), "max".into());
+        let mut change = Resources::default();
+        change.limits.memory_limit = 96;
+        change.limits.cpuset_cpus = "0".into();
+        change.limits.unified.insert("memory.low".into(), "1".into());
+        let after = merge(&before, &change).limits;
+        assert_eq!(
+            (after.memory_limit, after.cpu_quota, after.cpuset_cpus.as_str()),
+            (96, 50_000, "0")
+        );
+        assert_eq!(after.unified.len(), 2);
+    }
+
+    #[test]
+    fn minus_one_takes_a_quota_away() {
+        let mut before = Resources::default();
+        before.limits.cpu_quota = 50_000;
+        let mut change = Resources::default();
+        change.limits.cpu_quota = -1;
+        assert_eq!(merge(&before, &change).limits.cpu_quota, -1);
+    }
+}

@@ -1,0 +1,72 @@
+//! slipwayd: the CRI runtime. This crate wires the others together and owns what a pod and a container are: their
+//! records, their states, the order in which things are made and undone.
+//!
+//! It refuses to know how an image is stored, a namespace made, a process started or a plugin run; those are the crates
+//! below. The map of the whole is ARCHITECTURE.md; the way of one request is `rpc` → `pod` or `container` → the crates.
+
+#![forbid(unsafe_code)]
+
+mod blocking;
+mod cli;
+mod config;
+mod container;
+mod daemon;
+mod error;
+mod fail;
+mod ids;
+mod image;
+mod instance;
+mod logging;
+mod model;
+mod mountinfo;
+mod op;
+mod pod;
+mod records;
+mod recover;
+mod registry;
+mod rpc;
+mod serve;
+mod time;
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use clap::Parser as _;
+
+use crate::cli::{Cli, Command, ConfigCommand};
+use crate::config::{Config, DEFAULT_TOML};
+
+/// Threads that wait for events; verbs are short between their awaits.
+const WORKERS: usize = 2;
+/// Threads for files, mounts and SQLite: a burst of pods uses them, an idle node keeps none.
+const BLOCKING: usize = 16;
+const BLOCKING_IDLE: Duration = Duration::from_secs(3);
+
+/// The whole program, but for its exit code's way out.
+///
+/// # Errors
+/// What kept it from starting, or from ending in order.
+pub fn main() -> anyhow::Result<ExitCode> {
+    let cli = Cli::parse();
+    match cli.command {
+        Some(Command::Config(ConfigCommand::Default)) => print!("{DEFAULT_TOML}"),
+        Some(Command::Config(ConfigCommand::Check)) => print!("{}", Config::load(&cli.flags)?.to_toml()),
+        Some(Command::Failpoints) => fail::ALL.iter().for_each(|name| println!("{name}")),
+        None => {
+            let config = Config::load(&cli.flags)?;
+            logging::init(&config.log)?;
+            fail::init_from_env()?;
+            tokio::runtime::Builder::new_multi_thread()
+                .worker_threads(WORKERS)
+                .max_blocking_threads(BLOCKING)
+                .thread_keep_alive(BLOCKING_IDLE)
+                .thread_name("slipwayd")
+                .enable_all()
+                .build()
+                .context("cannot start the threads")?
+                .block_on(serve::serve(config))?;
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}

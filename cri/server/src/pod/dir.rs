@@ -1,0 +1,238 @@
+//! A pod's directory under the state: made, filled with the files its containers see, removed.
+//!
+//! ```text
+//! <state>/pods/<pod id>/  0700
+//!   shim.sock shim.json shim.log   the shim's
+//!   ns/{user,net,ipc,uts,pid}      bind mounts, the shim's
+//!   resolv.conf hosts hostname     0644, bind-mounted into containers
+//!   shm/                           tmpfs, unless the pod uses the host's
+//! ```
+//! All of it can be made anew from the record, so nothing is synced.
+
+use std::fs::DirBuilder;
+use std::net::IpAddr;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+
+use rustix::mount::{MountFlags, UnmountFlags};
+
+use crate::error::Error;
+use crate::model::{Dns, PodConfig, Scope};
+
+/// Bounds what is copied from the host's own files.
+const HOST_FILE_LIMIT: u64 = 1 << 20;
+
+/// The names in a pod's directory.
+#[derive(Debug, Clone)]
+pub struct PodDir {
+    path: PathBuf,
+}
+
+impl PodDir {
+    pub fn new(pods: &Path, id: &crate::ids::PodId) -> PodDir {
+        PodDir {
+            path: pods.join(id.as_str()),
+        }
+    }
+
+    /// For what was found in the state directory.
+    pub fn at(path: PathBuf) -> PodDir {
+        PodDir { path }
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    pub fn resolv_conf(&self) -> PathBuf {
+        self.path.join("resolv.conf")
+    }
+
+    pub fn hosts(&self) -> PathBuf {
+        self.path.join("hosts")
+    }
+
+    pub fn hostname(&self) -> PathBuf {
+        self.path.join("hostname")
+    }
+
+    pub fn shm(&self) -> PathBuf {
+        self.path.join("shm")
+    }
+
+    /// Makes the directory itself. The pod's id is new, so one that exists is an error.
+    pub fn make(&self) -> Result<(), Error> {
+        DirBuilder::new()
+            .mode(0o700)
+            .create(&self.path)
+            .map_err(Error::io("create", &self.path))
+    }
+
+    /// Writes what does not depend on the network, mounts /dev/shm, and makes the log directory.
+    pub fn fill(&self, config: &PodConfig, shm_bytes: u64) -> Result<(), Error> {
+        let resolv_conf = match &config.dns {
+            Some(dns) => render_resolv_conf(dns),
+            None => host_file(Path::new("/etc/resolv.conf"))?,
+        };
+        write(&self.resolv_conf(), &resolv_conf)?;
+        write(&self.hostname(), &format!("{}\n", hostname(config)))?;
+        if config.namespaces.ipc == Scope::Pod {
+            self.mount_shm(shm_bytes)?;
+        }
+        if let Some(logs) = &config.log_directory {
+            DirBuilder::new()
+                .recursive(true)
+                .mode(0o755)
+                .create(logs)
+                .map_err(Error::io("create", logs))?;
+        }
+        Ok(())
+    }
+
+    fn mount_shm(&self, bytes: u64) -> Result<(), Error> {
+        let target = self.shm();
+        DirBuilder::new()
+            .mode(0o700)
+            .create(&target)
+            .map_err(Error::io("create", &target))?;
+        let options = std::ffi::CString::new(format!("mode=1777,size={bytes}")).unwrap_or_default();
+        let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
+        rustix::mount::mount("shm", &target, "tmpfs", flags, options.as_c_str())
+            .map_err(|errno| Error::io("mount a tmpfs on", &target)(errno.into()))
+    }
+
+    /// Writes /etc/hosts, once the addresses are known.
+    pub fn write_hosts(&self, config: &PodConfig, addresses: &[IpAddr]) -> Result<(), Error> {
+        let text = match config.namespaces.network {
+            Scope::Node => host_file(Path::new("/etc/hosts"))?,
+            Scope::Pod | Scope::Container => render_hosts(addresses, &hostname(config)),
+        };
+        write(&self.hosts(), &text)
+    }
+
+    /// Unmounts whatever is mounted below, and removes the directory. Absent is fine.
+    pub fn remove(&self) -> Result<(), Error> {
+        for point in crate::mountinfo::below(&self.path)? {
+            unmount(&point)?;
+        }
+        match std::fs::remove_dir_all(&self.path) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                Err(Error::io("remove", &self.path)(error))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Unmounts lazily: what still uses it keeps it, nobody new finds it. Not mounted is fine.
+pub fn unmount(point: &Path) -> Result<(), Error> {
+    match rustix::mount::unmount(point, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW) {
+        Ok(()) | Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOENT) => Ok(()),
+        Err(errno) => Err(Error::io("unmount", point)(errno.into())),
+    }
+}
+
+/// The name the pod's processes see.
+pub fn hostname(config: &PodConfig) -> String {
+    if config.hostname.is_empty() || config.namespaces.network == Scope::Node {
+        rustix::system::uname().nodename().to_string_lossy().into_owned()
+    } else {
+        config.hostname.clone()
+    }
+}
+
+fn render_resolv_conf(dns: &Dns) -> String {
+    let mut text = String::new();
+    if !dns.searches.is_empty() {
+        text.push_str(&format!("search {}\n", dns.searches.join(" ")));
+    }
+    for server in &dns.servers {
+        text.push_str(&format!("nameserver {server}\n"));
+    }
+    if !dns.options.is_empty() {
+        text.push_str(&format!("options {}\n", dns.options.join(" ")));
+    }
+    text
+}
+
+fn render_hosts(addresses: &[IpAddr], hostname: &str) -> String {
+    let mut text = String::from(
+        "# Written by slipwayd for this pod.\n\
+         127.0.0.1\tlocalhost\n\
+         ::1\tlocalhost ip6-localhost ip6-loopback\n\
+         fe00::0\tip6-localnet\n\
+         fe00::0\tip6-mcastprefix\n\
+         fe00::1\tip6-allnodes\n\
+         fe00::2\tip6-allrouters\n",
+    );
+    for address in addresses {
+        text.push_str(&format!("{address}\t{hostname}\n"));
+    }
+    text
+}
+
+/// A file of the host's; empty when there is none.
+fn host_file(path: &Path) -> Result<String, Error> {
+    use std::io::Read as _;
+    let file = match std::fs::File::open(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(String::new()),
+        Err(error) => return Err(Error::io("open", path)(error)),
+    };
+    let mut bytes = Vec::new();
+    file.take(HOST_FILE_LIMIT)
+        .read_to_end(&mut bytes)
+        .map_err(Error::io("read", path))?;
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
+}
+
+fn write(path: &Path, text: &str) -> Result<(), Error> {
+    std::fs::write(path, text).map_err(Error::io("write", path))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn resolv_conf_has_the_words_of_the_dns_config() {
+        let dns = Dns {
+            servers: vec!["10.0.0.10".into(), "fd00::10".into()],
+            searches: vec!["ns.svc.cluster.local".into(), "svc.cluster.local".into()],
+            options: vec!["ndots:5".into()],
+        };
+        assert_eq!(
+            render_resolv_conf(&dns),
+            "search ns.svc.cluster.local svc.cluster.local\nnameserver 10.0.0.10\nnameserver fd00::10\noptions ndots:5\n"
+        );
+        assert_eq!(render_resolv_conf(&Dns::default()), "");
+    }
+
+    #[test]
+    fn hosts_names_every_address_of_the_pod() {
+        let text = render_hosts(&["10.1.2.3".parse().unwrap(), "fd00::3".parse().unwrap()], "web");
+        assert!(text.contains("127.0.0.1\tlocalhost\n"));
+        assert!(text.ends_with("10.1.2.3\tweb\nfd00::3\tweb\n"));
+    }
+
+    #[test]
+    fn a_pods_files_are_written_and_removed_again() {
+        let top = tempfile::tempdir().unwrap();
+        let dir = PodDir::at(top.path().join("pod"));
+        let mut config = PodConfig {
+            hostname: "web".into(),
+            dns: Some(Dns::default()),
+            ..PodConfig::default()
+        };
+        config.namespaces.ipc = Scope::Node;
+        config.log_directory = Some(top.path().join("logs/a"));
+        dir.make().unwrap();
+        dir.fill(&config, 1 << 20).unwrap();
+        dir.write_hosts(&config, &[]).unwrap();
+        assert_eq!(std::fs::read_to_string(dir.hostname()).unwrap(), "web\n");
+        assert!(top.path().join("logs/a").is_dir());
+        dir.remove().unwrap();
+        dir.remove().unwrap();
+        assert!(!dir.path().exists());
+    }
+}

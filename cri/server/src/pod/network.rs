@@ -1,0 +1,211 @@
+//! A pod's attachment to the network: recorded before ADD, undone with what ADD left behind, retried until proven.
+//!
+//! A DEL that fails never holds a pod back: its attachment moves to a `network-release` record, whose address stays
+//! leased until [`retry_releases`] has proven it gone. The pinned namespace stays exactly as long.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use slipway_network::{Attachment, Bandwidth, PodNetwork};
+
+use super::Pod;
+use crate::daemon::Daemon;
+use crate::error::Error;
+use crate::fail;
+use crate::ids::PodId;
+use crate::model::{PodConfig, Protocol, Scope};
+use crate::pod::dir::PodDir;
+use crate::records::{Kind, NetworkRelease, PodNetworkState, VERSION};
+
+/// Attachments whose DEL has not been proven, by pod.
+#[derive(Default)]
+pub struct Releases {
+    pending: Mutex<HashMap<PodId, NetworkRelease>>,
+}
+
+impl Releases {
+    pub fn insert(&self, release: NetworkRelease) {
+        self.lock().insert(release.pod.clone(), release);
+    }
+
+    pub fn contains(&self, pod: &PodId) -> bool {
+        self.lock().contains_key(pod)
+    }
+
+    pub fn all(&self) -> Vec<NetworkRelease> {
+        self.lock().values().cloned().collect()
+    }
+
+    fn remove(&self, pod: &PodId) {
+        self.lock().remove(pod);
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<PodId, NetworkRelease>> {
+        self.pending.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Attaches a pod that has a network namespace of its own; nothing to do for one on the host's.
+pub async fn attach(daemon: &Daemon, pod: &Pod) -> Result<Vec<IpAddr>, Error> {
+    if pod.record().config.namespaces.network == Scope::Node {
+        return Ok(Vec::new());
+    }
+    let wanted = describe(pod, netns(pod))?;
+    let failed = |source| Error::Network {
+        act: "attach the network",
+        id: pod.id().to_string(),
+        source,
+    };
+    let plan = daemon.cni.plan(&wanted).await.map_err(failed)?;
+    pod.transition(&daemon.records, |state| {
+        state.network = PodNetworkState::Planned(Box::new(plan));
+        true
+    })
+    .await?;
+    fail::point("run_pod_sandbox.before_cni").await?;
+    let attachment = daemon.cni.add(&wanted).await.map_err(failed)?;
+    let ips = attachment.ips.clone();
+    pod.transition(&daemon.records, |state| {
+        state.network = PodNetworkState::Attached(Box::new(attachment));
+        true
+    })
+    .await?;
+    fail::point("run_pod_sandbox.after_cni").await?;
+    Ok(ips)
+}
+
+/// Gives the network back. True: proven, or there was none; false: a network-release record has taken it over.
+pub async fn detach(daemon: &Daemon, pod: &Pod) -> Result<bool, Error> {
+    let attachment = match pod.state().network {
+        PodNetworkState::Host => return Ok(true),
+        PodNetworkState::Released => return Ok(!daemon.releases.contains(pod.id())),
+        PodNetworkState::Planned(attachment) | PodNetworkState::Attached(attachment) => *attachment,
+    };
+    let proven = match delete(daemon, pod.id(), &attachment).await {
+        Ok(()) => true,
+        Err(error) => {
+            tracing::warn!(pod = %pod.id(), error = error.chain(), "CNI DEL failed; it will be retried");
+            let release = NetworkRelease {
+                version: VERSION,
+                pod: pod.id().clone(),
+                boot_id: pod.record().boot_id.clone(),
+                since_ns: crate::time::now_ns(),
+                attachment,
+            };
+            daemon
+                .records
+                .put(Kind::NetworkRelease, pod.id().as_str(), &release)
+                .await?;
+            daemon.releases.insert(release);
+            daemon.janitor.wake();
+            false
+        }
+    };
+    pod.transition(&daemon.records, |state| {
+        state.network = PodNetworkState::Released;
+        true
+    })
+    .await?;
+    Ok(proven)
+}
+
+async fn delete(daemon: &Daemon, pod: &PodId, attachment: &Attachment) -> Result<(), Error> {
+    daemon.cni.del(attachment).await.map_err(|source| Error::Network {
+        act: "detach the network",
+        id: pod.to_string(),
+        source,
+    })
+}
+
+/// Tries every release once more; how many are left.
+pub async fn retry_releases(daemon: &Arc<Daemon>) -> usize {
+    let mut left = 0;
+    for release in daemon.releases.all() {
+        let done = match delete(daemon, &release.pod, &release.attachment).await {
+            Ok(()) => release_proven(daemon, &release).await,
+            Err(error) => Err(error),
+        };
+        if let Err(error) = done {
+            left += 1;
+            tracing::warn!(pod = %release.pod, error = error.chain(), "a network is still not released");
+        }
+    }
+    left
+}
+
+/// The last holder of the namespace is gone: unpin it, and remove the directory of a pod that is gone itself.
+async fn release_proven(daemon: &Arc<Daemon>, release: &NetworkRelease) -> Result<(), Error> {
+    let dir = PodDir::new(&daemon.paths.pods, &release.pod);
+    if dir.path().exists() && daemon.registry.pod(release.pod.as_str()).is_err() {
+        daemon
+            .launcher
+            .cleanup(dir.path(), true)
+            .await
+            .map_err(Error::shim("clean up what is left", &release.pod))?;
+        crate::blocking::run(move || dir.remove()).await?;
+    }
+    daemon
+        .records
+        .delete(Kind::NetworkRelease, release.pod.as_str())
+        .await?;
+    daemon.releases.remove(&release.pod);
+    tracing::info!(pod = %release.pod, "a network has been released at last");
+    Ok(())
+}
+
+/// Where the pod's network namespace is pinned.
+fn netns(pod: &Pod) -> PathBuf {
+    let state = pod.state();
+    state
+        .namespaces
+        .iter()
+        .find(|ns| ns.kind == "net")
+        .map(|ns| ns.path.clone())
+        .unwrap_or_default()
+}
+
+fn describe(pod: &Pod, netns: PathBuf) -> Result<PodNetwork, Error> {
+    let config: &PodConfig = &pod.record().config;
+    let bandwidth = bandwidth(config)?;
+    Ok(PodNetwork {
+        id: pod.id().to_string(),
+        name: config.metadata.name.clone(),
+        namespace: config.metadata.namespace.clone(),
+        uid: config.metadata.uid.clone(),
+        netns,
+        port_mappings: config
+            .port_mappings
+            .iter()
+            .map(|mapping| slipway_network::PortMapping {
+                host_port: mapping.host_port,
+                container_port: mapping.container_port,
+                protocol: match mapping.protocol {
+                    Protocol::Tcp => slipway_network::Protocol::Tcp,
+                    Protocol::Udp => slipway_network::Protocol::Udp,
+                    Protocol::Sctp => slipway_network::Protocol::Sctp,
+                },
+                host_ip: mapping.host_ip.map(|ip| ip.to_string()).unwrap_or_default(),
+            })
+            .collect(),
+        bandwidth,
+        dns: config.dns.as_ref().map(|dns| slipway_network::Dns {
+            nameservers: dns.servers.clone(),
+            search: dns.searches.clone(),
+            options: dns.options.clone(),
+            ..Default::default()
+        }),
+        annotations: config.annotations.clone(),
+        ..Default::default()
+    })
+}
+
+/// Limits that the pod's annotations ask for.
+///
+/// # Errors
+/// One that is no quantity, or out of bounds.
+pub fn bandwidth(config: &PodConfig) -> Result<Option<Bandwidth>, Error> {
+    Bandwidth::from_annotations(&config.annotations)
+        .map_err(|error| Error::invalid("config.annotations", error.to_string()))
+}

@@ -1,0 +1,77 @@
+//! What a pod's interfaces have carried, read in its network namespace through one of its processes.
+
+use super::Pod;
+use crate::daemon::Daemon;
+use crate::model::Scope;
+use crate::records::ContainerPhase;
+
+/// Counters of one interface since it came up.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Interface {
+    pub name: String,
+    pub rx_bytes: u64,
+    pub rx_errors: u64,
+    pub tx_bytes: u64,
+    pub tx_errors: u64,
+}
+
+/// The pod's interfaces without loopback. Empty: it uses the host's network, or nothing runs in it.
+pub fn interfaces(daemon: &Daemon, pod: &Pod) -> Vec<Interface> {
+    if pod.record().config.namespaces.network == Scope::Node {
+        return Vec::new();
+    }
+    let running = daemon
+        .registry
+        .containers_of(pod.id())
+        .into_iter()
+        .find_map(|container| {
+            matches!(container.phase(), ContainerPhase::Running { .. }).then(|| container.state().made.pid)
+        });
+    let Some(pid) = pod.state().init_pid.or(running).filter(|pid| *pid != 0) else {
+        return Vec::new();
+    };
+    std::fs::read_to_string(format!("/proc/{pid}/net/dev"))
+        .map(|text| parse(&text))
+        .unwrap_or_default()
+}
+
+fn parse(text: &str) -> Vec<Interface> {
+    text.lines()
+        .skip(2)
+        .filter_map(|line| {
+            let (name, counters) = line.split_once(':')?;
+            let numbers: Vec<u64> = counters
+                .split_whitespace()
+                .filter_map(|n| n.parse().ok())
+                .collect();
+            let name = name.trim();
+            (numbers.len() >= 16 && name != "lo").then(|| Interface {
+                name: name.to_owned(),
+                rx_bytes: numbers[0],
+                rx_errors: numbers[2],
+                tx_bytes: numbers[8],
+                tx_errors: numbers[10],
+            })
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn counters_are_read_by_column_and_loopback_is_left_out() {
+        let text = "Inter-|   Receive    |  Transmit\n face |bytes packets errs drop fifo frame compressed multicast|bytes\n\
+                    \x20   lo:     100 1 0 0 0 0 0 0 100 1 0 0 0 0 0 0\n\
+                    \x20 eth0: 1234567 12 3 0 0 0 0 0 7654321 21 4 0 0 0 0 0\n";
+        let expected = Interface {
+            name: "eth0".into(),
+            rx_bytes: 1_234_567,
+            rx_errors: 3,
+            tx_bytes: 7_654_321,
+            tx_errors: 4,
+        };
+        assert_eq!(parse(text), [expected]);
+    }
+}

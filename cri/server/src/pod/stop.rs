@@ -1,0 +1,126 @@
+//! StopPodSandbox: kill everything, give the network back, let the shim go. Idempotent, and the same after a crash.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use slipway_shim_client::{Error as ShimError, Shim};
+
+use super::dir::PodDir;
+use super::{Pod, network, watch};
+use crate::container::exit;
+use crate::daemon::Daemon;
+use crate::error::Error;
+use crate::fail;
+use crate::records::PodPhase;
+
+const VERB: &str = "StopPodSandbox";
+/// How long a shim may take to be gone after it said it would.
+const GONE: Duration = Duration::from_secs(5);
+
+/// Stops a pod. One that is stopped or gone is fine.
+pub async fn stop(daemon: &Arc<Daemon>, id: &str) -> Result<(), Error> {
+    let pod = match daemon.registry.pod(id) {
+        Ok(pod) => pod,
+        Err(Error::NotFound { .. }) => return Ok(()),
+        Err(error) => return Err(error),
+    };
+    let _turn = pod.begin(VERB).await?;
+    if matches!(pod.phase(), PodPhase::Stopped | PodPhase::Removing) {
+        return Ok(());
+    }
+    stop_held(daemon, &pod).await
+}
+
+/// The same for whoever has the turn already.
+pub async fn stop_held(daemon: &Arc<Daemon>, pod: &Arc<Pod>) -> Result<(), Error> {
+    pod.transition(&daemon.records, |state| {
+        let first = state.phase != PodPhase::Stopping;
+        state.phase = PodPhase::Stopping;
+        first
+    })
+    .await?;
+    fail::point("stop_pod_sandbox.after_intent").await?;
+    halt(daemon, pod).await?;
+    pod.transition(&daemon.records, |state| {
+        state.phase = PodPhase::Stopped;
+        state.init_pid = None;
+        true
+    })
+    .await?;
+    fail::point("stop_pod_sandbox.after_record").await?;
+    Ok(())
+}
+
+/// Ends every process, gives back the network, namespaces and cgroup, and lets the shim go.
+pub async fn halt(daemon: &Arc<Daemon>, pod: &Arc<Pod>) -> Result<(), Error> {
+    // Nobody creates or starts anything in this pod from here on.
+    let _closed = pod.close_gate().await;
+    let shim = end_processes(daemon, pod).await?;
+    fail::point("stop_pod_sandbox.after_kill").await?;
+    let proven = network::detach(daemon, pod).await?;
+    fail::point("stop_pod_sandbox.after_cni_del").await?;
+    match shim {
+        Some(shim) => let_go(daemon, pod, &shim, proven).await,
+        None => clean_up(daemon, pod, proven).await,
+    }
+}
+
+/// Kills everything in the pod and notes how each container ended. `None`: the shim is not there (any more).
+async fn end_processes(daemon: &Arc<Daemon>, pod: &Arc<Pod>) -> Result<Option<Shim>, Error> {
+    if let Some(shim) = pod.shim() {
+        match shim.stop_pod().await {
+            Ok(()) => {
+                exit::collect(daemon, pod, &shim).await?;
+                return Ok(Some(shim));
+            }
+            Err(ShimError::Gone) => {}
+            Err(source) => {
+                return Err(Error::Shim {
+                    act: "end the processes",
+                    id: pod.id().to_string(),
+                    source,
+                });
+            }
+        }
+    }
+    watch::bury(daemon, pod, "the pod's shim was gone when the pod was stopped").await?;
+    Ok(None)
+}
+
+/// A living shim unpins, forgets its containers and ends.
+async fn let_go(daemon: &Arc<Daemon>, pod: &Arc<Pod>, shim: &Shim, proven: bool) -> Result<(), Error> {
+    if proven {
+        shim.release_pod()
+            .await
+            .map_err(Error::shim("release the namespaces", pod.id()))?;
+    }
+    fail::point("stop_pod_sandbox.after_release").await?;
+    exit::settle_all(daemon, pod).await?;
+    shim.shutdown()
+        .await
+        .map_err(Error::shim("end the shim", pod.id()))?;
+    if tokio::time::timeout(GONE, shim.closed()).await.is_err() {
+        return Err(Error::Timeout {
+            kind: "the shim of pod",
+            id: pod.id().to_string(),
+            what: "end",
+            timeout: GONE,
+        });
+    }
+    pod.set_shim(None);
+    fail::point("stop_pod_sandbox.after_shutdown").await?;
+    Ok(())
+}
+
+/// Without a shim its clean-up program does the rest.
+async fn clean_up(daemon: &Arc<Daemon>, pod: &Arc<Pod>, proven: bool) -> Result<(), Error> {
+    let dir = PodDir::new(&daemon.paths.pods, pod.id());
+    if dir.path().exists() {
+        daemon
+            .launcher
+            .cleanup(dir.path(), proven)
+            .await
+            .map_err(Error::shim("clean up after the shim", pod.id()))?;
+    }
+    exit::settle_all(daemon, pod).await
+}

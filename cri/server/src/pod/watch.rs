@@ -1,0 +1,224 @@
+//! One task a pod: what its shim tells (exits, OOM kills, lost log lines), and its death.
+//!
+//! Events are forgotten by the shim when the next ones are asked for, which happens after they are on disk.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use slipway_shim_client::{DeadContainer, Error as ShimError, Shim, pod as wire};
+use tracing::Instrument;
+
+use super::Pod;
+use super::dir::PodDir;
+use crate::container::exit;
+use crate::daemon::Daemon;
+use crate::error::Error;
+use crate::records::{Exited, PodPhase};
+
+/// How long one question waits for an event.
+const LONG_POLL: Duration = Duration::from_secs(300);
+/// Between questions to a shim that answers with errors.
+const PAUSE: Duration = Duration::from_millis(500);
+/// The exit code of what died with its shim: as if killed by SIGKILL.
+const KILLED: i32 = 137;
+
+/// Follows the shim until it is gone.
+pub fn spawn(daemon: &Arc<Daemon>, pod: &Arc<Pod>, shim: Shim, after: u64) {
+    let (daemon, pod) = (daemon.clone(), pod.clone());
+    let span = tracing::info_span!(parent: None, "watch", pod = %pod.id());
+    let stopping = daemon.stopping.clone();
+    let tasks = daemon.background.clone();
+    tasks.spawn(
+        async move {
+            tokio::select! {
+                () = follow(&daemon, &pod, &shim, after) => {}
+                () = stopping.cancelled() => {}
+            }
+        }
+        .instrument(span),
+    );
+}
+
+async fn follow(daemon: &Arc<Daemon>, pod: &Arc<Pod>, shim: &Shim, mut after: u64) {
+    loop {
+        match shim.events(after, LONG_POLL).await {
+            Ok(events) => {
+                for event in events {
+                    match handle(daemon, pod, &event).await {
+                        Ok(()) => after = after.max(event.seq),
+                        Err(error) => {
+                            // Not on disk: not acknowledged. It is told again.
+                            tracing::error!(
+                                error = error.chain(),
+                                "an event of the shim could not be recorded"
+                            );
+                            tokio::time::sleep(PAUSE).await;
+                            break;
+                        }
+                    }
+                }
+            }
+            Err(ShimError::Gone) => break,
+            Err(error) => {
+                tracing::warn!(%error, "the shim does not tell its events");
+                tokio::time::sleep(PAUSE).await;
+            }
+        }
+    }
+    // Whoever took the pod down, or handed it to another watcher, expected this.
+    if pod.phase() == PodPhase::Ready {
+        shim_died(daemon, pod).await;
+    }
+}
+
+async fn handle(daemon: &Arc<Daemon>, pod: &Arc<Pod>, event: &wire::Event) -> Result<(), Error> {
+    match &event.what {
+        Some(wire::event::What::Exit(ended)) if event.container_id.is_empty() => {
+            tracing::warn!(
+                code = ended.exit_code,
+                "the init of the pod's PID namespace has ended"
+            );
+            not_ready(daemon, pod, "the init of its PID namespace has ended").await
+        }
+        Some(wire::event::What::Exit(ended)) => {
+            let Ok(container) = daemon.registry.container(&event.container_id) else {
+                return Ok(());
+            };
+            let code = i32::try_from(ended.exit_code).unwrap_or(i32::MAX);
+            exit::note(
+                daemon,
+                &container,
+                exit::ended(code, event.time_ns, ended.oom_killed),
+            )
+            .await?;
+            exit::settle_later(daemon, container);
+            Ok(())
+        }
+        Some(wire::event::What::Oom(_)) => {
+            tracing::warn!(
+                container = event.container_id,
+                "the kernel killed a process for want of memory"
+            );
+            Ok(())
+        }
+        Some(wire::event::What::LogLoss(loss)) => {
+            tracing::warn!(
+                container = event.container_id,
+                bytes = loss.bytes,
+                reason = loss.reason,
+                "log lines were lost"
+            );
+            Ok(())
+        }
+        None => Ok(()),
+    }
+}
+
+/// The shim of a ready pod is gone: everything of it is killed and seen dead before anyone is told.
+async fn shim_died(daemon: &Arc<Daemon>, pod: &Arc<Pod>) {
+    tracing::error!("the pod's shim is gone");
+    let died = async {
+        let _turn = pod.begin("burying its shim").await?;
+        let _closed = pod.close_gate().await;
+        if pod.phase() != PodPhase::Ready {
+            return Ok(());
+        }
+        bury(daemon, pod, "the pod's shim ended unexpectedly").await?;
+        not_ready(daemon, pod, "its shim ended unexpectedly").await?;
+        exit::settle_all(daemon, pod).await
+    };
+    if let Err(error) = died.await {
+        tracing::error!(
+            error = error.chain(),
+            "a pod whose shim died could not be cleaned up; trying again later"
+        );
+        daemon.janitor.wake();
+    }
+}
+
+/// Cleans up after a dead shim: kills what it left, and notes how each container ended.
+pub async fn bury(daemon: &Arc<Daemon>, pod: &Arc<Pod>, why: &str) -> Result<(), Error> {
+    pod.set_shim(None);
+    let dir = PodDir::new(&daemon.paths.pods, pod.id());
+    let dead = if dir.path().exists() {
+        daemon
+            .launcher
+            .cleanup(dir.path(), false)
+            .await
+            .map_err(Error::shim("clean up after the shim", pod.id()))?
+    } else {
+        Vec::new()
+    };
+    for container in daemon.registry.containers_of(pod.id()) {
+        let found = dead.iter().find(|d| d.id == container.id().as_str());
+        exit::note(daemon, &container, death(found, why)).await?;
+    }
+    Ok(())
+}
+
+/// How a container ended that died with its shim, or before it without having been noted.
+fn death(found: Option<&DeadContainer>, why: &str) -> Exited {
+    let now = crate::time::now_ns();
+    match found {
+        Some(dead) if dead.exit_code != KILLED.unsigned_abs() || dead.oom_killed => exit::ended(
+            i32::try_from(dead.exit_code).unwrap_or(i32::MAX),
+            now,
+            dead.oom_killed,
+        ),
+        _ => Exited {
+            started_at_ns: 0,
+            finished_at_ns: now,
+            code: KILLED,
+            reason: "ShimDied".to_owned(),
+            message: format!("killed: {why}"),
+        },
+    }
+}
+
+pub async fn not_ready(daemon: &Arc<Daemon>, pod: &Arc<Pod>, reason: &str) -> Result<(), Error> {
+    pod.transition(&daemon.records, |state| {
+        let ready = state.phase == PodPhase::Ready;
+        if ready {
+            state.phase = PodPhase::NotReady {
+                reason: reason.to_owned(),
+            };
+        }
+        ready
+    })
+    .await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_container_that_died_with_its_shim_is_killed_with_a_reason() {
+        let dead = DeadContainer {
+            id: "a".into(),
+            exit_code: 137,
+            oom_killed: false,
+        };
+        for found in [None, Some(&dead)] {
+            let exit = death(found, "the pod's shim ended unexpectedly");
+            assert_eq!((exit.code, exit.reason.as_str()), (137, "ShimDied"));
+            assert!(exit.message.contains("shim"));
+        }
+    }
+
+    #[test]
+    fn one_whose_end_the_shim_had_seen_keeps_its_own_code() {
+        let dead = DeadContainer {
+            id: "a".into(),
+            exit_code: 3,
+            oom_killed: false,
+        };
+        assert_eq!(death(Some(&dead), "x").code, 3);
+        let oom = DeadContainer {
+            id: "a".into(),
+            exit_code: 137,
+            oom_killed: true,
+        };
+        assert_eq!(death(Some(&oom), "x").reason, "OOMKilled");
+    }
+}

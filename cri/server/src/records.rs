@@ -1,0 +1,326 @@
+//! What slipwayd keeps about pods and containers in the catalog, in the words it is kept in.
+//!
+//! ```text
+//! kind              id            name (unique)                     written
+//! pod               pod id        name_namespace_uid_attempt        once, before the first outside effect: the intent
+//! pod-state         pod id                                          at each change of phase; missing: never got READY
+//! container         container id  podid_name_attempt                once, before the first outside effect: the intent
+//! container-state   container id                                    at each change of phase; missing: never got CREATED
+//! network-release   pod id                                          a CNI DEL not proven yet
+//! ```
+//! Fixed and changing halves are apart so that a change of state rewrites a few hundred bytes. Deleting goes state
+//! first: what is left in between reads as an intent to be undone.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use slipway_image::Store;
+use slipway_network::Attachment;
+
+use crate::error::Error;
+use crate::ids::{ContainerId, PodId};
+use crate::model::{ContainerConfig, PodConfig, Resources};
+
+/// Raised when an older slipwayd could no longer read what we write.
+pub const VERSION: u32 = 1;
+
+/// A kind of record.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    Pod,
+    PodState,
+    Container,
+    ContainerState,
+    NetworkRelease,
+}
+
+impl Kind {
+    fn as_str(self) -> &'static str {
+        match self {
+            Kind::Pod => "pod",
+            Kind::PodState => "pod-state",
+            Kind::Container => "container",
+            Kind::ContainerState => "container-state",
+            Kind::NetworkRelease => "network-release",
+        }
+    }
+}
+
+/// A pod as it was asked for.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct PodRecord {
+    pub version: u32,
+    pub id: PodId,
+    pub created_at_ns: i64,
+    /// Namespaces, mounts and processes mean nothing on another boot.
+    pub boot_id: String,
+    pub config: PodConfig,
+}
+
+/// What has become of it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct PodState {
+    pub version: u32,
+    pub phase: PodPhase,
+    pub network: PodNetworkState,
+    /// Where each namespace is pinned.
+    #[serde(default)]
+    pub namespaces: Vec<PinnedNamespace>,
+    /// The built-in init of a shared PID namespace.
+    #[serde(default)]
+    pub init_pid: Option<u32>,
+    /// What UpdatePodSandboxResources said last.
+    #[serde(default)]
+    pub resources: Option<(Resources, Resources)>,
+}
+
+impl PodState {
+    /// Of one that nobody has been told of yet.
+    pub fn starting() -> PodState {
+        PodState {
+            version: VERSION,
+            phase: PodPhase::Starting,
+            network: PodNetworkState::Host,
+            namespaces: Vec::new(),
+            init_pid: None,
+            resources: None,
+        }
+    }
+}
+
+/// One of a pod's namespaces.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PinnedNamespace {
+    pub kind: String,
+    pub path: std::path::PathBuf,
+}
+
+/// Where a pod is in its life.
+///
+/// ```text
+/// Starting ──▶ Ready ──▶ NotReady ──▶ Stopping ──▶ Stopped ──▶ Removing ──▶ (gone)
+///     │          └──────────────────────▲             ▲
+///     └▶ undone                         └─ (failed) ──┘ retried by the next StopPodSandbox, or at start
+/// ```
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PodPhase {
+    /// RunPodSandbox is in progress; nobody has been told of the pod.
+    Starting,
+    Ready,
+    /// Its shim, or its init, is gone: nothing runs, the network is still attached.
+    NotReady {
+        reason: String,
+    },
+    /// StopPodSandbox has begun.
+    Stopping,
+    Stopped,
+    /// RemovePodSandbox has begun.
+    Removing,
+}
+
+/// What the pod holds of the network.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PodNetworkState {
+    /// The host's.
+    Host,
+    /// ADD is about to run, or was running when we died: DEL must run.
+    Planned(Box<Attachment>),
+    Attached(Box<Attachment>),
+    /// DEL has been proven, or a network-release record has taken it over.
+    Released,
+}
+
+/// A container as it was asked for.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ContainerRecord {
+    pub version: u32,
+    pub id: ContainerId,
+    pub pod: PodId,
+    pub created_at_ns: i64,
+    pub boot_id: String,
+    pub config: ContainerConfig,
+}
+
+/// What has become of it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ContainerState {
+    pub version: u32,
+    pub phase: ContainerPhase,
+    pub made: Made,
+    /// What UpdateContainerResources left in force; `None`: the configuration's.
+    #[serde(default)]
+    pub resources: Option<Resources>,
+}
+
+/// What CreateContainer found out.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Made {
+    /// Image.id.
+    pub image_id: String,
+    /// The image as people know it: what was asked for, or a name of it when that was an id.
+    pub image_name: String,
+    /// What status answers as image_ref: a repository digest where there is one, else the id.
+    pub image_ref: String,
+    pub log_path: Option<std::path::PathBuf>,
+    pub stop_signal: String,
+    pub uid: u32,
+    pub gid: u32,
+    pub supplemental_groups: Vec<u32>,
+    /// Of the container's init, as the host sees it.
+    pub pid: u32,
+    pub warnings: Vec<String>,
+}
+
+/// Where a container is in its life.
+///
+/// ```text
+/// Creating ──▶ Created ──▶ Running ──▶ Exited ──▶ Removing ──▶ (gone)
+///     └▶ undone    └────────────────────▲
+/// ```
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ContainerPhase {
+    /// CreateContainer is in progress; nobody has been told of it.
+    Creating,
+    /// Its init waits in its namespaces and cgroup.
+    Created,
+    Running {
+        started_at_ns: i64,
+    },
+    Exited(Exited),
+    /// RemoveContainer has begun; how it had ended before, if it had.
+    Removing(Option<Exited>),
+}
+
+/// How a container ended.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Exited {
+    /// 0: it never started.
+    pub started_at_ns: i64,
+    pub finished_at_ns: i64,
+    pub code: i32,
+    /// Completed, Error, OOMKilled, or what happened to it.
+    pub reason: String,
+    pub message: String,
+}
+
+/// A CNI DEL that has not been proven: what to run, until it is.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct NetworkRelease {
+    pub version: u32,
+    pub pod: PodId,
+    pub boot_id: String,
+    pub since_ns: i64,
+    pub attachment: Attachment,
+}
+
+/// The records of the catalog, off the async threads.
+#[derive(Clone)]
+pub struct Records {
+    store: Store,
+}
+
+impl Records {
+    pub fn new(store: Store) -> Records {
+        Records { store }
+    }
+
+    /// Writes a record, new or changed.
+    pub async fn put<T: Serialize>(&self, kind: Kind, id: &str, record: &T) -> Result<(), Error> {
+        self.write(kind, id, None, record).await
+    }
+
+    /// Writes a record whose name nobody else may have.
+    ///
+    /// # Errors
+    /// [`Error::NameTaken`] says who has it.
+    pub async fn reserve<T: Serialize>(
+        &self,
+        kind: Kind,
+        id: &str,
+        name: &str,
+        record: &T,
+    ) -> Result<(), Error> {
+        self.write(kind, id, Some(name.to_owned()), record).await
+    }
+
+    async fn write<T: Serialize>(
+        &self,
+        kind: Kind,
+        id: &str,
+        name: Option<String>,
+        record: &T,
+    ) -> Result<(), Error> {
+        let json = serde_json::to_string(record).map_err(|source| Error::Encode {
+            what: kind.as_str(),
+            id: id.to_owned(),
+            source,
+        })?;
+        let (store, id) = (self.store.clone(), id.to_owned());
+        crate::blocking::run(move || {
+            store
+                .records()
+                .put(kind.as_str(), &id, name.as_deref(), &json)
+                .map_err(|error| Error::from_record(kind.as_str(), name.as_deref().unwrap_or(&id), error))
+        })
+        .await
+    }
+
+    /// Removes a record; one that is not there is gone.
+    pub async fn delete(&self, kind: Kind, id: &str) -> Result<(), Error> {
+        let (store, id) = (self.store.clone(), id.to_owned());
+        crate::blocking::run(move || {
+            store
+                .records()
+                .delete(kind.as_str(), &id)
+                .map(|_| ())
+                .map_err(|error| Error::from_record(kind.as_str(), &id, error))
+        })
+        .await
+    }
+
+    /// All records of a kind by id. One that cannot be read is noted and left alone, never dropped: a newer slipwayd may
+    /// know it.
+    pub async fn list<T: DeserializeOwned + Send + 'static>(
+        &self,
+        kind: Kind,
+        unreadable: &mut Unreadable,
+    ) -> Result<BTreeMap<String, T>, Error> {
+        let store = self.store.clone();
+        let rows = crate::blocking::run(move || {
+            store
+                .records()
+                .list(kind.as_str())
+                .map_err(|error| Error::from_record(kind.as_str(), "all", error))
+        })
+        .await?;
+        let mut records = BTreeMap::new();
+        for row in rows {
+            match serde_json::from_str(&row.json) {
+                Ok(record) => {
+                    records.insert(row.id, record);
+                }
+                Err(error) => {
+                    tracing::error!(kind = kind.as_str(), id = row.id, %error, "a record cannot be read; left alone");
+                    unreadable.0.insert(row.id);
+                }
+            }
+        }
+        Ok(records)
+    }
+}
+
+/// Ids of records that cannot be read: nothing of theirs is touched.
+#[derive(Debug, Clone, Default)]
+pub struct Unreadable(BTreeSet<String>);
+
+impl Unreadable {
+    pub fn contains(&self, id: &str) -> bool {
+        self.0.contains(id)
+    }
+}

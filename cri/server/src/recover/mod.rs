@@ -1,0 +1,223 @@
+//! What a start finds: the records of pods and containers, and what is left of them. Each is reconnected, finished or
+//! undone; then the directories are swept of what no record knows.
+//!
+//! ```text
+//! pod's phase   its shim answers                its shim is gone                another boot
+//! Starting      undone                          undone                          undone
+//! Ready         reconciled, watched             buried; NotReady                NotReady, network given back
+//! NotReady      reconciled, watched             settled                         network given back
+//! Stopping      finished                        finished                        finished
+//! Stopped       let go                          settled                         settled
+//! Removing      finished                        finished                        finished
+//! ```
+//! On another boot nothing is signalled: pids and namespaces of the records are somebody else's by now.
+
+pub mod janitor;
+mod reconcile;
+mod sweep;
+
+use std::sync::Arc;
+
+use futures_util::StreamExt;
+
+use crate::container::{Container, exit, remove as remove_container};
+use crate::daemon::Daemon;
+use crate::error::Error;
+use crate::pod::dir::PodDir;
+use crate::pod::{Pod, network, remove, stop, watch};
+use crate::records::{
+    ContainerPhase, ContainerRecord, ContainerState, Exited, Kind, NetworkRelease, PodPhase, PodRecord,
+    PodState, Unreadable,
+};
+
+/// Pods recovered at once.
+const AT_ONCE: usize = 8;
+/// The exit code of a container whose real one nobody knows.
+const UNKNOWN: i32 = 255;
+
+/// Recovers everything. What fails is told and left to the janitor: one bad pod must not keep the node down.
+pub async fn recover(daemon: &Arc<Daemon>) -> Result<(), Error> {
+    let unreadable = load(daemon).await?;
+    let pods = daemon.registry.pods();
+    let count = pods.len();
+    futures_util::stream::iter(pods)
+        .for_each_concurrent(AT_ONCE, |pod| async move {
+            if let Err(error) = recover_pod(daemon, &pod).await {
+                tracing::error!(pod = %pod.id(), error = error.chain(), "a pod could not be recovered; trying again later");
+                daemon.janitor.wake();
+            }
+        })
+        .await;
+    remove_orphans(daemon).await;
+    if let Err(error) = sweep::sweep(daemon, &unreadable).await {
+        tracing::error!(error = error.chain(), "the directories could not be swept");
+    }
+    if !daemon.releases.all().is_empty() {
+        daemon.janitor.wake();
+    }
+    if count > 0 {
+        tracing::info!(
+            pods = count,
+            containers = daemon.registry.containers().len(),
+            "recovered"
+        );
+    }
+    Ok(())
+}
+
+/// Fills the registry from the records.
+async fn load(daemon: &Arc<Daemon>) -> Result<Unreadable, Error> {
+    let mut unreadable = Unreadable::default();
+    let mut states = daemon
+        .records
+        .list::<PodState>(Kind::PodState, &mut unreadable)
+        .await?;
+    for (id, record) in daemon
+        .records
+        .list::<PodRecord>(Kind::Pod, &mut unreadable)
+        .await?
+    {
+        if unreadable.contains(&id) {
+            continue;
+        }
+        let state = states.remove(&id).unwrap_or_else(PodState::starting);
+        daemon.registry.insert_pod(Arc::new(Pod::new(record, state)));
+    }
+    // A state without a record is the end of a deletion.
+    for id in states.keys().filter(|id| !unreadable.contains(id)) {
+        daemon.records.delete(Kind::PodState, id).await?;
+    }
+    let mut states = daemon
+        .records
+        .list::<ContainerState>(Kind::ContainerState, &mut unreadable)
+        .await?;
+    for (id, record) in daemon
+        .records
+        .list::<ContainerRecord>(Kind::Container, &mut unreadable)
+        .await?
+    {
+        if unreadable.contains(&id) {
+            continue;
+        }
+        let container = match states.remove(&id) {
+            Some(state) => Container::new(record, state),
+            None => Container::creating(record),
+        };
+        daemon.registry.insert_container(Arc::new(container));
+    }
+    for id in states.keys().filter(|id| !unreadable.contains(id)) {
+        daemon.records.delete(Kind::ContainerState, id).await?;
+    }
+    for (_, release) in daemon
+        .records
+        .list::<NetworkRelease>(Kind::NetworkRelease, &mut unreadable)
+        .await?
+    {
+        daemon.releases.insert(release);
+    }
+    Ok(unreadable)
+}
+
+/// Brings one pod to a state that is true. Also the janitor's way of trying again.
+pub async fn recover_pod(daemon: &Arc<Daemon>, pod: &Arc<Pod>) -> Result<(), Error> {
+    let _turn = pod.begin("its recovery").await?;
+    if pod.record().boot_id != daemon.boot_id {
+        after_reboot(daemon, pod).await?;
+    } else if pod.shim().is_none() {
+        reconnect(daemon, pod).await?;
+    }
+    match pod.phase() {
+        PodPhase::Starting | PodPhase::Removing => {
+            pod.note_removing(&daemon.records).await?;
+            return remove::tear_down(daemon, pod, false).await;
+        }
+        PodPhase::Stopping => stop::stop_held(daemon, pod).await?,
+        PodPhase::Stopped if pod.shim().is_some() => stop::halt(daemon, pod).await?,
+        PodPhase::Ready | PodPhase::NotReady { .. } | PodPhase::Stopped => {}
+    }
+    finish_containers(daemon, pod).await
+}
+
+/// Connects to the pod's shim and compares notes; a dead one is buried.
+async fn reconnect(daemon: &Arc<Daemon>, pod: &Arc<Pod>) -> Result<(), Error> {
+    let dir = PodDir::new(&daemon.paths.pods, pod.id());
+    let answer = match daemon.launcher.connect(dir.path()).await {
+        Ok(shim) => shim.info().await.map(|info| (shim, info)),
+        Err(error) => Err(error),
+    };
+    match answer {
+        Ok((shim, info)) => {
+            pod.set_shim(Some(shim.clone()));
+            reconcile::with_shim(daemon, pod, &shim, &info).await?;
+            if matches!(pod.phase(), PodPhase::Ready | PodPhase::NotReady { .. }) {
+                watch::spawn(daemon, pod, shim, info.last_event);
+            }
+            Ok(())
+        }
+        Err(_) if pod.phase() == PodPhase::Stopped => Ok(()),
+        Err(error) => {
+            if pod.phase() == PodPhase::Ready {
+                tracing::error!(pod = %pod.id(), %error, "the pod's shim died while slipwayd was away");
+            }
+            watch::bury(daemon, pod, "the pod's shim ended while slipwayd was away").await?;
+            watch::not_ready(daemon, pod, "its shim ended while slipwayd was away").await
+        }
+    }
+}
+
+/// Nothing of it lives. Its addresses are given back with what ADD left; what lies in the directories is removed.
+async fn after_reboot(daemon: &Arc<Daemon>, pod: &Arc<Pod>) -> Result<(), Error> {
+    let dir = PodDir::new(&daemon.paths.pods, pod.id());
+    crate::blocking::run(move || dir.remove()).await?;
+    for container in daemon.registry.containers_of(pod.id()) {
+        let exit = Exited {
+            finished_at_ns: crate::time::now_ns(),
+            code: UNKNOWN,
+            reason: "Unknown".to_owned(),
+            message: "the node was rebooted while it existed".to_owned(),
+            ..Exited::default()
+        };
+        exit::note(daemon, &container, exit).await?;
+    }
+    watch::not_ready(daemon, pod, "the node was rebooted").await?;
+    network::detach(daemon, pod).await.map(|_| ())
+}
+
+/// Undoes containers that never came to be, finishes removals, settles the ended.
+async fn finish_containers(daemon: &Arc<Daemon>, pod: &Arc<Pod>) -> Result<(), Error> {
+    for container in daemon.registry.containers_of(pod.id()) {
+        match container.phase() {
+            ContainerPhase::Creating | ContainerPhase::Removing(_) => {
+                let _turn = container.begin("its recovery").await?;
+                remove_container::remove_held(daemon, &container).await?;
+            }
+            ContainerPhase::Exited(_) => exit::settle(daemon, &container).await?,
+            ContainerPhase::Created | ContainerPhase::Running { .. } => {}
+        }
+    }
+    Ok(())
+}
+
+/// Containers whose pod is gone: the pod's removal was interrupted, or its record cannot be read.
+async fn remove_orphans(daemon: &Arc<Daemon>) {
+    for container in daemon.registry.containers() {
+        if daemon.registry.pod(container.pod().as_str()).is_ok() {
+            continue;
+        }
+        tracing::warn!(container = %container.id(), pod = %container.pod(), "a container without its pod is removed");
+        if let Err(error) = remove_container::tear_down(daemon, &container).await {
+            tracing::error!(container = %container.id(), error = error.chain(), "it could not be removed");
+        }
+    }
+}
+
+/// An end nobody saw: the shim does not know the container any more.
+fn unknown_exit() -> Exited {
+    Exited {
+        finished_at_ns: crate::time::now_ns(),
+        code: UNKNOWN,
+        reason: "Unknown".to_owned(),
+        message: "its shim does not know it any more".to_owned(),
+        ..Exited::default()
+    }
+}

@@ -1,0 +1,71 @@
+//! From a configuration to a served socket, and to an orderly end at SIGTERM or SIGINT.
+
+use std::sync::Arc;
+
+use anyhow::Context as _;
+use slipway_cri_api::v1::image_service_server::ImageServiceServer;
+use slipway_cri_api::v1::runtime_service_server::RuntimeServiceServer;
+use tokio::net::UnixListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_stream::wrappers::UnixListenerStream;
+use tonic::transport::Server;
+
+use crate::config::Config;
+use crate::daemon::Daemon;
+use crate::instance::Instance;
+use crate::recover::{self, janitor};
+use crate::rpc::Cri;
+
+/// The largest request taken: the kubelet's own bound on messages.
+const LARGEST_MESSAGE: usize = 16 << 20;
+
+/// Serves until it is told to end.
+pub async fn serve(config: Config) -> anyhow::Result<()> {
+    // Before anything is touched: it must not be ours to touch twice.
+    let instance = Instance::acquire(&config)?;
+    let socket = config.socket.clone();
+    let paths = instance.paths().clone();
+    let daemon = Arc::new(
+        crate::blocking::run(move || Daemon::build(config, paths))
+            .await
+            .map_err(chained)?,
+    );
+    let mut terminate = signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen for SIGINT")?;
+
+    // Clients see the truth or nothing: the socket appears when what was left has been looked at.
+    recover::recover(&daemon).await.map_err(chained)?;
+    daemon.background.spawn(janitor::run(daemon.clone()));
+    let listener = UnixListener::from_std(instance.listen(&socket)?).context("cannot use the socket")?;
+    tracing::info!(
+        socket = %socket.display(),
+        root = %daemon.paths.root.display(),
+        state = %daemon.paths.state.display(),
+        version = env!("CARGO_PKG_VERSION"),
+        "serving"
+    );
+
+    let cri = Cri::new(daemon.clone());
+    let stopping = daemon.clone();
+    Server::builder()
+        .add_service(RuntimeServiceServer::new(cri.clone()).max_decoding_message_size(LARGEST_MESSAGE))
+        .add_service(ImageServiceServer::new(cri).max_decoding_message_size(LARGEST_MESSAGE))
+        .serve_with_incoming_shutdown(UnixListenerStream::new(listener), async move {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+            }
+            tracing::info!("ending; pods and containers go on");
+            stopping.finish().await;
+        })
+        .await
+        .context("cannot serve")?;
+    // The socket stays until the next start replaces it, as a lock file does; nobody answers on it.
+    let _ = std::fs::remove_file(&socket);
+    Ok(())
+}
+
+/// anyhow shows causes by itself, ours have them in one line already.
+fn chained(error: crate::error::Error) -> anyhow::Error {
+    anyhow::anyhow!(error.chain())
+}
