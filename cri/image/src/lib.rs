@@ -8,14 +8,24 @@ mod content;
 mod digest;
 mod error;
 mod image;
+mod platform;
+mod progress;
+mod pull;
+mod push;
 mod reference;
+mod registry;
 mod store;
 
 pub use content::{BlobFile, Follower, Ingest};
 pub use digest::{ChainId, DiffId, Digest, DigestError, ImageId};
 pub use error::{Result, StoreError};
 pub use image::{Image, NewImage, PulledManifest, Removed, Writer};
-pub use reference::Reference;
+pub use platform::{Platform, PlatformError};
+pub use progress::{LayerProgress, Progress, ProgressEvent, Silent};
+pub use pull::{PullError, Puller};
+pub use push::{PushError, Pusher};
+pub use reference::{DEFAULT_REGISTRY, Reference, ReferenceError};
+pub use registry::{AuthFields, BadAuthField, Credentials, LocalBuilds, RegistryConfig};
 pub use store::{
     Active, ActiveInfo, ArchiveFormat, CacheEntry, CacheLock, CachePrune, Compression, DeadOwner, GcReport,
     HashedLayer, Layer, LayerOptions, LayerSource, Lease, Manifest, OwnerKind, Record, Records, Store,
