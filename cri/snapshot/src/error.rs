@@ -53,6 +53,15 @@ pub enum SnapshotError {
         #[source]
         source: io::Error,
     },
+    /// The canonical tar of a snapshot could not be made.
+    #[error("make the layer of {}", upper.display())]
+    Diff {
+        /// The snapshot's tree.
+        upper: PathBuf,
+        /// Why.
+        #[source]
+        source: crate::diff::DiffError,
+    },
     /// The filesystem under the store has no room left.
     #[error("no space left while trying to {act} {}", path.display())]
     DiskFull {
@@ -67,7 +76,7 @@ pub enum SnapshotError {
 pub type Result<T> = std::result::Result<T, SnapshotError>;
 
 /// Names the act and the object of a failed system call; a full disk becomes its own variant.
-pub(crate) fn at(act: &'static str, path: &Path) -> impl FnOnce(io::Error) -> SnapshotError {
+pub(crate) fn at(act: &'static str, path: &Path) -> impl FnOnce(io::Error) -> SnapshotError + use<> {
     let path = path.to_path_buf();
     move |source| match is_full(&source) {
         true => SnapshotError::DiskFull { act, path },
@@ -77,5 +86,8 @@ pub(crate) fn at(act: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Sn
 
 /// Whether an error says that the disk, its inodes or the quota are used up.
 pub fn is_full(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+    matches!(
+        error.kind(),
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
+    )
 }

@@ -25,7 +25,11 @@ impl SnapshotId {
         let name = name.into();
         let good = (1..=32).contains(&name.len())
             && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit());
-        if good { Ok(SnapshotId(name)) } else { Err(SnapshotError::BadId { name }) }
+        if good {
+            Ok(SnapshotId(name))
+        } else {
+            Err(SnapshotError::BadId { name })
+        }
     }
 
     /// A fresh name of 20 random characters (103 bits).
@@ -38,7 +42,10 @@ impl SnapshotId {
         std::fs::File::open("/dev/urandom")
             .and_then(|mut file| file.read_exact(&mut random))
             .map_err(|source| SnapshotError::Random { source })?;
-        let name = random.iter().map(|b| char::from(LETTERS[usize::from(*b) % LETTERS.len()])).collect();
+        let name = random
+            .iter()
+            .map(|b| char::from(LETTERS[usize::from(*b) % LETTERS.len()]))
+            .collect();
         Ok(SnapshotId(name))
     }
 
@@ -80,7 +87,10 @@ mod tests {
 
     #[test]
     fn random_names_differ_and_pass_their_own_check() {
-        let (a, b) = (SnapshotId::new_random().unwrap(), SnapshotId::new_random().unwrap());
+        let (a, b) = (
+            SnapshotId::new_random().unwrap(),
+            SnapshotId::new_random().unwrap(),
+        );
         assert_ne!(a, b);
         assert_eq!(SnapshotId::new(a.as_str()).unwrap(), a);
     }

@@ -5,16 +5,23 @@
 //! images, registries and compression.
 #![forbid(unsafe_code)]
 
+mod attributes;
 pub mod diff;
 mod error;
 mod id;
+mod lower;
 mod overlay;
 mod rootfs;
 mod snapshotter;
+pub mod tar;
+#[cfg(test)]
+mod testing;
 pub mod unpack;
+mod usage;
 
 pub use error::{Result, SnapshotError, is_full};
 pub use id::SnapshotId;
-pub use overlay::Overlay;
+pub use overlay::{Overlay, fs_info};
 pub use rootfs::{RootfsMount, unmount};
+pub use slipway_sys::root::Root;
 pub use snapshotter::{Access, Commit, FsInfo, Snapshotter, Usage};

@@ -2,7 +2,7 @@
 //!
 //! Refuses to know images and containers: it has directories and a target.
 
-use crate::error::{Result, SnapshotError, at};
+use crate::error::{Result, at};
 use std::path::{Path, PathBuf};
 
 /// One overlay mount, described: parents nearest first, and the writable directories if it has them.
@@ -31,21 +31,19 @@ impl RootfsMount {
         self.upper_work.is_none()
     }
 
-    /// Mounts it on an existing directory.
+    /// Mounts it on an existing directory, with redirect_dir, metacopy and index off, so that the upper directory
+    /// alone is the difference.
     ///
     /// # Errors
     /// What the kernel answers, with the target.
     pub fn mount(&self, target: &Path) -> Result<()> {
-        mount_overlay(&self.lower, self.upper_work.as_ref(), target).map_err(at("mount a rootfs on", target))
+        let upper_work = self
+            .upper_work
+            .as_ref()
+            .map(|(upper, work)| (upper.as_path(), work.as_path()));
+        slipway_sys::mount::mount_overlay(&self.lower, upper_work, target, &[])
+            .map_err(at("mount a root filesystem on", target))
     }
-}
-
-fn mount_overlay(
-    _lower: &[PathBuf],
-    _upper_work: Option<&(PathBuf, PathBuf)>,
-    _target: &Path,
-) -> std::io::Result<()> {
-    Err(std::io::ErrorKind::Unsupported.into())
 }
 
 /// Unmounts a target; one that is not mounted or not there is fine.
@@ -53,9 +51,5 @@ fn mount_overlay(
 /// # Errors
 /// What the kernel answers, with the target.
 pub fn unmount(target: &Path) -> Result<()> {
-    Err(SnapshotError::Io {
-        act: "unmount",
-        path: target.to_path_buf(),
-        source: std::io::ErrorKind::Unsupported.into(),
-    })
+    slipway_sys::mount::unmount(target, false).map_err(at("unmount", target))
 }

@@ -40,7 +40,10 @@ pub struct Usage {
 impl std::ops::Add for Usage {
     type Output = Usage;
     fn add(self, other: Usage) -> Usage {
-        Usage { bytes: self.bytes + other.bytes, inodes: self.inodes + other.inodes }
+        Usage {
+            bytes: self.bytes + other.bytes,
+            inodes: self.inodes + other.inodes,
+        }
     }
 }
 
@@ -106,7 +109,10 @@ pub trait Snapshotter: Send + Sync {
     /// # Errors
     /// [`SnapshotError::NotFound`](crate::SnapshotError::NotFound); a full disk.
     fn commit(&self, id: &SnapshotId) -> Result<Usage> {
-        let committed = self.commit_all(&[Commit { id: id.clone(), usage: None }])?;
+        let committed = self.commit_all(&[Commit {
+            id: id.clone(),
+            usage: None,
+        }])?;
         Ok(committed.into_iter().next().unwrap_or_default())
     }
 
