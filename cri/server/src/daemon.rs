@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use slipway_image::{OwnerKind, Store};
+use slipway_image::{LocalBuilds, OwnerKind, Puller, RegistryConfig, Store};
 use slipway_network::Cni;
 use slipway_shim_client::Launcher;
 use slipway_spec::HostFacts;
@@ -43,6 +43,7 @@ pub struct Daemon {
     pub cni: Cni,
     pub releases: Releases,
     pub cdi: slipway_cdi::Cache,
+    pub puller: Puller,
     pub janitor: Janitor,
     /// Mutating verbs in progress: waited for at shutdown.
     pub verbs: TaskTracker,
@@ -67,6 +68,7 @@ impl Daemon {
             cni: Cni::new(config.network.conf_dir.clone(), config.network.bin_dirs.clone()),
             releases: Releases::default(),
             cdi: slipway_cdi::Cache::new(config.cdi.spec_dirs.clone()),
+            puller: Puller::new(store.clone(), registry_config(&config)),
             janitor: Janitor::default(),
             verbs: TaskTracker::new(),
             background: TaskTracker::new(),
@@ -141,4 +143,19 @@ fn boot_id() -> Result<String, Error> {
     }
     let id = std::fs::read_to_string(BOOT_ID_FILE).map_err(Error::io("read", BOOT_ID_FILE))?;
     Ok(id.trim().to_owned())
+}
+
+fn registry_config(config: &Config) -> RegistryConfig {
+    RegistryConfig {
+        certs_dir: Some(config.images.certs_dir.clone()),
+        docker_config: config.images.docker_config.clone(),
+        max_concurrent: config.images.max_concurrent_downloads,
+        insecure: config.images.insecure_registries.clone(),
+        local_builds: if config.images.answer_with_local_builds {
+            LocalBuilds::Answer
+        } else {
+            LocalBuilds::Refuse
+        },
+        ..RegistryConfig::default()
+    }
 }

@@ -4,7 +4,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use slipway_image::StoreError;
+use slipway_image::{PullError, StoreError};
 use slipway_network::CniError;
 use slipway_shim_client::Error as ShimError;
 use slipway_snapshot::SnapshotError;
@@ -62,20 +62,25 @@ pub enum Error {
     Unimplemented { what: &'static str },
     #[error("image {name:?} is not on this node; pull it first")]
     ImageMissing { name: String },
+    #[error("cannot pull image {name:?}")]
+    Pull { name: String, source: Box<PullError> },
     #[error("cannot {act} in the image store")]
-    Store { act: &'static str, source: StoreError },
+    Store {
+        act: &'static str,
+        source: Box<StoreError>,
+    },
     #[error("cannot {act} of container {id}")]
     Snapshot {
         act: &'static str,
         id: String,
-        source: SnapshotError,
+        source: Box<SnapshotError>,
     },
     #[error("container {id}: cannot make its runtime specification")]
-    Spec { id: String, source: SpecError },
+    Spec { id: String, source: Box<SpecError> },
     #[error("container {id}: CDI devices")]
     Cdi {
         id: String,
-        source: slipway_cdi::ResolveError,
+        source: Box<slipway_cdi::ResolveError>,
     },
     #[error("cannot {act} of {id}")]
     Shim {
@@ -87,7 +92,7 @@ pub enum Error {
     Network {
         act: &'static str,
         id: String,
-        source: CniError,
+        source: Box<CniError>,
     },
     #[error("cannot {act} {}", path.display())]
     Io {
@@ -142,7 +147,7 @@ impl Error {
             },
             source => Error::Store {
                 act: "keep a record",
-                source,
+                source: Box::new(source),
             },
         }
     }
@@ -158,7 +163,18 @@ impl Error {
     }
 
     pub fn store(act: &'static str) -> impl FnOnce(StoreError) -> Error {
-        move |source| Error::Store { act, source }
+        move |source| Error::Store {
+            act,
+            source: Box::new(source),
+        }
+    }
+
+    pub fn spec(id: &impl ToString) -> impl FnOnce(SpecError) -> Error {
+        let id = id.to_string();
+        move |source| Error::Spec {
+            id,
+            source: Box::new(source),
+        }
     }
 
     /// The error and its causes in one line, for logs and for the client.

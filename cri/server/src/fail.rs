@@ -16,7 +16,8 @@ pub const VARIABLE: &str = "SLIPWAY_FAILPOINTS";
 /// Every point, in the order in which a pod's life passes them.
 pub const ALL: &[&str] = &[
     "pull_image.before_pull",
-    "pull_image.first_layer",
+    "pull_image.after_manifest",
+    "pull_image.before_commit",
     "pull_image.after_pull",
     "run_pod_sandbox.after_intent",
     "run_pod_sandbox.after_directory",

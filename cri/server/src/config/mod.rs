@@ -77,6 +77,7 @@ struct RawImages {
     certs_dir: Option<PathBuf>,
     docker_config: Option<PathBuf>,
     max_concurrent_downloads: Option<usize>,
+    insecure_registries: Option<Vec<String>>,
     answer_with_local_builds: Option<bool>,
 }
 
@@ -152,6 +153,7 @@ pub struct Images {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub docker_config: Option<PathBuf>,
     pub max_concurrent_downloads: usize,
+    pub insecure_registries: Vec<String>,
     pub answer_with_local_builds: bool,
 }
 
@@ -328,6 +330,7 @@ impl RawImages {
                 .map(|path| absolute("images.docker_config", path))
                 .transpose()?,
             max_concurrent_downloads,
+            insecure_registries: self.insecure_registries.unwrap_or_default(),
             answer_with_local_builds: self.answer_with_local_builds.unwrap_or(true),
         })
     }

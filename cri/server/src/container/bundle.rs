@@ -86,7 +86,7 @@ impl Bundle {
         mount.mount(target).map_err(|source| Error::Snapshot {
             act: "mount the root",
             id: self.id.clone(),
-            source,
+            source: Box::new(source),
         })
     }
 

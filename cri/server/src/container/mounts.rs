@@ -44,10 +44,7 @@ fn check_propagation(container: &Container, mounts: &[slipway_spec::Mount]) -> R
         return Ok(());
     }
     let mountinfo = std::fs::read_to_string(MOUNTINFO).map_err(Error::io("read", MOUNTINFO))?;
-    slipway_spec::check_propagation(&mountinfo, mounts).map_err(|source| Error::Spec {
-        id: container.id().to_string(),
-        source,
-    })
+    slipway_spec::check_propagation(&mountinfo, mounts).map_err(Error::spec(container.id()))
 }
 
 fn bind(mount: &Mount, host_path: PathBuf) -> slipway_spec::Mount {

@@ -53,10 +53,7 @@ pub struct MadeSpec {
 pub fn make(wanted: &Wanted<'_>) -> Result<MadeSpec, Error> {
     let id = wanted.container.id().to_string();
     let input = input(wanted)?;
-    let made = slipway_spec::generate(&input).map_err(|source| Error::Spec {
-        id: id.clone(),
-        source,
-    })?;
+    let made = slipway_spec::generate(&input).map_err(Error::spec(&id))?;
     let json = serde_json::to_vec(&made.spec).map_err(|source| Error::Encode {
         what: "config.json",
         id,
@@ -263,6 +260,6 @@ fn cdi(daemon: &Daemon, container: &Container) -> Result<Vec<slipway_cdi::Contai
         .resolve(&container.record().config.cdi_devices, &slipway_cdi::host::lookup)
         .map_err(|source| Error::Cdi {
             id: container.id().to_string(),
-            source,
+            source: Box::new(source),
         })
 }

@@ -53,8 +53,7 @@ pub fn in_force(container: &Container) -> Resources {
 
 fn oci_json(container: &Container, resources: &Resources) -> Result<String, Error> {
     let id = || container.id().to_string();
-    let oci = slipway_spec::resources::to_oci(&resources.limits)
-        .map_err(|source| Error::Spec { id: id(), source })?;
+    let oci = slipway_spec::resources::to_oci(&resources.limits).map_err(Error::spec(container.id()))?;
     serde_json::to_string(&oci).map_err(|source| Error::Encode {
         what: "resources",
         id: id(),

@@ -35,13 +35,8 @@ pub fn make(
     mounts: &[slipway_spec::Mount],
     rootfs: &Path,
 ) -> Result<Vec<slipway_spec::Mount>, Error> {
-    let wanted =
-        slipway_spec::volumes(&ImageDefaults::from_config(&image.config), mounts).map_err(|source| {
-            Error::Spec {
-                id: container.id().to_string(),
-                source,
-            }
-        })?;
+    let wanted = slipway_spec::volumes(&ImageDefaults::from_config(&image.config), mounts)
+        .map_err(Error::spec(container.id()))?;
     let mut made = Vec::new();
     for (number, path) in wanted.iter().enumerate() {
         let dir = volumes.join(container.id().as_str()).join(number.to_string());

@@ -56,7 +56,7 @@ pub async fn attach(daemon: &Daemon, pod: &Pod) -> Result<Vec<IpAddr>, Error> {
     let failed = |source| Error::Network {
         act: "attach the network",
         id: pod.id().to_string(),
-        source,
+        source: Box::new(source),
     };
     let plan = daemon.cni.plan(&wanted).await.map_err(failed)?;
     pod.transition(&daemon.records, |state| {
@@ -115,7 +115,7 @@ async fn delete(daemon: &Daemon, pod: &PodId, attachment: &Attachment) -> Result
     daemon.cni.del(attachment).await.map_err(|source| Error::Network {
         act: "detach the network",
         id: pod.to_string(),
-        source,
+        source: Box::new(source),
     })
 }
 

@@ -7,6 +7,7 @@ use std::net::IpAddr;
 use std::path::{Component, Path, PathBuf};
 
 use slipway_cri_api::v1;
+use slipway_image::{AuthFields, Credentials};
 use slipway_spec::{CapabilityRequest, IdMap, Propagation, SupplementalGroupsPolicy};
 
 use crate::model::{
@@ -540,6 +541,18 @@ fn stop_signal(number: i32) -> Result<Option<StopSignal>, Invalid> {
         },
         Err(_) => Err(unknown_enum(FIELD, number)),
     }
+}
+
+/// What the kubelet sends of an image pull secret. They are never logged.
+pub fn credentials(auth: v1::AuthConfig) -> Result<Option<Credentials>, Invalid> {
+    let fields = AuthFields {
+        username: &auth.username,
+        password: &auth.password,
+        auth: &auth.auth,
+        identity_token: &auth.identity_token,
+        registry_token: &auth.registry_token,
+    };
+    Credentials::from_fields(&fields).map_err(|error| invalid("auth", error.to_string()))
 }
 
 /// A command for ExecSync.

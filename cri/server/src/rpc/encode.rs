@@ -294,7 +294,12 @@ pub fn image(image: &Image) -> v1::Image {
     let (uid, username) = image_user(&user);
     v1::Image {
         id: image.id.to_string(),
-        repo_tags: image.names.iter().map(ToString::to_string).collect(),
+        repo_tags: image
+            .names
+            .iter()
+            .filter(|name| name.digest().is_none())
+            .map(ToString::to_string)
+            .collect(),
         repo_digests: image.repo_digests.clone(),
         size: image.size,
         uid,

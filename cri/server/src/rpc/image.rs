@@ -85,7 +85,7 @@ impl ImageService for Cri {
         let v1::PullImageRequest { image, auth, .. } = request.into_inner();
         let name = image.as_ref().map(|s| s.image.clone()).unwrap_or_default();
         call(info_span!("PullImage", image = name), async {
-            let (name, auth) = (named(image)?, auth.map(|_| ()));
+            let (name, auth) = (named(image)?, decode::credentials(auth.unwrap_or_default())?);
             let daemon = self.daemon.clone();
             let pulled = async move { image::pull::pull(&daemon, &name, auth).await };
             let image = self.daemon.to_the_end(pulled).await?;

@@ -1,6 +1,6 @@
 //! Every error as a gRPC status, in one exhaustive match.
 
-use slipway_image::StoreError;
+use slipway_image::{PullError, StoreError};
 use slipway_shim_client::{Code as ShimCode, Error as ShimError};
 use tonic::{Code, Status};
 
@@ -27,6 +27,7 @@ fn code(error: &Error) -> Code {
         Error::State { .. } => Code::FailedPrecondition,
         Error::Unimplemented { .. } => Code::Unimplemented,
         Error::ExecTimeout { .. } | Error::Timeout { .. } => Code::DeadlineExceeded,
+        Error::Pull { source, .. } => pull(source),
         Error::Store { source, .. } => store(source),
         Error::Snapshot { source, .. } => snapshot(source),
         Error::Shim { source, .. } => shim(source),
@@ -66,6 +67,23 @@ fn store(error: &StoreError) -> Code {
         StoreError::Io { source, .. } => io(source),
         StoreError::Snapshot { source, .. } => snapshot(source),
         _ => Code::Internal,
+    }
+}
+
+fn pull(error: &PullError) -> Code {
+    match error {
+        PullError::NotFound { .. } | PullError::NoPlatform { .. } => Code::NotFound,
+        PullError::Unauthorized { .. } => Code::PermissionDenied,
+        PullError::Unreachable { .. } => Code::Unavailable,
+        PullError::TooManyRequests { .. } => Code::ResourceExhausted,
+        PullError::Registry { .. } => Code::Unknown,
+        PullError::Corrupt { .. } => Code::DataLoss,
+        PullError::Unusable { .. } | PullError::Schema1 { .. } | PullError::Config { .. } => {
+            Code::FailedPrecondition
+        }
+        PullError::Cancelled { .. } => Code::Cancelled,
+        PullError::Store(source) => store(source),
+        _ => Code::Unknown,
     }
 }
 
