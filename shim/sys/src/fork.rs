@@ -160,6 +160,41 @@ impl Report {
         let _ = write_all(self.fd, &[stage as u8, 0, 1, 0, 0, 0]);
     }
 
+    /// The second child's pid.
+    pub(crate) fn started(self, pid: i32) {
+        let p = pid.to_ne_bytes();
+        let _ = write_all(self.fd, &[Stage::Ready as u8, 0, p[0], p[1], p[2], p[3]]);
+    }
+
+    /// Sends a descriptor over the report socket.
+    pub(crate) fn send_fd(self, fd: RawFd) -> Sys<()> {
+        const SPACE: usize = 64;
+        /// Aligned as control messages must be.
+        #[repr(C, align(16))]
+        struct Control([u8; SPACE]);
+        let mut word = [Stage::Terminal as u8, 0, 0, 0, 0, 0];
+        let mut control = Control([0; SPACE]);
+        let length = size_of::<RawFd>() as u32;
+        // SAFETY: all-zero is a valid msghdr; the buffers outlive the call, and CMSG_SPACE of one descriptor fits.
+        unsafe {
+            let mut io = libc::iovec {
+                iov_base: word.as_mut_ptr().cast(),
+                iov_len: word.len(),
+            };
+            let mut message: libc::msghdr = std::mem::zeroed();
+            message.msg_iov = &mut io;
+            message.msg_iovlen = 1;
+            message.msg_control = control.0.as_mut_ptr().cast();
+            message.msg_controllen = libc::CMSG_SPACE(length) as _;
+            let header = libc::CMSG_FIRSTHDR(&message);
+            (*header).cmsg_level = libc::SOL_SOCKET;
+            (*header).cmsg_type = libc::SCM_RIGHTS;
+            (*header).cmsg_len = libc::CMSG_LEN(length) as _;
+            libc::CMSG_DATA(header).cast::<RawFd>().write_unaligned(fd);
+            cvt(libc::sendmsg(self.fd, &message, libc::MSG_NOSIGNAL) as libc::c_long).map(drop)
+        }
+    }
+
     /// Waits for one message of the parent; its end ends this process.
     pub(crate) fn await_word(self) {
         let mut word = [0u8; 1];
@@ -237,6 +272,62 @@ pub(crate) fn read_report(fd: BorrowedFd<'_>, at_most: Option<Duration>) -> io::
     }
 }
 
+/// As [`report_pipe`], for children that also send descriptors; keeps messages apart.
+pub(crate) fn report_socket() -> io::Result<(OwnedFd, OwnedFd)> {
+    use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+    Ok(socketpair(
+        AddressFamily::UNIX,
+        SocketType::SEQPACKET,
+        SocketFlags::CLOEXEC,
+        None,
+    )?)
+}
+
+/// One message on a report socket.
+#[derive(Debug)]
+pub(crate) enum Word {
+    Started(u32),
+    Descriptor,
+    Failed(Failure),
+}
+
+/// Reads one message; `None` at the end.
+pub(crate) fn receive(socket: BorrowedFd<'_>) -> io::Result<Option<(Word, Option<OwnedFd>)>> {
+    let mut m = [0u8; 6];
+    let mut fds = Vec::new();
+    match crate::fd::recv_fds(socket, &mut m, &mut fds)? {
+        0 => return Ok(None),
+        6 => {}
+        _ => return Ok(Some((Word::Failed(PROTOCOL), None))),
+    }
+    let number = i32::from_ne_bytes([m[2], m[3], m[4], m[5]]);
+    let word = match (Stage::from_byte(m[0]), fds.pop()) {
+        (Stage::Ready, None) => Word::Started(u32::try_from(number).unwrap_or(0)),
+        (Stage::Terminal, Some(fd)) => return Ok(Some((Word::Descriptor, Some(fd)))),
+        (stage, _) => Word::Failed(Failure {
+            stage,
+            nth: m[1],
+            errno: errno_of(number),
+        }),
+    };
+    Ok(Some((word, None)))
+}
+
+const PROTOCOL: Failure = Failure {
+    stage: Stage::Protocol,
+    nth: 0,
+    errno: Errno::PROTO,
+};
+
+/// The number comes from a child that may be a container's by then.
+fn errno_of(number: i32) -> Errno {
+    if (1..4096).contains(&number) {
+        Errno::from_raw_os_error(number)
+    } else {
+        Errno::PROTO
+    }
+}
+
 /// Forks (clone3 with a pidfd). The child runs `child` and never returns.
 ///
 /// # Safety
@@ -292,6 +383,11 @@ pub(crate) fn reset_signals() -> Sys<()> {
         cvt(libc::sigprocmask(libc::SIG_SETMASK, &set, std::ptr::null_mut()).into())?;
     }
     Ok(())
+}
+
+pub(crate) fn chdir(path: &CStr) -> Sys<()> {
+    // SAFETY: the path is NUL-terminated and live.
+    cvt(unsafe { libc::chdir(path.as_ptr()) }.into()).map(drop)
 }
 
 pub(crate) fn umask(mask: u32) {
@@ -367,7 +463,8 @@ pub(crate) fn close_from(first: RawFd) -> Sys<()> {
 
 /// NULL-terminated C strings, as execve takes them.
 pub(crate) struct CArray {
-    strings: Vec<CString>,
+    /// What the pointers point to.
+    _strings: Vec<CString>,
     pointers: Vec<*const libc::c_char>,
 }
 
@@ -381,15 +478,14 @@ impl CArray {
             .map(|s| s.as_ptr())
             .chain([std::ptr::null()])
             .collect();
-        Ok(CArray { strings, pointers })
+        Ok(CArray {
+            _strings: strings,
+            pointers,
+        })
     }
 
     pub(crate) fn as_ptr(&self) -> *const *const libc::c_char {
         self.pointers.as_ptr()
-    }
-
-    pub(crate) fn iter(&self) -> impl Iterator<Item = &CStr> {
-        self.strings.iter().map(CString::as_c_str)
     }
 }
 

@@ -166,13 +166,6 @@ pub enum NsError {
     },
 }
 
-fn step<E: Into<io::Error>>(act: impl Into<String>) -> impl FnOnce(E) -> NsError {
-    move |e| NsError::Io {
-        act: act.into(),
-        source: e.into(),
-    }
-}
-
 /// How long the helper may take for each step.
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -315,6 +308,27 @@ pub fn open(path: &Path) -> io::Result<OwnedFd> {
         Mode::empty(),
     )
     .map_err(failed(|| format!("open the namespace {}", path.display())))
+}
+
+/// What a user id inside the user namespace of process `pid` is on the host; `None` when it is not mapped, or the
+/// process is gone.
+pub fn host_uid(pid: u32, uid: u32) -> Option<u32> {
+    translate(
+        &std::fs::read_to_string(format!("/proc/{pid}/uid_map")).ok()?,
+        uid,
+    )
+}
+
+/// Lines of "inside outside count".
+fn translate(map: &str, id: u32) -> Option<u32> {
+    map.lines().find_map(|line| {
+        let mut numbers = line
+            .split_ascii_whitespace()
+            .filter_map(|n| n.parse::<u32>().ok());
+        let (inside, outside, count) = (numbers.next()?, numbers.next()?, numbers.next()?);
+        let offset = id.checked_sub(inside).filter(|o| *o < count)?;
+        outside.checked_add(offset)
+    })
 }
 
 /// What makes a namespace itself: device and inode of its file.

@@ -171,10 +171,7 @@ pub fn reap_any() -> io::Result<Option<Exited>> {
 /// # Errors
 /// What `wait4(2)` says (`ECHILD`: not ours).
 pub fn try_reap(pid: u32) -> io::Result<Option<Exited>> {
-    match reap(i32::try_from(pid).map_err(|_| invalid("no pid"))?, libc::WNOHANG) {
-        Ok(None) => Ok(None),
-        other => other,
-    }
+    reap(i32::try_from(pid).map_err(|_| invalid("no pid"))?, libc::WNOHANG)
 }
 
 /// Waits for this child, however long it takes, and reaps it.

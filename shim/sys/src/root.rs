@@ -89,7 +89,7 @@ impl Root {
     /// # Errors
     /// What `openat2(2)` says, naming path and root.
     pub fn open_file(&self, path: &Path, flags: OFlags) -> io::Result<File> {
-        self.openat2(path, flags - OFlags::CREATE | OFlags::NOCTTY, Mode::empty())
+        self.openat2(path, (flags - OFlags::CREATE) | OFlags::NOCTTY, Mode::empty())
             .map(File::from)
             .map_err(failed(|| format!("open {}", self.name(path))))
     }
@@ -232,7 +232,7 @@ impl Root {
             let target = PathBuf::from(target);
             name = last_component(&target)?;
             if target.is_absolute() {
-                walk.to_root();
+                walk.go_to_root();
             }
             walk.follow_relative(target.parent().unwrap_or(Path::new("")))?;
         }
@@ -324,7 +324,7 @@ impl<'a> Walk<'a> {
         self.at.last().map_or(self.root.dir.as_fd(), |(fd, _)| fd.as_fd())
     }
 
-    fn to_root(&mut self) {
+    fn go_to_root(&mut self) {
         self.at.clear();
     }
 
@@ -343,7 +343,7 @@ impl<'a> Walk<'a> {
     }
 
     fn follow(&mut self, path: &Path) -> io::Result<()> {
-        self.to_root();
+        self.go_to_root();
         self.follow_relative(path)
     }
 
@@ -358,7 +358,7 @@ impl<'a> Walk<'a> {
             if let Some(target) = self.step(&name, rest.is_empty())? {
                 let target = PathBuf::from(target);
                 if target.is_absolute() {
-                    self.to_root();
+                    self.go_to_root();
                 }
                 push_components(&mut rest, &target);
             }

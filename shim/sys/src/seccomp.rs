@@ -34,7 +34,7 @@ impl Filter {
     /// `InvalidInput` when the length is no multiple of eight, zero, or more than 4096 instructions.
     pub fn new(program: &[u8], flags: u32) -> io::Result<Filter> {
         let count = program.len() / 8;
-        if program.len() % 8 != 0 || count == 0 || count > MAX_INSTRUCTIONS {
+        if !program.len().is_multiple_of(8) || count == 0 || count > MAX_INSTRUCTIONS {
             return Err(invalid(format!("{} bytes are no seccomp program", program.len())));
         }
         let program = program

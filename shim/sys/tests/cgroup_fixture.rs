@@ -1,4 +1,5 @@
 //! Limits written into directories that look like cgroups: what each version gets for the same OCI resources.
+#![allow(clippy::unwrap_used)] // a failure is a failed test
 
 use slipway_sys::cgroup::{Cgroup, CgroupError, CgroupPath, Layout, Resources};
 use std::fs;
@@ -23,7 +24,10 @@ impl Fixture {
 
     fn v1(controllers: &[(&str, &[(&str, &str)])]) -> Fixture {
         let dir = tempfile::tempdir().unwrap();
-        let mounts: Vec<(&str, PathBuf)> = controllers.iter().map(|(c, _)| (*c, dir.path().join(c))).collect();
+        let mounts: Vec<(&str, PathBuf)> = controllers
+            .iter()
+            .map(|(c, _)| (*c, dir.path().join(c)))
+            .collect();
         for ((_, files), (_, mount)) in controllers.iter().zip(&mounts) {
             fs::create_dir_all(mount.join("a/b")).unwrap();
             for (name, value) in *files {
@@ -92,7 +96,10 @@ fn v2_gets_what_kubelet_sends() {
     ] {
         assert_eq!(f.read(&format!("a/b/{file}")), expected, "{file}");
     }
-    assert!(!f.dir.path().join("a/b/hugetlb.1GB.max").exists(), "a zero limit without its file is dropped");
+    assert!(
+        !f.dir.path().join("a/b/hugetlb.1GB.max").exists(),
+        "a zero limit without its file is dropped"
+    );
 }
 
 #[test]
@@ -109,9 +116,19 @@ fn v2_updates_take_the_other_half_from_what_is_in_force() {
     f.apply(r#"{"memory":{"swap":1500000}}"#).unwrap();
     assert_eq!(f.read("a/b/memory.swap.max"), "500000");
     f.apply(r#"{"memory":{"limit":-1}}"#).unwrap();
-    assert_eq!((f.read("a/b/memory.max").as_str(), f.read("a/b/memory.swap.max").as_str()), ("max", "max"));
+    assert_eq!(
+        (
+            f.read("a/b/memory.max").as_str(),
+            f.read("a/b/memory.swap.max").as_str()
+        ),
+        ("max", "max")
+    );
     assert!(f.apply(r#"{"memory":{"limit":2000000,"swap":1000000}}"#).is_err());
-    assert!(f.apply(r#"{"memory":{"limit":4096,"checkBeforeUpdate":true}}"#).is_err(), "5000 bytes are in use");
+    assert!(
+        f.apply(r#"{"memory":{"limit":4096,"checkBeforeUpdate":true}}"#)
+            .is_err(),
+        "5000 bytes are in use"
+    );
 }
 
 #[test]
@@ -122,14 +139,23 @@ fn a_limit_without_its_controller_is_an_error_that_names_the_key() {
         (r#"{"cpu":{"shares":2}}"#, "cpu.shares"),
         (r#"{"cpu":{"quota":1000}}"#, "cpu.quota"),
         (r#"{"cpu":{"cpus":"0"}}"#, "cpu.cpus"),
-        (r#"{"hugepageLimits":[{"pageSize":"2MB","limit":1}]}"#, "hugepageLimits.2MB"),
+        (
+            r#"{"hugepageLimits":[{"pageSize":"2MB","limit":1}]}"#,
+            "hugepageLimits.2MB",
+        ),
         (r#"{"unified":{"memory.high":"100"}}"#, "unified.memory.high"),
         (r#"{"unified":{"../memory.high":"0"}}"#, "unified.../memory.high"),
         (r#"{"unified":{"cgroup.procs":"1"}}"#, "unified.cgroup.procs"),
-        (r#"{"hugepageLimits":[{"pageSize":"../x","limit":0}]}"#, "hugepageLimits"),
+        (
+            r#"{"hugepageLimits":[{"pageSize":"../x","limit":0}]}"#,
+            "hugepageLimits",
+        ),
         (r#"{"rdma":{"mlx5":{"hcaHandles":3}}}"#, "rdma.mlx5"),
         (r#"{"network":{"classID":3}}"#, "network"),
-        (r#"{"memory":{"disableOOMKiller":true}}"#, "memory.disableOOMKiller"),
+        (
+            r#"{"memory":{"disableOOMKiller":true}}"#,
+            "memory.disableOOMKiller",
+        ),
     ] {
         match f.apply(json) {
             Err(CgroupError::Unsupported { key: k, .. }) => assert_eq!(k, key),
@@ -147,7 +173,13 @@ fn a_limit_without_its_controller_is_an_error_that_names_the_key() {
 #[test]
 fn v1_keeps_memory_below_memory_and_swap_whichever_way_they_move() {
     let max = "9223372036854771712";
-    let f = Fixture::v1(&[("memory", &[("memory.limit_in_bytes", max), ("memory.memsw.limit_in_bytes", max)])]);
+    let f = Fixture::v1(&[(
+        "memory",
+        &[
+            ("memory.limit_in_bytes", max),
+            ("memory.memsw.limit_in_bytes", max),
+        ],
+    )]);
     let both = |f: &Fixture| {
         let read = |n: &str| f.read(&format!("memory/a/b/memory.{n}limit_in_bytes"));
         (read(""), read("memsw."))
@@ -167,7 +199,14 @@ fn v1_keeps_memory_below_memory_and_swap_whichever_way_they_move() {
 fn v1_gets_devices_and_drops_hugepages_of_zero() {
     let f = Fixture::v1(&[
         ("devices", &[("devices.allow", ""), ("devices.deny", "")]),
-        ("cpu,cpuacct", &[("cpu.shares", ""), ("cpu.cfs_quota_us", ""), ("cpu.cfs_period_us", "")]),
+        (
+            "cpu,cpuacct",
+            &[
+                ("cpu.shares", ""),
+                ("cpu.cfs_quota_us", ""),
+                ("cpu.cfs_period_us", ""),
+            ],
+        ),
         ("pids", &[("pids.max", "")]),
     ]);
     f.apply(
@@ -180,7 +219,9 @@ fn v1_gets_devices_and_drops_hugepages_of_zero() {
     assert_eq!(f.read("devices/a/b/devices.allow"), "c 1:3 rwm");
     assert_eq!(f.read("cpu,cpuacct/a/b/cpu.shares"), "2");
     assert_eq!(f.read("pids/a/b/pids.max"), "max");
-    let e = f.apply(r#"{"hugepageLimits":[{"pageSize":"2MB","limit":2097152}]}"#).unwrap_err();
+    let e = f
+        .apply(r#"{"hugepageLimits":[{"pageSize":"2MB","limit":2097152}]}"#)
+        .unwrap_err();
     assert!(e.to_string().contains("hugepageLimits.2MB"), "{e}");
 }
 
@@ -197,9 +238,15 @@ fn v2_statistics_are_read() {
     let f = Fixture::v2(&[
         ("memory.current", "1000"),
         ("memory.max", "max"),
-        ("memory.stat", "anon 300\nfile 600\ninactive_file 400\nfile_mapped 7\npgfault 9\npgmajfault 2\n"),
+        (
+            "memory.stat",
+            "anon 300\nfile 600\ninactive_file 400\nfile_mapped 7\npgfault 9\npgmajfault 2\n",
+        ),
         ("memory.events", "low 0\nmax 4\noom 1\noom_kill 1\n"),
-        ("cpu.stat", "usage_usec 5\nuser_usec 3\nsystem_usec 2\nnr_periods 8\nnr_throttled 1\nthrottled_usec 6\n"),
+        (
+            "cpu.stat",
+            "usage_usec 5\nuser_usec 3\nsystem_usec 2\nnr_periods 8\nnr_throttled 1\nthrottled_usec 6\n",
+        ),
         ("cgroup.procs", "12\n13\n0\n"),
         ("pids.current", "5"),
         ("pids.max", "100"),
@@ -207,7 +254,10 @@ fn v2_statistics_are_read() {
         ("io.stat", "8:0 rbytes=10 wbytes=20 rios=1 wios=2\n"),
     ]);
     let s = f.cgroup.stats().unwrap();
-    assert_eq!((s.memory_usage, s.memory_working_set, s.memory_rss, s.memory_limit), (1000, 600, 300, 0));
+    assert_eq!(
+        (s.memory_usage, s.memory_working_set, s.memory_rss, s.memory_limit),
+        (1000, 600, 300, 0)
+    );
     assert_eq!((s.cpu_usage_ns, s.cpu_throttled_ns, s.oom_kills), (5000, 6000, 1));
     assert_eq!((s.pids, s.pids_limit, s.processes, s.threads), (5, 100, 2, 5));
     assert_eq!(s.cpu_psi.unwrap().some.total_us, 3);

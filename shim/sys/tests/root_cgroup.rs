@@ -1,4 +1,5 @@
 //! Cgroups of the machine the tests run on, as root.
+#![allow(clippy::unwrap_used)] // a failure is a failed test
 
 mod common;
 
@@ -84,7 +85,10 @@ fn root_limits_apply_and_update_and_nothing_is_left() {
     apply(r#"{"cpu":{"quota":200000,"period":200000}}"#).unwrap();
     apply(r#"{"cpu":{"quota":1000,"period":1000}}"#).unwrap();
     let e = apply(r#"{"cpu":{"cpus":"900"}}"#).unwrap_err();
-    assert!(matches!(&e, CgroupError::Write { key, .. } if key == "cpu.cpus"), "{e:?}");
+    assert!(
+        matches!(&e, CgroupError::Write { key, .. } if key == "cpu.cpus"),
+        "{e:?}"
+    );
     let child = shell(&g.0, "read x < /dev/null; cat /dev/zero > /dev/null; exit 3");
     let exited = process::wait(child.0.pid).unwrap();
     assert_ne!(exited.status.exit_code(), 0, "/dev/zero is not allowed");
@@ -97,8 +101,12 @@ fn root_a_fork_bomb_is_killed_and_the_cgroup_removed() {
         return;
     }
     let g = Guard::new("bomb");
-    g.0.apply(&Resources::from_json(r#"{"pids":{"limit":60}}"#).unwrap()).unwrap();
-    let _child = shell(&g.0, "f() { f & f & f & sleep 60; }; while :; do f & sleep 0.001; done");
+    g.0.apply(&Resources::from_json(r#"{"pids":{"limit":60}}"#).unwrap())
+        .unwrap();
+    let _child = shell(
+        &g.0,
+        "f() { f & f & f & sleep 60; }; while :; do f & sleep 0.001; done",
+    );
     assert!(eventually(|| g.0.procs().unwrap().len() > 20));
     g.0.kill().unwrap();
     g.0.wait_empty(Duration::from_secs(5)).unwrap();
@@ -137,7 +145,10 @@ fn root_sub_cgroups_made_by_a_container_are_emptied_and_removed_too() {
     assert!(made);
     let _child = shell(&sub, "sleep 60");
     assert_eq!(copy.procs().unwrap().len(), 1);
-    let again = Cgroup::create(&layout, &CgroupPath::parse(&g.0.path().display().to_string()).unwrap());
+    let again = Cgroup::create(
+        &layout,
+        &CgroupPath::parse(&g.0.path().display().to_string()).unwrap(),
+    );
     assert!(matches!(again, Err(CgroupError::NotEmpty { .. })), "{again:?}");
     copy.kill().unwrap();
     copy.wait_empty(Duration::from_secs(5)).unwrap();
@@ -164,7 +175,8 @@ fn root_the_oom_killer_is_heard_and_counted() {
         return;
     }
     let g = Guard::new("oom");
-    g.0.apply(&Resources::from_json(r#"{"memory":{"limit":8388608,"swap":8388608}}"#).unwrap()).unwrap();
+    g.0.apply(&Resources::from_json(r#"{"memory":{"limit":8388608,"swap":8388608}}"#).unwrap())
+        .unwrap();
     let mut watch = g.0.oom_watch().unwrap();
     assert_eq!(watch.take(&g.0).unwrap(), 0);
     let child = shell(&g.0, "x=aaaaaaaaaaaaaaaa; while :; do x=$x$x; done");
@@ -172,8 +184,15 @@ fn root_the_oom_killer_is_heard_and_counted() {
     std::mem::forget(child);
     assert_eq!(exited.status, process::Status::Signal(libc::SIGKILL));
     let mut poll = [rustix::event::PollFd::new(&watch, rustix::event::PollFlags::IN)];
-    let second = rustix::event::Timespec { tv_sec: 1, tv_nsec: 0 };
-    assert_eq!(rustix::event::poll(&mut poll, Some(&second)).unwrap(), 1, "the descriptor is readable");
+    let second = rustix::event::Timespec {
+        tv_sec: 1,
+        tv_nsec: 0,
+    };
+    assert_eq!(
+        rustix::event::poll(&mut poll, Some(&second)).unwrap(),
+        1,
+        "the descriptor is readable"
+    );
     assert_eq!(watch.take(&g.0).unwrap(), 1);
     assert_eq!(g.0.oom_kills(), 1);
     assert_eq!(watch.take(&g.0).unwrap(), 0);
@@ -190,6 +209,9 @@ fn root_a_relative_path_lies_below_our_own_cgroup_in_each_hierarchy() {
     let ours = std::fs::read_to_string("/proc/self/cgroup").unwrap();
     let theirs = std::fs::read_to_string(format!("/proc/{}/cgroup", child.0.pid)).unwrap();
     for (ours, theirs) in ours.lines().zip(theirs.lines()) {
-        assert_eq!(theirs.trim_end_matches('/'), format!("{}/{}", ours.trim_end_matches('/'), g.0.path().display()));
+        assert_eq!(
+            theirs.trim_end_matches('/'),
+            format!("{}/{}", ours.trim_end_matches('/'), g.0.path().display())
+        );
     }
 }

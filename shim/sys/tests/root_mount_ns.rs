@@ -1,4 +1,5 @@
 //! Mounts and namespaces, as root, on the real kernel.
+#![allow(clippy::unwrap_used)] // a failure is a failed test
 
 mod common;
 

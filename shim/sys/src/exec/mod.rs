@@ -1,10 +1,27 @@
 //! Running a process in a container, confined exactly as the container's init is.
+//!
+//! ```text
+//!   caller ──fork──▶ first child ──clone(CLONE_PARENT)──▶ second child ──execve──▶ the program, child of the caller
+//!                    cgroup, namespaces, ids, caps;        session, terminal, filter
+//!                    never visible to the container
+//! ```
+//! Refuses to know how the container was made: what to confine by comes with the plan.
 
+mod caps;
+mod child;
 mod plan;
+mod prepared;
 
 pub use plan::{Capabilities, ConsoleSize, ExecError, ExecPlan, Process, Rlimit, Spawned, User};
+pub use prepared::{apparmor_enabled, selinux_enabled};
 
-use std::time::Duration;
+use crate::fork::{self, Failure, FdPlan, Stage};
+use crate::process;
+use prepared::Prepared;
+use rustix::io::Errno;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::time::{Duration, Instant};
 
 /// How long a process may take to get as far as its exec.
 pub const PATIENCE: Duration = Duration::from_secs(10);
@@ -13,11 +30,165 @@ pub const PATIENCE: Duration = Duration::from_secs(10);
 /// capabilities, limits, no_new_privs, security label and seccomp filter of the plan, and no descriptor but its stdio.
 ///
 /// Returns when its exec has happened. It is our child (never init's), so that init leaves no zombie behind, and the
-/// caller reaps it. For single-threaded callers.
+/// caller reaps it. For single-threaded callers. Pipes among the stdio are given to the process's user, so that it can
+/// open them again as `/dev/stdout`.
 ///
 /// # Errors
-/// [`ExecError`]; nothing of the process is left then, nor a zombie.
+/// [`ExecError`]; nothing of the process is left then, nor a zombie, except after [`ExecError::Timeout`]: then it has
+/// been sent SIGKILL and the caller's reaping of any child finds it once the kernel lets go of it.
 pub fn spawn(plan: &ExecPlan<'_>) -> Result<Spawned, ExecError> {
-    let _ = plan;
-    Err(ExecError::Gone)
+    let io = |act: &str| {
+        let act = act.to_string();
+        move |e: io::Error| ExecError::Io { act, source: e }
+    };
+    let prepared = Prepared::new(plan)?;
+    let join = match plan.cgroup.map(crate::cgroup::Cgroup::join).transpose() {
+        Ok(join) => join,
+        Err(e) => {
+            return Err(ExecError::Io {
+                act: "open the container's cgroup".into(),
+                source: io::Error::other(e),
+            });
+        }
+    };
+    give_pipes_away(plan, prepared.uid);
+    let null = fork::dev_null().map_err(io("open /dev/null"))?;
+    let (report, theirs) = fork::report_socket().map_err(io("make a socket"))?;
+    let fds = fd_plan(plan, null.as_fd(), theirs.as_fd()).map_err(io("arrange descriptors"))?;
+    // SAFETY: the child's code makes async-signal-safe calls only, on what is prepared.
+    let first = unsafe { fork::fork(|| child::first(&prepared, join.as_ref(), &fds, theirs.as_raw_fd())) };
+    let first = first.map_err(io("fork"))?;
+    drop(theirs);
+    let heard = listen(report.as_fd(), &first);
+    if heard.timed_out {
+        let _ = process::send_signal(first.pidfd.as_fd(), libc::SIGKILL);
+    } else {
+        process::wait(first.pid).map_err(io("reap the first child"))?;
+    }
+    finish(plan, heard)
+}
+
+/// What came over the report socket until its end.
+#[derive(Default)]
+struct Heard {
+    pid: Option<u32>,
+    failure: Option<Failure>,
+    master: Option<OwnedFd>,
+    timed_out: bool,
+}
+
+fn listen(report: BorrowedFd<'_>, first: &process::Child) -> Heard {
+    let until = Instant::now() + PATIENCE;
+    let mut heard = Heard::default();
+    loop {
+        let left = until.saturating_duration_since(Instant::now());
+        if !process::poll_readable(report, Some(left)).unwrap_or(false) {
+            heard.timed_out = true;
+            break;
+        }
+        match fork::receive(report) {
+            Ok(None) => break,
+            Ok(Some((fork::Word::Started(pid), _))) if pid != first.pid => {
+                heard.pid = heard.pid.or(Some(pid))
+            }
+            Ok(Some((fork::Word::Started(_), _))) => {}
+            Ok(Some((fork::Word::Failed(failure), _))) => heard.failure = heard.failure.or(Some(failure)),
+            Ok(Some((fork::Word::Descriptor, fd))) => heard.master = heard.master.or(fd),
+            Err(_) => break,
+        }
+    }
+    heard
+}
+
+fn finish(plan: &ExecPlan<'_>, heard: Heard) -> Result<Spawned, ExecError> {
+    // Only a child of ours can be opened as the process we started; nobody else reaps it in between.
+    let child = heard.pid.and_then(|pid| {
+        process::pidfd_open(pid)
+            .ok()
+            .map(|pidfd| process::Child { pid, pidfd })
+    });
+    if heard.timed_out || heard.failure.is_some() {
+        if let Some(child) = child {
+            let _ = process::send_signal(child.pidfd.as_fd(), libc::SIGKILL);
+            if !heard.timed_out {
+                let _ = process::wait(child.pid);
+            }
+        }
+        return Err(match heard.failure {
+            Some(failure) => explain(plan, failure),
+            None => ExecError::Timeout {
+                program: prepared::program_of(plan),
+            },
+        });
+    }
+    match child {
+        Some(child) => Ok(Spawned {
+            pid: child.pid,
+            pidfd: child.pidfd,
+            pty_master: heard.master,
+        }),
+        // Killed on the way, by the container's end or by its cgroup's.
+        None => Err(ExecError::Gone),
+    }
+}
+
+fn explain(plan: &ExecPlan<'_>, failure: Failure) -> ExecError {
+    let program = prepared::program_of(plan);
+    let source = io::Error::from(failure.errno);
+    match (failure.stage, failure.errno) {
+        (Stage::Exec, Errno::NOENT | Errno::NOTDIR) => ExecError::NotFound { program },
+        (Stage::Exec, Errno::ACCESS | Errno::NOEXEC | Errno::ISDIR | Errno::LOOP | Errno::TXTBSY) => {
+            ExecError::NotExecutable { program, source }
+        }
+        (Stage::CwdOutside, _) => ExecError::CwdOutside {
+            cwd: plan.process.cwd.clone(),
+        },
+        (Stage::Namespaces, Errno::SRCH) | (Stage::Fork, Errno::NOMEM) => ExecError::Gone,
+        (Stage::Cwd, _) => ExecError::Io {
+            act: format!("enter the working directory {}", plan.process.cwd),
+            source,
+        },
+        (Stage::Rlimits, _) => {
+            let kind = plan
+                .process
+                .rlimits
+                .get(usize::from(failure.nth))
+                .map(|l| l.kind.as_str());
+            ExecError::Io {
+                act: format!("set the resource limit {}", kind.unwrap_or_default()),
+                source,
+            }
+        }
+        (stage, _) => ExecError::Io {
+            act: stage.to_string(),
+            source,
+        },
+    }
+}
+
+fn fd_plan(plan: &ExecPlan<'_>, null: BorrowedFd<'_>, report: BorrowedFd<'_>) -> io::Result<FdPlan> {
+    let mut wanted = vec![(plan.pidfd, child::PIDFD)];
+    for (n, fd) in (0..).zip(plan.stdio) {
+        wanted.push((fd.unwrap_or(null), n));
+    }
+    FdPlan::new(&wanted, null, report)
+}
+
+/// A pipe belongs to whoever made it, and opening `/dev/stdout` again needs the right to.
+fn give_pipes_away(plan: &ExecPlan<'_>, uid: u32) {
+    if plan.process.terminal || plan.stdio.iter().all(Option::is_none) {
+        return;
+    }
+    if let Some(owner) = crate::ns::host_uid(plan.init_pid, uid) {
+        plan.stdio.iter().flatten().for_each(|fd| give_pipe(*fd, owner));
+    }
+}
+
+/// Makes the user (as the host counts) the owner of a pipe; anything else is left alone. For a container's stdio too.
+pub fn give_pipe(fd: BorrowedFd<'_>, host_uid: u32) {
+    let is_pipe =
+        |s: &rustix::fs::Stat| rustix::fs::FileType::from_raw_mode(s.st_mode) == rustix::fs::FileType::Fifo;
+    if rustix::fs::fstat(fd).is_ok_and(|s| is_pipe(&s) && s.st_uid != host_uid) {
+        let _ = rustix::fs::fchown(fd, Some(rustix::fs::Uid::from_raw(host_uid)), None);
+    }
 }

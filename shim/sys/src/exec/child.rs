@@ -1,0 +1,204 @@
+//! The two children of exec.
+//!
+//! The first stays in our PID namespace, where the container cannot see it, and does all that needs privileges: cgroup,
+//! namespaces, ids, capabilities. The second is its clone inside the container's PID namespace, born as our child
+//! (CLONE_PARENT) and with nothing left to lose: whoever traces it gains only what the container has anyway. It starts a
+//! session, loads the filter and becomes the program.
+//!
+//! A filter without no_new_privs needs CAP_SYS_ADMIN to be loaded, so then the first child loads it, as its last act
+//! before it gives up its capabilities; the filter then has to allow clone(2), as it had to for init.
+//! Only async-signal-safe calls in here.
+
+use super::caps;
+use super::prepared::Prepared;
+use crate::cgroup::Join;
+use crate::fork::{self, FdPlan, Report, Stage, Sys, cvt};
+use rustix::fs::{CWD, Mode, OFlags};
+use rustix::io::Errno;
+use std::convert::Infallible;
+use std::ffi::CStr;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+
+/// The pidfd's number in the child; the report socket is the one above.
+pub(super) const PIDFD: RawFd = 3;
+
+/// The first child.
+pub(super) fn first(p: &Prepared, join: Option<&Join>, fds: &FdPlan, report: RawFd) -> Infallible {
+    let report = Report::of(report);
+    report.check(Stage::Signals, fork::reset_signals());
+    report.check(Stage::Signals, set_undumpable());
+    if let Some(join) = join {
+        report.check(Stage::Cgroup, join.enter());
+    }
+    // Lowering it may be forbidden; then what we have stays.
+    let _ = write_file(c"/proc/self/oom_score_adj", &p.oom_score_adj);
+    if let Some((file, label)) = &p.label {
+        report.check(Stage::Label, write_file(file, label));
+    }
+    for (nth, limit) in p.limits.iter().enumerate() {
+        report.check_nth(Stage::Rlimits, u8::try_from(nth).unwrap_or(u8::MAX), limit.set());
+    }
+    let report = Report::of(report.check(Stage::Descriptors, fds.apply()));
+    report.check(Stage::Namespaces, enter_namespaces(p.namespaces));
+    if let Some(size) = &p.terminal {
+        report.check(Stage::Terminal, terminal(report, size, p.uid));
+    }
+    become_user(p, report);
+    match report.check(Stage::Fork, clone_as_sibling()) {
+        0 => second(p, report),
+        pid => {
+            report.started(pid);
+            fork::exit(0)
+        }
+    }
+}
+
+/// The second child: inside the container.
+fn second(p: &Prepared, report: Report) -> ! {
+    report.check(Stage::Session, fork::setsid());
+    if p.terminal.is_some() {
+        report.check(Stage::Terminal, control_terminal());
+    }
+    if p.no_new_privs
+        && let Some(filter) = &p.seccomp
+    {
+        report.check(Stage::Seccomp, filter.install());
+    }
+    let mut last = Errno::NOENT;
+    for candidate in &p.candidates {
+        match fork::execve(candidate, &p.args, &p.env) {
+            Errno::NOENT | Errno::NOTDIR => {}
+            Errno::ACCESS => last = Errno::ACCESS,
+            other => {
+                last = other;
+                break;
+            }
+        }
+    }
+    report.fail(Stage::Exec, last)
+}
+
+/// Ids, groups, capabilities, working directory, no_new_privs: what init got, in an order in which each step may still
+/// be done.
+fn become_user(p: &Prepared, report: Report) {
+    fork::umask(p.umask);
+    report.check(Stage::Groups, fork::set_groups(&p.groups));
+    report.check(Stage::Gid, fork::set_gid(p.gid));
+    report.check(Stage::Capabilities, p.caps.drop_bounding());
+    // As root first: a directory only root may enter is allowed as working directory. Where root may not (NFS), the
+    // user may.
+    let early = fork::chdir(&p.cwd);
+    let all = report.check(Stage::Capabilities, caps::permitted());
+    report.check(Stage::Uid, keep_capabilities());
+    report.check(Stage::Uid, fork::set_uid(p.uid));
+    if early.is_err() {
+        report.check(Stage::Cwd, fork::chdir(&p.cwd));
+    }
+    report.check(Stage::CwdOutside, cwd_is_inside());
+    if p.no_new_privs {
+        report.check(Stage::NoNewPrivileges, no_new_privs());
+    } else if let Some(filter) = &p.seccomp {
+        // The change of user switched them off; they are still permitted.
+        report.check(Stage::Capabilities, caps::capset(all, all, 0));
+        report.check(Stage::Seccomp, filter.install());
+    }
+    report.check(Stage::Capabilities, p.caps.set());
+}
+
+fn enter_namespaces(flags: i32) -> Sys<()> {
+    // SAFETY: touches no memory; the pidfd is not owned by a value of this process.
+    unsafe {
+        cvt(libc::setns(PIDFD, flags).into())?;
+        cvt(libc::close(PIDFD).into()).map(drop)
+    }
+}
+
+/// clone(2), not clone3: filters can look at its flags, and commonly refuse clone3. Zero in the child.
+fn clone_as_sibling() -> Sys<i32> {
+    let flags = libc::CLONE_PARENT | libc::SIGCHLD;
+    // SAFETY: without CLONE_VM the child has its own copy of memory; a zero stack means the same address there.
+    let pid = cvt(unsafe {
+        libc::syscall(
+            libc::SYS_clone,
+            flags as libc::c_ulong,
+            0usize,
+            0usize,
+            0usize,
+            0usize,
+        )
+    })?;
+    Ok(pid as i32)
+}
+
+/// CVE-2024-21626: a working directory that a leaked descriptor leads to is outside of our root, which the kernel says
+/// by "(unreachable)" in front of the path.
+fn cwd_is_inside() -> Sys<()> {
+    let mut path = [0u8; 4097];
+    // SAFETY: writes into a live array of the length given.
+    cvt(unsafe { libc::syscall(libc::SYS_getcwd, path.as_mut_ptr(), path.len()) })?;
+    if path[0] == b'/' { Ok(()) } else { Err(Errno::XDEV) }
+}
+
+fn keep_capabilities() -> Sys<()> {
+    // SAFETY: prctl with numbers touches no memory.
+    cvt(unsafe { libc::prctl(libc::PR_SET_KEEPCAPS, 1, 0, 0, 0) }.into()).map(drop)
+}
+
+fn no_new_privs() -> Sys<()> {
+    // SAFETY: as above.
+    cvt(unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) }.into()).map(drop)
+}
+
+fn set_undumpable() -> Sys<()> {
+    // SAFETY: as above.
+    cvt(unsafe { libc::prctl(libc::PR_SET_DUMPABLE, 0, 0, 0, 0) }.into()).map(drop)
+}
+
+fn write_file(path: &CStr, bytes: &[u8]) -> Sys<()> {
+    let file = rustix::fs::openat(CWD, path, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())?;
+    fork::write_all(file.as_raw_fd(), bytes)
+}
+
+/// A new terminal of the container's own devpts; its other side goes to our parent. The path may be anything a hostile
+/// container put there, so what was opened is asked what it is, and the terminal is taken from it without a path.
+fn terminal(report: Report, size: &libc::winsize, uid: u32) -> Sys<()> {
+    const DEVPTS: u64 = 0x1cd1;
+    let flags = OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+    let master = rustix::fs::openat(CWD, c"/dev/pts/ptmx", flags, Mode::empty())?;
+    #[allow(clippy::unnecessary_cast, clippy::cast_sign_loss)] // the type differs between libcs
+    if rustix::fs::fstatfs(&master)?.f_type as u64 != DEVPTS {
+        return Err(Errno::NOTTY);
+    }
+    let unlocked: libc::c_int = 0;
+    // SAFETY: the ioctls read live values and return a new descriptor, which nobody else owns.
+    let slave = unsafe {
+        cvt(libc::ioctl(master.as_raw_fd(), libc::TIOCSPTLCK as _, &unlocked).into())?;
+        let fd = cvt(libc::ioctl(
+            master.as_raw_fd(),
+            libc::TIOCGPTPEER as _,
+            libc::O_RDWR | libc::O_NOCTTY,
+        )
+        .into())?;
+        if size.ws_row != 0 || size.ws_col != 0 {
+            cvt(libc::ioctl(
+                master.as_raw_fd(),
+                libc::TIOCSWINSZ as _,
+                std::ptr::from_ref(size),
+            )
+            .into())?;
+        }
+        OwnedFd::from_raw_fd(fd as i32)
+    };
+    // The group is what devpts was mounted with.
+    // SAFETY: touches no memory.
+    cvt(unsafe { libc::fchown(slave.as_raw_fd(), uid, u32::MAX) }.into())?;
+    for n in 0..3 {
+        fork::dup_to(slave.as_raw_fd(), n, 0)?;
+    }
+    report.send_fd(master.as_raw_fd())
+}
+
+fn control_terminal() -> Sys<()> {
+    // SAFETY: an ioctl with a number.
+    cvt(unsafe { libc::ioctl(0, libc::TIOCSCTTY as _, 0) }.into()).map(drop)
+}
