@@ -4,22 +4,19 @@
 //! specification asks. Lock order: the gate (shared for ADD, DEL, CHECK; alone for GC), then the
 //! container's.
 
-use std::collections::HashMap;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
-use serde_json::{Map, Value, json};
-use tokio::sync::{OwnedMutexGuard, RwLock, RwLockReadGuard};
+use serde_json::{Value, json};
 
-use crate::attachment::{self, Attachment, PluginConfig};
-use crate::config::{self, Folder, Network};
-use crate::error::{CniError, PluginError};
+use crate::attachment::{self, Attachment};
+use crate::chain::{Deadlines, Plugins, at_least, base_request, chain, request};
+use crate::config;
+use crate::error::CniError;
 use crate::netns;
-use crate::plugin::{self, Call};
+use crate::plugin;
 use crate::pod::PodNetwork;
-use crate::result::NetworkResult;
-use crate::version::Versions;
 
 /// The pod's interface.
 const IFNAME: &str = "eth0";
@@ -39,52 +36,32 @@ pub enum NetworkStatus {
     },
 }
 
-/// How long a plugin may take.
-#[derive(Debug, Clone, Copy)]
-struct Deadlines {
-    add: Duration,
-    del: Duration,
-    check: Duration,
-    probe: Duration,
-}
-
 /// The configured network and its plugins. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Cni {
-    inner: Arc<Inner>,
-}
-
-#[derive(Debug)]
-struct Inner {
-    folder: Folder,
-    bin_dirs: Vec<PathBuf>,
-    versions: Versions,
-    deadlines: Deadlines,
-    gate: RwLock<()>,
-    busy: Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>,
+    inner: Arc<Plugins>,
 }
 
 impl Cni {
     /// The network configured in `conf_dir`, with plugins from `bin_dirs` (the first that has one
     /// wins). Nothing is read yet.
     pub fn new(conf_dir: PathBuf, bin_dirs: Vec<PathBuf>) -> Cni {
+        Cni::with_deadline(conf_dir, bin_dirs, Duration::from_secs(90))
+    }
+
+    /// As [`Cni::new`], with how long each plugin may take for ADD and DEL.
+    pub fn with_deadline(conf_dir: PathBuf, bin_dirs: Vec<PathBuf>, deadline: Duration) -> Cni {
         let deadlines = Deadlines {
-            add: Duration::from_secs(90),
-            del: Duration::from_secs(90),
-            check: Duration::from_secs(30),
-            probe: Duration::from_secs(10),
+            add: deadline,
+            del: deadline,
+            check: deadline.min(Duration::from_secs(30)),
+            probe: deadline.min(Duration::from_secs(10)),
         };
         Cni {
-            inner: Arc::new(Inner {
-                folder: Folder::new(conf_dir),
-                bin_dirs,
-                versions: Versions::default(),
-                deadlines,
-                gate: RwLock::new(()),
-                busy: Mutex::default(),
-            }),
+            inner: Arc::new(Plugins::new(conf_dir, bin_dirs, deadlines)),
         }
     }
+
     /// Whether there is a usable network whose plugins are there; the folder is read again when it
     /// has changed.
     pub fn status(&self) -> NetworkStatus {
@@ -102,7 +79,7 @@ impl Cni {
                     "network {}: CNI plugin {:?} is not in {}",
                     network.name,
                     p.kind,
-                    self.inner.dirs()
+                    self.inner.dirs(", ")
                 ),
             },
             None => NetworkStatus::Ready {
@@ -161,11 +138,12 @@ impl Cni {
     }
 
     /// Carries out a plan. When a plugin fails, all of them are told to undo it (DEL) before the
-    /// error is returned; whether that worked is in the log, and the plan can be given to
-    /// [`Cni::del`] again.
+    /// error is returned.
     ///
     /// # Errors
-    /// The failing plugin's, or a result without an address for the pod.
+    /// The failing plugin's, or a result without an address for the pod: nothing is left of it
+    /// then. [`CniError::NotUndone`] when something may be: the plan is to be given to
+    /// [`Cni::del`] until that succeeds.
     pub async fn attach(&self, plan: Attachment) -> Result<Attachment, CniError> {
         plan.known_version()?;
         if !netns::is_pinned(&plan.netns) {
@@ -178,18 +156,16 @@ impl Cni {
         }
         let (_gate, _turn) = self.inner.enter(&plan.container_id).await;
         let mut attachment = plan;
-        match self.inner.add_chain(&mut attachment).await {
+        let mut ran = 0;
+        match self.inner.add_chain(&mut attachment, &mut ran).await {
             Ok(()) => Ok(attachment),
-            Err(error) => {
-                if let Err(undo) = self.inner.del_chain(&attachment).await {
-                    tracing::warn!(
-                        container = attachment.container_id,
-                        error = chain(&undo),
-                        "undoing a failed CNI ADD failed too"
-                    );
-                }
-                Err(error)
-            }
+            Err(error) => match self.inner.undo(&attachment, ran, &error).await {
+                Ok(()) => Err(error),
+                Err(undo) => Err(CniError::NotUndone {
+                    add: Box::new(error),
+                    undo: chain(&undo),
+                }),
+            },
         }
     }
 
@@ -272,286 +248,6 @@ impl Cni {
     }
 }
 
-impl Inner {
-    fn dirs(&self) -> String {
-        self.bin_dirs
-            .iter()
-            .map(|d| d.display().to_string())
-            .collect::<Vec<_>>()
-            .join(", ")
-    }
-
-    /// Waits for one's turn at a container.
-    async fn enter(&self, id: &str) -> (RwLockReadGuard<'_, ()>, Turn<'_>) {
-        let gate = self.gate.read().await;
-        let lock = {
-            let mut busy = self.busy.lock().unwrap_or_else(PoisonError::into_inner);
-            Arc::clone(busy.entry(id.to_owned()).or_default())
-        };
-        let held = lock.lock_owned().await;
-        (
-            gate,
-            Turn {
-                inner: self,
-                id: id.to_owned(),
-                held: Some(held),
-            },
-        )
-    }
-
-    /// The newest version that the configuration offers and all its plugins know. They are asked
-    /// only where there is a choice.
-    async fn choose_version(&self, network: &Network) -> Result<String, CniError> {
-        if let [only] = network.versions.as_slice() {
-            return Ok(only.clone());
-        }
-        let mut common = network.versions.clone();
-        let mut known_text = String::new();
-        for plugin in &network.plugins {
-            let program = self.program("VERSION", &network.name, plugin)?;
-            let known = self.versions.of(&program, self.deadlines.probe).await;
-            let known = known.map_err(|source| plugin_failed("VERSION", &network.name, plugin, source))?;
-            common.retain(|v| known.contains(v));
-            if common.is_empty() {
-                known_text = format!("{}: {}", plugin.kind, known.join(", "));
-                break;
-            }
-        }
-        let wanted = network.versions.join(", ");
-        common
-            .into_iter()
-            .next()
-            .ok_or_else(|| CniError::NoCommonVersion {
-                network: network.name.clone(),
-                wanted,
-                known: known_text,
-            })
-    }
-
-    fn program(&self, act: &'static str, network: &str, plugin: &PluginConfig) -> Result<PathBuf, CniError> {
-        plugin::find(&plugin.kind, &self.bin_dirs).ok_or_else(|| CniError::PluginMissing {
-            act,
-            network: network.to_owned(),
-            plugin: plugin.kind.clone(),
-            dirs: self.dirs(),
-        })
-    }
-
-    async fn add_chain(&self, attachment: &mut Attachment) -> Result<(), CniError> {
-        for i in 0..attachment.plugins.len() {
-            let plugin = &attachment.plugins[i];
-            let env = self.env(attachment, Some(&attachment.netns));
-            let stdin = request(attachment, plugin, attachment.result.as_ref());
-            let output = self
-                .call("ADD", attachment, plugin, env, stdin, self.deadlines.add)
-                .await?;
-            let result = serde_json::from_slice::<Value>(&output)
-                .map_err(|e| plugin_failed("ADD", &attachment.network, plugin, PluginError::NotJson(e)))?;
-            attachment.result = Some(result);
-        }
-        let bad = |reason| CniError::BadResult {
-            act: "ADD",
-            network: attachment.network.clone(),
-            reason,
-        };
-        let result = attachment
-            .result
-            .as_ref()
-            .map(NetworkResult::parse)
-            .transpose()
-            .map_err(bad)?;
-        let ips = result.map(|r| r.ips_of(&attachment.ifname)).unwrap_or_default();
-        if ips.is_empty() {
-            return Err(bad(format!("it has no address for {}", attachment.ifname)));
-        }
-        attachment.ips = ips;
-        attachment.complete = true;
-        Ok(())
-    }
-
-    async fn del_chain(&self, attachment: &Attachment) -> Result<(), CniError> {
-        let prev = attachment
-            .result
-            .as_ref()
-            .filter(|_| at_least(&attachment.cni_version, "0.4.0"));
-        for plugin in attachment.plugins.iter().rev() {
-            // The namespace may go at any time: looked at for each plugin.
-            let netns = Some(&attachment.netns).filter(|n| netns::is_pinned(n));
-            let env = self.env(attachment, netns);
-            let stdin = request(attachment, plugin, prev);
-            match self
-                .call("DEL", attachment, plugin, env, stdin, self.deadlines.del)
-                .await
-            {
-                Ok(_) => {}
-                // "Container unknown": there is nothing left to undo.
-                Err(CniError::Plugin {
-                    source: PluginError::Answer { code: 3, .. },
-                    ..
-                }) => {}
-                Err(e) => return Err(e),
-            }
-        }
-        Ok(())
-    }
-
-    async fn ask_status(&self) -> Result<(), CniError> {
-        let network = self
-            .folder
-            .network()
-            .map_err(|reason| CniError::NotReady { reason })?;
-        let version = self.choose_version(&network).await?;
-        if !at_least(&version, "1.1.0") {
-            return Ok(());
-        }
-        for plugin in &network.plugins {
-            let config = base_request(plugin, &network.name, &version);
-            self.call_network("STATUS", &network.name, plugin, config).await?;
-        }
-        Ok(())
-    }
-
-    fn env(&self, attachment: &Attachment, netns: Option<&PathBuf>) -> Vec<(&'static str, String)> {
-        let mut env = vec![
-            ("CNI_CONTAINERID", attachment.container_id.clone()),
-            ("CNI_IFNAME", attachment.ifname.clone()),
-            ("CNI_ARGS", attachment.args.clone()),
-            ("CNI_PATH", self.cni_path()),
-        ];
-        if let Some(netns) = netns {
-            env.push(("CNI_NETNS", netns.display().to_string()));
-        }
-        env
-    }
-
-    fn cni_path(&self) -> String {
-        self.bin_dirs
-            .iter()
-            .map(|d| d.display().to_string())
-            .collect::<Vec<_>>()
-            .join(":")
-    }
-
-    async fn call(
-        &self,
-        act: &'static str,
-        attachment: &Attachment,
-        plugin: &PluginConfig,
-        env: Vec<(&'static str, String)>,
-        stdin: Vec<u8>,
-        deadline: Duration,
-    ) -> Result<Vec<u8>, CniError> {
-        let program = self.program(act, &attachment.network, plugin)?;
-        plugin::run(Call {
-            program: &program,
-            command: act,
-            env,
-            stdin,
-            deadline,
-        })
-        .await
-        .map_err(|source| plugin_failed(act, &attachment.network, plugin, source))
-    }
-
-    /// Calls that concern no container: STATUS and GC.
-    async fn call_network(
-        &self,
-        act: &'static str,
-        network: &str,
-        plugin: &PluginConfig,
-        config: Map<String, Value>,
-    ) -> Result<(), CniError> {
-        let program = self.program(act, network, plugin)?;
-        let env = vec![("CNI_PATH", self.cni_path())];
-        let stdin = Value::Object(config).to_string().into_bytes();
-        plugin::run(Call {
-            program: &program,
-            command: act,
-            env,
-            stdin,
-            deadline: self.deadlines.probe,
-        })
-        .await
-        .map(|_| ())
-        .map_err(|source| plugin_failed(act, network, plugin, source))
-    }
-}
-
-/// One's turn at a container; the entry goes when nobody else waits for it.
-struct Turn<'a> {
-    inner: &'a Inner,
-    id: String,
-    held: Option<OwnedMutexGuard<()>>,
-}
-
-impl Drop for Turn<'_> {
-    fn drop(&mut self) {
-        let mut busy = self.inner.busy.lock().unwrap_or_else(PoisonError::into_inner);
-        self.held = None;
-        if busy
-            .get(&self.id)
-            .is_some_and(|lock| Arc::strong_count(lock) == 1)
-        {
-            busy.remove(&self.id);
-        }
-    }
-}
-
-fn plugin_failed(act: &'static str, network: &str, plugin: &PluginConfig, source: PluginError) -> CniError {
-    CniError::Plugin {
-        act,
-        network: network.to_owned(),
-        plugin: plugin.kind.clone(),
-        source,
-    }
-}
-
-/// An error with its causes, on one line.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(e) = source {
-        text.push_str(": ");
-        text.push_str(&e.to_string());
-        source = e.source();
-    }
-    text
-}
-
-/// Whether a version is that one or newer, among those we speak.
-fn at_least(version: &str, wanted: &str) -> bool {
-    let place = |v: &str| config::VERSIONS.iter().position(|known| *known == v);
-    place(version) >= place(wanted)
-}
-
-/// A plugin's configuration as it is given on standard input: untouched but for the protocol's own keys.
-fn base_request(plugin: &PluginConfig, network: &str, version: &str) -> Map<String, Value> {
-    let mut config = plugin.config.clone();
-    config.retain(|k, _| {
-        !matches!(k.as_str(), "capabilities" | "runtimeConfig" | "prevResult") && !k.starts_with("cni.dev/")
-    });
-    config.insert("cniVersion".to_owned(), version.into());
-    config.insert("name".to_owned(), network.into());
-    config
-}
-
-fn request(attachment: &Attachment, plugin: &PluginConfig, prev: Option<&Value>) -> Vec<u8> {
-    let mut config = base_request(plugin, &attachment.network, &attachment.cni_version);
-    let wanted: Map<String, Value> = attachment
-        .capability_args
-        .iter()
-        .filter(|(name, _)| plugin.has_capability(name))
-        .map(|(name, value)| (name.clone(), value.clone()))
-        .collect();
-    if !wanted.is_empty() {
-        config.insert("runtimeConfig".to_owned(), Value::Object(wanted));
-    }
-    if let Some(prev) = prev {
-        config.insert("prevResult".to_owned(), prev.clone());
-    }
-    Value::Object(config).to_string().into_bytes()
-}
-
 fn check_pod(pod: &PodNetwork) -> Result<(), CniError> {
     let bad = |what, value: &str, reason| {
         Err(CniError::Argument {
@@ -569,6 +265,18 @@ fn check_pod(pod: &PodNetwork) -> Result<(), CniError> {
             &pod.netns.display().to_string(),
             "is not an absolute path",
         );
+    }
+    for port in pod.port_mappings.iter().filter(|p| p.host_port != 0) {
+        if port.container_port == 0 {
+            return bad(
+                "port mapping",
+                &port.host_port.to_string(),
+                "leads to port 0 of the pod",
+            );
+        }
+        if !port.host_ip.is_empty() && port.host_ip.parse::<std::net::IpAddr>().is_err() {
+            return bad("port mapping", &port.host_ip, "is not an address of the host");
+        }
     }
     Ok(())
 }

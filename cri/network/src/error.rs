@@ -70,6 +70,15 @@ pub enum CniError {
         /// What is wrong.
         reason: String,
     },
+    /// An ADD that failed and could not be undone: its plan is to be given to `del` again.
+    #[error("ADD failed, and undoing it too ({undo})")]
+    NotUndone {
+        /// What failed first.
+        #[source]
+        add: Box<CniError>,
+        /// What DEL said, with its causes.
+        undo: String,
+    },
     /// A record of another version of this program.
     #[error("attachment record version {0} is not known (1 is)")]
     AttachmentVersion(u32),

@@ -9,6 +9,7 @@
 #![forbid(unsafe_code)]
 
 mod attachment;
+mod chain;
 mod cni;
 mod config;
 mod error;

@@ -77,6 +77,9 @@ impl NetworkResult {
     /// # Errors
     /// What is wrong with it, as a sentence.
     pub fn parse(value: &Value) -> Result<NetworkResult, String> {
+        if !value.is_object() {
+            return Err("it is not an object".to_owned());
+        }
         let result = NetworkResult::deserialize(value).map_err(|e| e.to_string())?;
         let sizes = [result.interfaces.len(), result.ips.len(), result.routes.len()];
         if sizes.into_iter().any(|n| n > MAX_ITEMS) {

@@ -1,5 +1,7 @@
 //! What an image can and cannot bring into a container, and what mounts it is given.
 
+#![allow(clippy::unwrap_used, reason = "a failing step ends the test")]
+
 use slipway_spec::{ImageDefaults, Mount, Propagation, SpecInput, check_propagation, generate, volumes};
 
 fn image(json: &str) -> ImageDefaults {
