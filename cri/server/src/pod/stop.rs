@@ -89,13 +89,14 @@ async fn end_processes(daemon: &Arc<Daemon>, pod: &Arc<Pod>) -> Result<Option<Sh
 
 /// A living shim unpins, forgets its containers and ends.
 async fn let_go(daemon: &Arc<Daemon>, pod: &Arc<Pod>, shim: &Shim, proven: bool) -> Result<(), Error> {
+    // The containers' cgroups lie in the pod's: they go first.
+    exit::settle_all(daemon, pod).await?;
     if proven {
         shim.release_pod()
             .await
             .map_err(Error::shim("release the namespaces", pod.id()))?;
     }
     fail::point("stop_pod_sandbox.after_release").await?;
-    exit::settle_all(daemon, pod).await?;
     shim.shutdown()
         .await
         .map_err(Error::shim("end the shim", pod.id()))?;

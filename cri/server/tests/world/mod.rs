@@ -1,0 +1,520 @@
+//! A small world for one test: a private root and state, a busybox image in the store, a running slipwayd, a client.
+//!
+//! The big suites are in tests/; these tests exist so that this crate can be changed with nothing else built but the
+//! shim's two programs. They are looked for in `$SLIPWAY_BIN`, then beside slipwayd itself.
+
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use hyper_util::rt::TokioIo;
+use slipway_cri_api::v1;
+use slipway_cri_api::v1::image_service_client::ImageServiceClient;
+use slipway_cri_api::v1::runtime_service_client::RuntimeServiceClient;
+use slipway_image::{Digest, OwnerKind, Store, UnpackOptions};
+use tonic::transport::{Channel, Endpoint, Uri};
+
+pub const IMAGE: &str = "slipway.test/busybox:1";
+
+pub struct World {
+    dir: tempfile::TempDir,
+    child: Option<Child>,
+    pub runtime: RuntimeServiceClient<Channel>,
+    pub image: ImageServiceClient<Channel>,
+}
+
+fn programs() -> Option<PathBuf> {
+    let beside = Path::new(env!("CARGO_BIN_EXE_slipwayd"))
+        .parent()
+        .map(Path::to_owned);
+    let dir = std::env::var_os("SLIPWAY_BIN").map(PathBuf::from).or(beside)?;
+    ["containerd-shim-slipway-v1", "slipway-runc"]
+        .iter()
+        .all(|p| dir.join(p).exists())
+        .then_some(dir)
+}
+
+/// What is missing for tests that run the real thing; told loudly.
+pub fn cannot_run() -> bool {
+    let missing = if !rustix::process::geteuid().is_root() {
+        "root"
+    } else if !Path::new("/bin/busybox").exists() {
+        "/bin/busybox (Debian: busybox-static)"
+    } else if programs().is_none() {
+        "containerd-shim-slipway-v1 and slipway-runc in $SLIPWAY_BIN"
+    } else {
+        return false;
+    };
+    eprintln!("\n*** SKIPPED: this test needs {missing} ***\n");
+    true
+}
+
+impl World {
+    pub async fn new(env: &[(&str, &str)]) -> World {
+        let dir = tempfile::Builder::new()
+            .prefix("slipway-test-")
+            .tempdir_in("/var/tmp")
+            .unwrap();
+        import_busybox(dir.path());
+        network(dir.path());
+        let (child, channel) = start(dir.path(), env).await;
+        World {
+            dir,
+            child: Some(child),
+            runtime: RuntimeServiceClient::new(channel.clone()).max_decoding_message_size(64 << 20),
+            image: ImageServiceClient::new(channel),
+        }
+    }
+
+    pub fn path(&self) -> &Path {
+        self.dir.path()
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.as_ref().map_or(0, Child::id)
+    }
+
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.path().join("slipwayd.log")).unwrap_or_default()
+    }
+
+    pub fn kill9(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            child.kill().unwrap();
+            child.wait().unwrap();
+        }
+    }
+
+    pub fn terminate(&mut self) {
+        let Some(mut child) = self.child.take() else {
+            return;
+        };
+        let pid = rustix::process::Pid::from_child(&child);
+        rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+        let status = child.wait().unwrap();
+        assert!(status.success(), "{status}: {}", self.log());
+    }
+
+    pub async fn wait_end(&mut self) {
+        let began = Instant::now();
+        while let Some(child) = self.child.as_mut() {
+            if child.try_wait().unwrap().is_some() {
+                self.child = None;
+            }
+            assert!(began.elapsed() < Duration::from_secs(10), "slipwayd did not end");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    pub async fn restart(&mut self, env: &[(&str, &str)]) {
+        assert!(self.child.is_none());
+        let (child, channel) = start(self.path(), env).await;
+        self.child = Some(child);
+        self.runtime = RuntimeServiceClient::new(channel.clone()).max_decoding_message_size(64 << 20);
+        self.image = ImageServiceClient::new(channel);
+    }
+
+    pub fn pod_config(&self, name: &str, host_network: bool) -> v1::PodSandboxConfig {
+        let network = if host_network {
+            v1::NamespaceMode::Node
+        } else {
+            v1::NamespaceMode::Pod
+        };
+        v1::PodSandboxConfig {
+            metadata: Some(v1::PodSandboxMetadata {
+                name: name.into(),
+                uid: format!("uid-{name}"),
+                namespace: "default".into(),
+                attempt: 0,
+            }),
+            hostname: name.into(),
+            log_directory: self.path().join("logs").join(name).display().to_string(),
+            linux: Some(v1::LinuxPodSandboxConfig {
+                cgroup_parent: format!("/slipway-test-{}/{name}", std::process::id()),
+                security_context: Some(v1::LinuxSandboxSecurityContext {
+                    namespace_options: Some(v1::NamespaceOption {
+                        network: network as i32,
+                        pid: v1::NamespaceMode::Container as i32,
+                        ..Default::default()
+                    }),
+                    ..Default::default()
+                }),
+                ..Default::default()
+            }),
+            ..Default::default()
+        }
+    }
+
+    pub fn container_config(&self, name: &str, command: &[&str]) -> v1::ContainerConfig {
+        v1::ContainerConfig {
+            metadata: Some(v1::ContainerMetadata {
+                name: name.into(),
+                attempt: 0,
+            }),
+            image: Some(v1::ImageSpec {
+                image: IMAGE.into(),
+                ..Default::default()
+            }),
+            command: command.iter().map(|s| (*s).to_owned()).collect(),
+            log_path: format!("{name}/0.log"),
+            ..Default::default()
+        }
+    }
+
+    pub async fn run_pod(&self, config: v1::PodSandboxConfig) -> Result<String, tonic::Status> {
+        let request = v1::RunPodSandboxRequest {
+            config: Some(config),
+            runtime_handler: String::new(),
+        };
+        Ok(self
+            .runtime
+            .clone()
+            .run_pod_sandbox(request)
+            .await?
+            .into_inner()
+            .pod_sandbox_id)
+    }
+
+    pub async fn create(&self, pod: &str, config: v1::ContainerConfig) -> Result<String, tonic::Status> {
+        let request = v1::CreateContainerRequest {
+            pod_sandbox_id: pod.into(),
+            config: Some(config),
+            sandbox_config: None,
+        };
+        Ok(self
+            .runtime
+            .clone()
+            .create_container(request)
+            .await?
+            .into_inner()
+            .container_id)
+    }
+
+    pub async fn start(&self, id: &str) -> Result<(), tonic::Status> {
+        let request = v1::StartContainerRequest {
+            container_id: id.into(),
+        };
+        self.runtime.clone().start_container(request).await.map(|_| ())
+    }
+
+    pub async fn stop(&self, id: &str, timeout: i64) -> Result<(), tonic::Status> {
+        let request = v1::StopContainerRequest {
+            container_id: id.into(),
+            timeout,
+        };
+        self.runtime.clone().stop_container(request).await.map(|_| ())
+    }
+
+    pub async fn remove(&self, id: &str) -> Result<(), tonic::Status> {
+        let request = v1::RemoveContainerRequest {
+            container_id: id.into(),
+        };
+        self.runtime.clone().remove_container(request).await.map(|_| ())
+    }
+
+    pub async fn exec(
+        &self,
+        id: &str,
+        cmd: &[&str],
+        timeout: i64,
+    ) -> Result<v1::ExecSyncResponse, tonic::Status> {
+        let request = v1::ExecSyncRequest {
+            container_id: id.into(),
+            cmd: cmd.iter().map(|s| (*s).to_owned()).collect(),
+            timeout,
+        };
+        Ok(self.runtime.clone().exec_sync(request).await?.into_inner())
+    }
+
+    pub async fn status(&self, id: &str) -> Result<v1::ContainerStatus, tonic::Status> {
+        let request = v1::ContainerStatusRequest {
+            container_id: id.into(),
+            verbose: false,
+        };
+        Ok(self
+            .runtime
+            .clone()
+            .container_status(request)
+            .await?
+            .into_inner()
+            .status
+            .unwrap())
+    }
+
+    pub async fn pod_status(&self, id: &str) -> Result<v1::PodSandboxStatusResponse, tonic::Status> {
+        let request = v1::PodSandboxStatusRequest {
+            pod_sandbox_id: id.into(),
+            verbose: true,
+        };
+        Ok(self
+            .runtime
+            .clone()
+            .pod_sandbox_status(request)
+            .await?
+            .into_inner())
+    }
+
+    pub async fn wait_exit(&self, id: &str) -> v1::ContainerStatus {
+        let began = Instant::now();
+        loop {
+            let status = self.status(id).await.unwrap();
+            if status.state == v1::ContainerState::ContainerExited as i32 {
+                return status;
+            }
+            assert!(
+                began.elapsed() < Duration::from_secs(10),
+                "it does not end: {status:?}\n{}",
+                self.log()
+            );
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    pub async fn stop_pod(&self, id: &str) -> Result<(), tonic::Status> {
+        let request = v1::StopPodSandboxRequest {
+            pod_sandbox_id: id.into(),
+        };
+        self.runtime.clone().stop_pod_sandbox(request).await.map(|_| ())
+    }
+
+    pub async fn remove_pod(&self, id: &str) -> Result<(), tonic::Status> {
+        let request = v1::RemovePodSandboxRequest {
+            pod_sandbox_id: id.into(),
+        };
+        self.runtime.clone().remove_pod_sandbox(request).await.map(|_| ())
+    }
+
+    pub async fn pods(&self) -> Vec<v1::PodSandbox> {
+        let request = v1::ListPodSandboxRequest::default();
+        self.runtime
+            .clone()
+            .list_pod_sandbox(request)
+            .await
+            .unwrap()
+            .into_inner()
+            .items
+    }
+
+    pub async fn containers(&self) -> Vec<v1::Container> {
+        let request = v1::ListContainersRequest::default();
+        self.runtime
+            .clone()
+            .list_containers(request)
+            .await
+            .unwrap()
+            .into_inner()
+            .containers
+    }
+
+    /// Everything of this world that is on the machine, besides its own files.
+    pub fn leftovers(&self) -> Vec<String> {
+        let mut found = Vec::new();
+        let mine = self.path().to_string_lossy().into_owned();
+        let mountinfo = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+        found.extend(
+            mountinfo
+                .lines()
+                .filter(|l| l.contains(&mine))
+                .map(|l| format!("mount {l}")),
+        );
+        for entry in std::fs::read_dir("/proc").unwrap().flatten() {
+            let Ok(pid) = entry.file_name().to_string_lossy().parse::<u32>() else {
+                continue;
+            };
+            let cmdline = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
+            let cmdline = String::from_utf8_lossy(&cmdline).replace('\0', " ");
+            if pid != self.pid() && cmdline.contains(&mine) {
+                found.push(format!("process {pid} {cmdline}"));
+            }
+        }
+        for dir in ["state/pods", "state/containers", "root/volumes"] {
+            for entry in std::fs::read_dir(self.path().join(dir))
+                .into_iter()
+                .flatten()
+                .flatten()
+            {
+                found.push(format!("{}", entry.path().display()));
+            }
+        }
+        for entry in std::fs::read_dir(self.path().join("ipam/slipwaytest"))
+            .into_iter()
+            .flatten()
+            .flatten()
+        {
+            if entry
+                .file_name()
+                .to_string_lossy()
+                .parse::<std::net::IpAddr>()
+                .is_ok()
+            {
+                found.push(format!("address {}", entry.path().display()));
+            }
+        }
+        found
+    }
+
+    /// Removes every pod, ends slipwayd, and proves that nothing is left.
+    pub async fn finish(mut self) {
+        for pod in self.pods().await {
+            self.remove_pod(&pod.id)
+                .await
+                .unwrap_or_else(|e| panic!("{e}\n{}", self.log()));
+        }
+        assert!(self.containers().await.is_empty());
+        self.terminate();
+        let left = self.leftovers();
+        assert!(left.is_empty(), "left over: {left:#?}\n{}", self.log());
+        let group = format!("/sys/fs/cgroup/memory/slipway-test-{}", std::process::id());
+        let left: Vec<_> = std::fs::read_dir(group)
+            .into_iter()
+            .flatten()
+            .flatten()
+            .filter(|e| e.path().is_dir())
+            .collect();
+        assert!(left.is_empty(), "cgroups left over: {left:?}");
+    }
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("{}", self.log());
+        }
+        self.kill9();
+    }
+}
+
+async fn start(dir: &Path, env: &[(&str, &str)]) -> (Child, Channel) {
+    let bin = programs().unwrap();
+    let log = std::fs::OpenOptions::new()
+        .create(true)
+        .append(true)
+        .open(dir.join("slipwayd.log"))
+        .unwrap();
+    std::fs::write(
+        dir.join("config.toml"),
+        format!(
+            "[runtime]\nshim = \"{0}/containerd-shim-slipway-v1\"\nworker = \"{0}/slipway-runc\"\n",
+            bin.canonicalize().unwrap().display()
+        ),
+    )
+    .unwrap();
+    let child = Command::new(env!("CARGO_BIN_EXE_slipwayd"))
+        .arg("--config")
+        .arg(dir.join("config.toml"))
+        .arg("--root")
+        .arg(dir.join("root"))
+        .arg("--state")
+        .arg(dir.join("state"))
+        .arg("--cni-conf-dir")
+        .arg(dir.join("cni"))
+        .args(["--log-level", "debug,h2=info,tower=info,hyper=info"])
+        .envs(env.iter().copied())
+        .stdin(Stdio::null())
+        .stdout(log.try_clone().unwrap())
+        .stderr(log)
+        .spawn()
+        .unwrap();
+    let socket = dir.join("state/slipwayd.sock");
+    let began = Instant::now();
+    loop {
+        let socket = socket.clone();
+        let connector = tower::service_fn(move |_: Uri| {
+            let socket = socket.clone();
+            async move { Ok::<_, std::io::Error>(TokioIo::new(tokio::net::UnixStream::connect(socket).await?)) }
+        });
+        if let Ok(channel) = Endpoint::from_static("http://localhost")
+            .connect_with_connector(connector)
+            .await
+        {
+            return (child, channel);
+        }
+        if began.elapsed() > Duration::from_secs(20) {
+            panic!(
+                "slipwayd does not listen: {}",
+                std::fs::read_to_string(dir.join("slipwayd.log")).unwrap()
+            );
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+/// A bridge network of this world's own.
+fn network(dir: &Path) {
+    let bridge = format!("swt{}", std::process::id() % 100_000);
+    let subnet = format!(
+        "10.{}.{}.0/24",
+        200 + std::process::id() % 50,
+        std::process::id() / 50 % 250
+    );
+    let conflist = format!(
+        r#"{{"cniVersion":"1.0.0","name":"slipwaytest","plugins":[
+            {{"type":"bridge","bridge":"{bridge}","isGateway":true,"ipMasq":false,
+              "ipam":{{"type":"host-local","dataDir":"{}","ranges":[[{{"subnet":"{subnet}"}}]]}}}}]}}"#,
+        dir.join("ipam").display()
+    );
+    std::fs::create_dir_all(dir.join("cni")).unwrap();
+    std::fs::write(dir.join("cni/10-test.conflist"), conflist).unwrap();
+}
+
+/// Writes a docker archive with busybox and imports it into the store.
+fn import_busybox(dir: &Path) {
+    let rootfs = dir.join("rootfs");
+    for sub in ["bin", "etc", "tmp", "data"] {
+        std::fs::create_dir_all(rootfs.join(sub)).unwrap();
+    }
+    std::fs::copy("/bin/busybox", rootfs.join("bin/busybox")).unwrap();
+    let list = Command::new("/bin/busybox")
+        .arg("--list")
+        .output()
+        .unwrap()
+        .stdout;
+    for applet in String::from_utf8(list)
+        .unwrap()
+        .lines()
+        .filter(|a| *a != "busybox")
+    {
+        std::os::unix::fs::symlink("busybox", rootfs.join("bin").join(applet)).unwrap();
+    }
+    std::fs::write(
+        rootfs.join("etc/passwd"),
+        "root:x:0:0:root:/root:/bin/sh\napp:x:1000:1000::/tmp:/bin/sh\n",
+    )
+    .unwrap();
+    std::fs::write(
+        rootfs.join("etc/group"),
+        "root:x:0:\napp:x:1000:\nvideo:x:44:app\n",
+    )
+    .unwrap();
+    std::fs::write(rootfs.join("data/seed"), "from the image\n").unwrap();
+    let tar = |from: &Path, to: &Path| {
+        let status = Command::new("tar")
+            .arg("-C")
+            .arg(from)
+            .arg("-cf")
+            .arg(to)
+            .arg(".")
+            .status()
+            .unwrap();
+        assert!(status.success());
+    };
+    let archive = dir.join("archive");
+    std::fs::create_dir_all(&archive).unwrap();
+    tar(&rootfs, &archive.join("layer.tar"));
+    let diff_id = Digest::of(&std::fs::read(archive.join("layer.tar")).unwrap());
+    let config = format!(
+        r#"{{"architecture":"amd64","os":"linux","config":{{"Env":["PATH=/bin"],"Cmd":["sh"],"Volumes":{{"/data":{{}}}}}},
+            "rootfs":{{"type":"layers","diff_ids":["{diff_id}"]}},"history":[{{"created_by":"test"}}]}}"#
+    );
+    let name = format!("{}.json", Digest::of(config.as_bytes()).hex());
+    std::fs::write(archive.join(&name), &config).unwrap();
+    let manifest = format!(r#"[{{"Config":"{name}","RepoTags":["{IMAGE}"],"Layers":["layer.tar"]}}]"#);
+    std::fs::write(archive.join("manifest.json"), manifest).unwrap();
+    tar(&archive, &dir.join("image.tar"));
+    let store = Store::open(&dir.join("root"), OwnerKind::Cli).unwrap();
+    let mut file = std::fs::File::open(dir.join("image.tar")).unwrap();
+    store.import(&mut file, &UnpackOptions::default()).unwrap();
+    for path in [rootfs, archive] {
+        std::fs::remove_dir_all(path).unwrap();
+    }
+}
