@@ -1,0 +1,230 @@
+//! After the shim's death: whatever it left is killed, and seen to be gone, by what its record says. Runs as a program of
+//! its own, may wait, and may be run again and again.
+
+use crate::diag::Chain;
+use crate::mounts;
+use crate::record::{Exit, Record, RecordError};
+use crate::worker;
+use serde::Serialize;
+use slipway_sys::cgroup::{Cgroup, CgroupError};
+use slipway_sys::ns;
+use std::io;
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// How long everything in a cgroup may take to die.
+const DEATH: Duration = Duration::from_secs(10);
+const SIGKILL: i32 = 9;
+
+/// Something that would not go.
+#[derive(Debug, thiserror::Error)]
+pub enum CleanupError {
+    /// The record is of no use.
+    #[error("know what the shim left")]
+    Record(#[from] RecordError),
+    /// A cgroup does not let go.
+    #[error("empty and remove the cgroup of {of}")]
+    Cgroup {
+        /// Whose.
+        of: String,
+        /// Why.
+        source: CgroupError,
+    },
+    /// A file, mount or process does not let go.
+    #[error("{act} {}", path.display())]
+    Io {
+        /// What was attempted.
+        act: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+}
+
+/// A container the shim left.
+#[derive(Debug, Serialize)]
+pub struct Dead {
+    /// Its id.
+    pub id: String,
+    /// Its exit code as the shim saw it, else 137.
+    pub exit_code: u32,
+    /// The kernel killed something of it for want of memory.
+    pub oom_killed: bool,
+    /// When it ended, as far as that is known; nanoseconds since 1970.
+    pub at_ns: i64,
+    /// Its pid; 0: not known.
+    pub pid: u32,
+}
+
+/// What was found.
+#[derive(Debug, Default, Serialize)]
+pub struct Report {
+    /// The containers there were.
+    pub containers: Vec<Dead>,
+}
+
+/// Cleans up after the shim of a state directory. The pod's network namespace and cgroup stay, unless `all`.
+///
+/// # Errors
+/// The first thing that would not go, after everything else was tried.
+pub fn run(state_dir: &Path, all: bool) -> Result<Report, CleanupError> {
+    let Some(mut record) = Record::read(state_dir)? else {
+        unpin_all(&state_dir.join("ns"), all)?;
+        return Ok(Report::default());
+    };
+    if slipway_sys::process::boot_id().is_ok_and(|boot| boot == record.boot_id) {
+        kill_shim(&record)?;
+        let mut first = None;
+        for result in [clean_containers(&mut record), clean_pod(&mut record, all)] {
+            first = first.or(result.err());
+        }
+        if let Err(e) = save(&record, state_dir) {
+            crate::diag::warning!("{}", Chain(&e));
+        }
+        if let Some(error) = first {
+            return Err(error);
+        }
+    }
+    unpin_all(&state_dir.join("ns"), all)?;
+    let dead = |c: &crate::record::ContainerRecord<Cgroup>| {
+        let exit = c.exit.unwrap_or(unseen(false));
+        Dead {
+            id: c.id.clone(),
+            exit_code: exit.code,
+            oom_killed: exit.oom_killed,
+            at_ns: exit.at_ns,
+            pid: exit.pid,
+        }
+    };
+    Ok(Report {
+        containers: record.containers.iter().map(dead).collect(),
+    })
+}
+
+/// An exit that nobody saw.
+fn unseen(oom_killed: bool) -> Exit {
+    Exit {
+        code: 137,
+        at_ns: crate::clock::now(),
+        oom_killed,
+        pid: 0,
+    }
+}
+
+/// A shim that is not dead but deaf would make containers faster than they can be killed.
+fn kill_shim(record: &Record<Cgroup>) -> Result<(), CleanupError> {
+    let failed = |source| CleanupError::Io {
+        act: "kill the shim",
+        path: format!("{}", record.shim.pid).into(),
+        source,
+    };
+    let Ok(pidfd) = slipway_sys::process::pidfd_open(record.shim.pid) else {
+        return Ok(());
+    };
+    if !record.shim.exists() {
+        return Ok(());
+    }
+    slipway_sys::process::send_signal(pidfd.as_fd(), SIGKILL).map_err(failed)?;
+    if slipway_sys::process::wait_ended(pidfd.as_fd(), DEATH).map_err(failed)? {
+        Ok(())
+    } else {
+        Err(failed(io::ErrorKind::TimedOut.into()))
+    }
+}
+
+fn clean_containers(record: &mut Record<Cgroup>) -> Result<(), CleanupError> {
+    // All are signalled before any is waited for.
+    for container in &record.containers {
+        let _ = container.cgroup.kill();
+    }
+    let mut first = None;
+    for container in &mut record.containers {
+        let oom_killed = container.cgroup.oom_kills() > 0;
+        container.exit.get_or_insert_with(|| unseen(oom_killed));
+        let gone = empty_and_remove(&container.cgroup, || format!("container {}", container.id));
+        first = first.or(gone.err());
+        let state = worker::state_dir(&container.bundle);
+        let rootfs = container.bundle.join("rootfs");
+        let mounted = [Some(&state), container.rootfs_mounted.then_some(&rootfs)];
+        for path in mounted.into_iter().flatten() {
+            if let Err(source) = mounts::unmount_all(path) {
+                first = first.or(Some(CleanupError::Io {
+                    act: "unmount",
+                    path: path.clone(),
+                    source,
+                }));
+            }
+        }
+        worker::forget(&container.bundle);
+    }
+    first.map_or(Ok(()), Err)
+}
+
+fn empty_and_remove(cgroup: &Cgroup, of: impl Fn() -> String) -> Result<(), CleanupError> {
+    let gone = cgroup
+        .wait_empty(DEATH)
+        .and_then(|()| cgroup.remove(Duration::from_secs(2)));
+    gone.map_err(|source| CleanupError::Cgroup { of: of(), source })
+}
+
+fn clean_pod(record: &mut Record<Cgroup>, all: bool) -> Result<(), CleanupError> {
+    let mut first = None;
+    if let Some(cgroup) = &record.init_cgroup {
+        match empty_and_remove(cgroup, || "the built-in init".to_owned()) {
+            Ok(()) => record.init_cgroup = None,
+            Err(e) => first = Some(e),
+        }
+    }
+    let stays = |(kind, path): &(String, PathBuf)| {
+        (kind == "net" && !all) || {
+            let unpinned = ns::unpin(path);
+            let failed = unpinned.is_err();
+            if let Err(source) = unpinned {
+                first.get_or_insert(CleanupError::Io {
+                    act: "unpin",
+                    path: path.clone(),
+                    source,
+                });
+            }
+            failed
+        }
+    };
+    record.namespaces.retain(stays);
+    if all && let Some(own) = record.pod_cgroup.take() {
+        let removed = if own.made {
+            own.cgroup.remove(Duration::from_secs(2))
+        } else {
+            Ok(())
+        };
+        if let Err(source) = removed {
+            first.get_or_insert(CleanupError::Cgroup {
+                of: "the pod".to_owned(),
+                source,
+            });
+            record.pod_cgroup = Some(own);
+        }
+    }
+    first.map_or(Ok(()), Err)
+}
+
+/// Pins that no record knows of.
+fn unpin_all(dir: &Path, all: bool) -> Result<(), CleanupError> {
+    for kind in ns::Kind::ALL {
+        if kind != ns::Kind::Net || all {
+            let path = dir.join(kind.name());
+            ns::unpin(&path).map_err(|source| CleanupError::Io {
+                act: "unpin",
+                path,
+                source,
+            })?;
+        }
+    }
+    Ok(())
+}
+
+/// Writes down what is left to do, and the exits, so that a second run says the same.
+pub fn save(record: &Record<Cgroup>, state_dir: &Path) -> Result<(), RecordError> {
+    record.as_ref().write(state_dir)
+}

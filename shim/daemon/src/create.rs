@@ -1,0 +1,540 @@
+//! How a container comes to be and to run: cgroup, streams, worker, init, start. Each step that leaves something outside
+//! the shim is written down before; a failure anywhere goes through `ending`, which takes all of it back.
+
+use crate::conn::Reply;
+use crate::diag::{Chain, info, warning};
+use crate::fault::Fault;
+use crate::log::Source as From;
+use crate::reactor::{Interest, Source, Timer};
+use crate::record::Exit;
+use crate::shim::Shim;
+use crate::spec;
+use crate::stdio::{self, Output, Stdin};
+use crate::task::{Asked, Container, Creating, Outcome, Phase, Streams};
+use crate::worker::{self, Job, Said, WorkerError};
+use prost::Message;
+use slipway_shim_api::names::topic;
+use slipway_shim_api::status::Code;
+use slipway_shim_api::{events, task, types};
+use slipway_sys::cgroup::{Cgroup, CgroupPath};
+use slipway_sys::process::{Child, Status};
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+use std::time::Duration;
+
+/// Containers in one pod.
+const MAX_CONTAINERS: usize = 1000;
+/// How long init may take from its start to its program's first instruction.
+const START_DEADLINE: Duration = Duration::from_secs(10);
+/// How often, and in which distance, is looked for a killing that was announced.
+const OOM_LOOKS: u32 = 10;
+const OOM_PAUSE: Duration = Duration::from_millis(20);
+const SIGKILL: i32 = 9;
+
+impl Shim {
+    /// Task.Create: answered when the worker has reported.
+    ///
+    /// # Errors
+    /// When the request is wrong, or something fails before there is anything to take back.
+    pub fn create(
+        &mut self,
+        reply: Reply,
+        request: task::CreateTaskRequest,
+        fds: Vec<OwnedFd>,
+    ) -> Result<Option<Vec<u8>>, Fault> {
+        let id = request.id.clone();
+        check_id(&id)?;
+        if self.containers.values().any(|c| c.id == id) {
+            return Err(Fault::new(
+                Code::AlreadyExists,
+                format_args!("container {id} exists"),
+            ));
+        }
+        if self.containers.len() >= MAX_CONTAINERS {
+            return Err(Fault::new(
+                Code::ResourceExhausted,
+                "the pod has too many containers",
+            ));
+        }
+        if !request.checkpoint.is_empty() || !request.parent_checkpoint.is_empty() {
+            return Err(Fault::new(
+                Code::Unimplemented,
+                "containers cannot be restored from a checkpoint",
+            ));
+        }
+        let during = |fault: Fault| fault.during(format_args!("create container {id}"));
+        let key = self.prepare(request, fds).map_err(during)?;
+        if let Err(fault) = self.start_worker(key, reply) {
+            self.fail(key, reply, fault);
+        }
+        Ok(None)
+    }
+
+    /// Everything that needs no cgroup: the container is in the table and on record after this.
+    fn prepare(&mut self, request: task::CreateTaskRequest, fds: Vec<OwnedFd>) -> Result<u32, Fault> {
+        let bundle = std::path::PathBuf::from(&request.bundle);
+        if !bundle.is_absolute() {
+            return Err(Fault::invalid(format_args!(
+                "the bundle {:?} is no absolute path",
+                request.bundle
+            )));
+        }
+        let spec = spec::for_create(&bundle)?;
+        let path = match &spec.cgroups_path {
+            Some(path) => CgroupPath::parse(path)?,
+            None => spec::default_cgroup(&request.id),
+        };
+        let cgroup = Cgroup::open(&self.layout, &path)?;
+        if !cgroup.is_empty()? {
+            // Whatever lives there is not ours, and must not come to belong to a container that is killed one day.
+            return Err(Fault::precondition(format_args!(
+                "cgroup {} is in use",
+                cgroup.path().display()
+            )));
+        }
+        let stdin = Stdin::parse(&request.stdin)?;
+        let outputs = outputs(&request.stdout, &request.stderr)?;
+        // Opened before there is anything to take back: a wrong path is a plain error.
+        let (theirs, ours) = if request.terminal {
+            (
+                stdio::Theirs::default(),
+                stdio::open_for_terminal(&stdin, &outputs[0])?,
+            )
+        } else {
+            stdio::open(&stdin, [&outputs[0], &outputs[1]], fds, spec.owner)?
+        };
+        let key = self.number();
+        let streams = Streams {
+            log: ours.log,
+            stdin: ours.stdin,
+            stdin_once: stdin == Stdin::Keep { once: true },
+            fifos: ours.fifos,
+            ..Streams::default()
+        };
+        let container = Container {
+            id: request.id,
+            bundle,
+            cgroup,
+            cgroup_made: false,
+            phase: Phase::Moving,
+            start_report: None,
+            rootfs_mounted: !request.rootfs.is_empty(),
+            asked: Asked {
+                stdin: request.stdin,
+                stdout: request.stdout,
+                stderr: request.stderr,
+                terminal: request.terminal,
+            },
+            streams,
+            theirs,
+            rootfs: request.rootfs,
+            resources: spec.resources,
+            cgroup_path: path,
+            oom: None,
+            oom_looks: 0,
+            execs: Vec::new(),
+            waiters: Vec::new(),
+            deleters: Vec::new(),
+            remove_tries: 0,
+            created_at: 0,
+            started_at: 0,
+        };
+        self.containers.insert(key, container);
+        if let Some(fd) = ours.stdout {
+            self.read_output(key, From::Stdout, fd);
+        }
+        if let Some(fd) = ours.stderr {
+            self.read_output(key, From::Stderr, fd);
+        }
+        if let Err(e) = self.save() {
+            self.close_streams(key);
+            self.containers.remove(&key);
+            return Err(e.into());
+        }
+        Ok(key)
+    }
+
+    fn start_worker(&mut self, key: u32, reply: Reply) -> Result<(), Fault> {
+        let Some(container) = self.containers.get_mut(&key) else {
+            return Ok(());
+        };
+        mount_rootfs(&container.bundle, &container.rootfs)?;
+        container.cgroup = Cgroup::create(&self.layout, &container.cgroup_path)?;
+        container.cgroup_made = true;
+        container.cgroup.apply(&container.resources)?;
+        container.resources = slipway_sys::cgroup::Resources::default();
+        match container.cgroup.oom_watch() {
+            Ok(watch) => {
+                if self
+                    .reactor
+                    .watch(&watch, Source::Oom(key), Interest::Read)
+                    .is_ok()
+                {
+                    container.oom = Some(watch);
+                }
+            }
+            Err(e) => warning!("watch container {} for kills: {}", container.id, Chain(&e)),
+        }
+        // Again: now it says which directories were made.
+        self.save()?;
+        let Some(container) = self.containers.get_mut(&key) else {
+            return Ok(());
+        };
+        let theirs = std::mem::take(&mut container.theirs);
+        let [stdin, stdout, stderr] = &theirs.fds;
+        let job = Job {
+            program: &self.config.worker,
+            id: &container.id,
+            bundle: &container.bundle,
+            stdio: [stdin, stdout, stderr].map(|fd| fd.as_ref().map(AsFd::as_fd)),
+            cgroup: &container.cgroup,
+        };
+        let (worker, report) = worker::start(&job)?;
+        container.cgroup.settle();
+        let deadline = self.reactor.after(worker::DEADLINE, Timer::Worker(key));
+        self.reactor
+            .watch(report.fd(), Source::Worker(key), Interest::Read)
+            .map_err(|e| Fault::failed("watch the worker", &e))?;
+        container.phase = Phase::Creating(Creating {
+            worker,
+            report,
+            deadline,
+            reply,
+        });
+        Ok(())
+    }
+
+    /// A worker, or an init on its way to its program, has said something.
+    pub fn on_report(&mut self, key: u32) {
+        let Some(container) = self.containers.get_mut(&key) else {
+            return;
+        };
+        if let Phase::Creating(creating) = &mut container.phase {
+            match creating.report.read() {
+                Ok(Said::Nothing) => {}
+                Ok(Said::Created { pid, terminal }) => self.created(key, pid, terminal),
+                // Its exit says how; the deadline is there for a worker that closes its socket and stays.
+                Ok(Said::End) => self.reactor.forget(creating.report.fd()),
+                Err(error) => self.creation_failed(key, error),
+            }
+            return;
+        }
+        let Some(report) = &mut container.start_report else {
+            return;
+        };
+        match report.read() {
+            Ok(Said::Nothing) => {}
+            Ok(Said::End | Said::Created { .. }) => {
+                self.reactor.forget(report.fd());
+                container.start_report = None;
+                self.started(key);
+            }
+            Err(error) => self.start_failed(key, error),
+        }
+    }
+
+    /// The worker reported the container's init.
+    fn created(&mut self, key: u32, pid: u32, terminal: Option<OwnedFd>) {
+        let Some(container) = self.containers.get_mut(&key) else {
+            return;
+        };
+        let lacks_terminal = container.asked.terminal && terminal.is_none();
+        if lacks_terminal {
+            return self.creation_failed(key, WorkerError::NoTerminal);
+        }
+        let init = match slipway_sys::process::pidfd_open(pid) {
+            Ok(pidfd) => Child { pid, pidfd },
+            Err(_) => return self.created_and_gone(key, pid),
+        };
+        let creating = match container.created(init) {
+            Ok(creating) => creating,
+            Err(illegal) => return warning!("{illegal}"),
+        };
+        self.reactor.cancel(creating.deadline, Timer::Worker(key));
+        container.start_report = Some(creating.report);
+        let terminal = terminal.map_or(Ok(()), |master| self.use_terminal(key, master));
+        if !self.is_creating() {
+            self.early.clear();
+        }
+        if let Err(e) = terminal {
+            let fault = Fault::failed("use the container's terminal", &e);
+            return self.fail(key, creating.reply, fault);
+        }
+        self.answer_created(key, creating.reply, pid);
+    }
+
+    fn answer_created(&mut self, key: u32, reply: Reply, pid: u32) {
+        self.save_or_warn();
+        let Some(container) = self.containers.get(&key) else {
+            return;
+        };
+        info!("container {} is created, pid {pid}", container.id);
+        let event = events::TaskCreate {
+            container_id: container.id.clone(),
+            bundle: container.bundle.to_string_lossy().into_owned(),
+            rootfs: container.rootfs.clone(),
+            io: Some(events::TaskIo {
+                stdin: container.asked.stdin.clone(),
+                stdout: container.asked.stdout.clone(),
+                stderr: container.asked.stderr.clone(),
+                terminal: container.asked.terminal,
+            }),
+            checkpoint: String::new(),
+            pid,
+        };
+        self.publish(topic::CREATE, "containerd.events.TaskCreate", &event);
+        self.answer(reply, Ok(task::CreateTaskResponse { pid }.encode_to_vec()));
+    }
+
+    /// The init was reaped before its pid was known: it was created, and has ended.
+    fn created_and_gone(&mut self, key: u32, pid: u32) {
+        let Some((status, at_ns)) = self.early.remove(&pid) else {
+            return self.creation_failed(key, WorkerError::Nonsense);
+        };
+        let Some(container) = self.containers.get_mut(&key) else {
+            return;
+        };
+        container.created_at = crate::clock::now();
+        let exit = Exit {
+            code: status.exit_code(),
+            at_ns,
+            oom_killed: false,
+            pid,
+        };
+        if let Phase::Creating(creating) = container.ending(Outcome::Exited(exit)) {
+            self.reactor.cancel(creating.deadline, Timer::Worker(key));
+            self.reactor.forget(creating.report.fd());
+            self.answer_created(key, creating.reply, pid);
+        }
+        self.look_at_ending(key);
+    }
+
+    /// A worker has ended; its report may still be unread.
+    pub fn worker_exited(&mut self, key: u32, status: Status) {
+        self.on_report(key);
+        let Some(container) = self.containers.get(&key) else {
+            return;
+        };
+        if matches!(container.phase, Phase::Creating(_)) {
+            self.creation_failed(
+                key,
+                WorkerError::Died {
+                    how: worker::in_words(status),
+                },
+            );
+        }
+    }
+
+    fn creation_failed(&mut self, key: u32, error: WorkerError) {
+        let Some(container) = self.containers.get(&key) else {
+            return;
+        };
+        let Phase::Creating(creating) = &container.phase else {
+            return;
+        };
+        let reply = creating.reply;
+        let fault = Fault::from(error);
+        self.fail(key, reply, fault);
+    }
+
+    /// Takes back a container that could not be created; who asked is answered when nothing is left of it.
+    pub fn fail(&mut self, key: u32, reply: Reply, fault: Fault) {
+        let Some(container) = self.containers.get_mut(&key) else {
+            return;
+        };
+        let fault = fault.during(format_args!("create container {}", container.id));
+        warning!("{fault}");
+        match container.ending(Outcome::Failed { reply, fault }) {
+            Phase::Creating(creating) => {
+                self.reactor.cancel(creating.deadline, Timer::Worker(key));
+                self.reactor.forget(creating.report.fd());
+                kill(&creating.worker);
+            }
+            Phase::Created(init) => kill(&init),
+            _ => {}
+        }
+        if !self.is_creating() {
+            self.early.clear();
+        }
+        self.look_at_ending(key);
+    }
+
+    /// A worker, or an init on its way to its program, has had its time.
+    pub fn on_deadline(&mut self, key: u32) {
+        let Some(container) = self.containers.get(&key) else {
+            return;
+        };
+        match &container.phase {
+            Phase::Creating(_) => self.creation_failed(
+                key,
+                WorkerError::Deadline {
+                    after: worker::DEADLINE,
+                },
+            ),
+            Phase::Starting(_) => self.start_failed(
+                key,
+                WorkerError::Deadline {
+                    after: START_DEADLINE,
+                },
+            ),
+            _ => {}
+        }
+    }
+
+    /// Task.Start of a container: answered when init runs its program.
+    ///
+    /// # Errors
+    /// When it is not created, or its init does not listen.
+    pub fn start(&mut self, reply: Reply, id: &str) -> Result<Option<Vec<u8>>, Fault> {
+        let deadline = std::time::Instant::now() + START_DEADLINE;
+        let (key, container) = self.find_mut(id)?;
+        container.starting(reply, deadline)?;
+        if let Err(e) = worker::release(&container.bundle, id) {
+            // It is dead or about to be: its exit follows.
+            let _ = container.running();
+            if let Some(init) = container.phase.init() {
+                kill(init);
+            }
+            return Err(Fault::failed(format_args!("start container {id}"), &e));
+        }
+        if container.start_report.is_none() {
+            self.started(key);
+            return Ok(None);
+        }
+        let deadline = self.reactor.after(START_DEADLINE, Timer::Worker(key));
+        if let Some(container) = self.containers.get_mut(&key)
+            && let Phase::Starting(starting) = &mut container.phase
+        {
+            starting.deadline = deadline;
+        }
+        Ok(None)
+    }
+
+    /// Init runs its program (or ended without telling why not; then its exit follows).
+    fn started(&mut self, key: u32) {
+        let Some(container) = self.containers.get_mut(&key) else {
+            return;
+        };
+        // The socket of a created container ends when its init does, too.
+        let Ok((reply, deadline)) = container.running() else {
+            return;
+        };
+        self.reactor.cancel(deadline, Timer::Worker(key));
+        let pid = container.phase.init().map_or(0, |init| init.pid);
+        let container_id = container.id.clone();
+        info!("container {container_id} runs");
+        self.publish(
+            topic::START,
+            "containerd.events.TaskStart",
+            &events::TaskStart { container_id, pid },
+        );
+        self.answer(reply, Ok(task::StartResponse { pid }.encode_to_vec()));
+    }
+
+    fn start_failed(&mut self, key: u32, error: WorkerError) {
+        let Some(container) = self.containers.get_mut(&key) else {
+            return;
+        };
+        if let Some(report) = container.start_report.take() {
+            self.reactor.forget(report.fd());
+        }
+        let fault = Fault::from(error).during(format_args!("start container {}", container.id));
+        warning!("{fault}");
+        let Ok((reply, deadline)) = container.running() else {
+            return;
+        };
+        self.reactor.cancel(deadline, Timer::Worker(key));
+        if let Some(init) = container.phase.init() {
+            kill(init);
+        }
+        self.answer(reply, Err(fault));
+    }
+
+    /// The kernel has killed something in a container for want of memory, or its cgroup is going.
+    pub fn on_oom(&mut self, key: u32) {
+        let Some(container) = self.containers.get_mut(&key) else {
+            return;
+        };
+        let Some(watch) = &mut container.oom else { return };
+        let killed = watch.take(&container.cgroup).unwrap_or(0);
+        if killed == 0 {
+            // v1 tells of the want of memory before the killing.
+            if container.oom_looks < OOM_LOOKS {
+                container.oom_looks += 1;
+                self.reactor.after(OOM_PAUSE, Timer::Oom(key));
+            }
+            return;
+        }
+        container.oom_looks = 0;
+        let container_id = container.id.clone();
+        info!("the kernel killed {killed} processes of container {container_id} for want of memory");
+        self.happened(
+            &container_id,
+            slipway_shim_api::pod::event::What::Oom(slipway_shim_api::pod::Oom {}),
+        );
+        self.publish(
+            topic::OOM,
+            "containerd.events.TaskOOM",
+            &events::TaskOom { container_id },
+        );
+    }
+}
+
+/// Kills a process that is ours; it is reaped when it ends.
+pub fn kill(child: &Child) {
+    if let Err(e) = slipway_sys::process::send_signal(child.pidfd.as_fd(), SIGKILL) {
+        warning!("kill process {}: {}", child.pid, Chain(&e));
+    }
+}
+
+/// An id becomes part of paths.
+pub fn check_id(id: &str) -> Result<(), Fault> {
+    let fits = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.');
+    if id.is_empty() || id.len() > 128 || id.starts_with('.') || !id.bytes().all(fits) {
+        return Err(Fault::invalid(format_args!(
+            "{id:?} is no id: letters, digits, and any of -_. after the first"
+        )));
+    }
+    Ok(())
+}
+
+fn outputs(stdout: &str, stderr: &str) -> Result<[Output; 2], Fault> {
+    let out = Output::parse(stdout, "stdout")?;
+    let err = match (&out, stderr) {
+        (Output::CriLog(_) | Output::Sent, "") => out.clone(),
+        _ => Output::parse(stderr, "stderr")?,
+    };
+    Ok([out, err])
+}
+
+/// Mounts what containerd wants as the container's root. slipwayd and the builder have mounted it themselves.
+fn mount_rootfs(bundle: &Path, mounts: &[types::Mount]) -> Result<(), Fault> {
+    let target = bundle.join("rootfs");
+    for mount in mounts {
+        let act = || format!("mount {} {} on {}", mount.r#type, mount.source, target.display());
+        crate::mounts::mount(mount, &target).map_err(|e| Fault::failed(act(), &e))?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_id_cannot_lead_out_of_its_directory() {
+        for good in ["a", "pod-1_x.y", &"f".repeat(64)] {
+            assert!(check_id(good).is_ok(), "{good}");
+        }
+        for bad in ["", "..", ".a", "a/b", "a b", "a\0", &"f".repeat(129)] {
+            assert!(check_id(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn stderr_follows_stdout_into_the_log() {
+        let both = outputs("cri-log:///a/0.log", "").expect("a log");
+        assert_eq!(both[0], both[1]);
+        assert_eq!(outputs("/f/out", "").expect("a fifo")[1], Output::Null);
+    }
+}

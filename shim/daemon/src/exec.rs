@@ -1,0 +1,672 @@
+//! Processes run in a container besides its init: for containerd (added, started, waited for, deleted) and for
+//! slipway.pod.v1 (run, and answered when it has ended). Confining them is `slipway_sys::exec`'s.
+//!
+//! A pod exec writes straight into the descriptors its request brought; nothing is relayed, so its end is its exit, whatever
+//! background child still holds its stdout.
+//!
+//! When a pod exec's time is over, SIGKILL goes to it and to what can be found of what it started: every process of the
+//! container that is in its session, or that descends from one of those. Whoever left the session *and* was orphaned before
+//! is not found, and lives as long as the container: a cgroup of the exec's own would find those too, but then an exec
+//! would not be where the container's init is.
+
+use crate::conn::Reply;
+use crate::diag::{Chain, debug, warning};
+use crate::fault::Fault;
+use crate::reactor::Timer;
+use crate::record::Exit;
+use crate::shim::Shim;
+use crate::spec;
+use crate::stdio::{self, Output, Stdin};
+use crate::streams::Owner;
+use crate::task::{Asked, Phase};
+use prost::Message;
+use slipway_shim_api::names::topic;
+use slipway_shim_api::status::Code;
+use slipway_shim_api::{events, pod, process, task, timestamp};
+use slipway_sys::exec::{ExecError, ExecPlan, Process};
+use slipway_sys::process::{Child, Status};
+use std::collections::BTreeSet;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+/// Execs in one container, ended ones that nobody deleted included.
+const MAX_EXECS: usize = 1000;
+/// How long a killed exec may take to die before its caller is answered without.
+const DEATH: Duration = Duration::from_secs(5);
+const SIGKILL: i32 = 9;
+
+/// Who runs an exec.
+#[derive(Debug)]
+pub enum Caller {
+    /// containerd.
+    Task,
+    /// slipwayd or the builder; answered when it has ended.
+    Pod(Reply),
+}
+
+/// Where in its life an exec is.
+#[derive(Debug)]
+pub enum State {
+    /// Added, not started.
+    Added(Box<Process>),
+    /// It runs.
+    Running(Child),
+    /// It has ended.
+    Stopped(Exit),
+}
+
+/// A process run in a container.
+#[derive(Debug)]
+pub struct Exec {
+    /// Unique in the shim.
+    pub serial: u32,
+    /// Unique in the container.
+    pub id: String,
+    /// Where in its life it is.
+    pub state: State,
+    /// Who waits for its end.
+    pub waiters: Vec<Reply>,
+    caller: Caller,
+    asked: Asked,
+    deadline: Option<Instant>,
+    timed_out: bool,
+    /// The fifo its stdin comes from, until CloseIO.
+    stdin: Option<OwnedFd>,
+    /// Held open so that a client may come and go.
+    fifos: Vec<OwnedFd>,
+    terminal: Option<OwnedFd>,
+    pumps: Vec<u32>,
+}
+
+impl Exec {
+    fn new(serial: u32, id: String, state: State, caller: Caller, asked: Asked) -> Exec {
+        Exec {
+            serial,
+            id,
+            state,
+            waiters: Vec::new(),
+            caller,
+            asked,
+            deadline: None,
+            timed_out: false,
+            stdin: None,
+            fifos: Vec::new(),
+            terminal: None,
+            pumps: Vec::new(),
+        }
+    }
+
+    /// Its pid while it runs.
+    pub fn pid(&self) -> Option<u32> {
+        match &self.state {
+            State::Running(child) => Some(child.pid),
+            _ => None,
+        }
+    }
+
+    /// Closes the shim's side of its stdin.
+    pub fn close_stdin(&mut self) {
+        self.stdin = None;
+    }
+
+    /// Its terminal's master.
+    pub fn terminal(&self) -> Option<&OwnedFd> {
+        self.terminal.as_ref()
+    }
+
+    /// As containerd wants to know it.
+    pub fn describe(&self, container: &str, bundle: &str) -> task::StateResponse {
+        let (status, exit) = match &self.state {
+            State::Added(_) => (process::Status::Created, None),
+            State::Running(_) => (process::Status::Running, None),
+            State::Stopped(exit) => (process::Status::Stopped, Some(exit)),
+        };
+        task::StateResponse {
+            id: container.to_owned(),
+            bundle: bundle.to_owned(),
+            pid: exit.map_or_else(|| self.pid().unwrap_or(0), |exit| exit.pid),
+            status: status.into(),
+            stdin: self.asked.stdin.clone(),
+            stdout: self.asked.stdout.clone(),
+            stderr: self.asked.stderr.clone(),
+            terminal: self.asked.terminal,
+            exit_status: exit.map_or(0, |exit| exit.code),
+            exited_at: exit.map(|exit| timestamp(exit.at_ns)),
+            exec_id: self.id.clone(),
+        }
+    }
+}
+
+impl Shim {
+    /// Pod.Exec: answered when the process has ended.
+    ///
+    /// # Errors
+    /// When it cannot be run.
+    pub fn run_exec(
+        &mut self,
+        reply: Reply,
+        request: pod::ExecRequest,
+        fds: Vec<OwnedFd>,
+    ) -> Result<Option<Vec<u8>>, Fault> {
+        let act = format!(
+            "run {:?} in container {}",
+            request.args.first().map_or("", |a| a),
+            request.container_id
+        );
+        self.run_exec_inner(reply, request, fds)
+            .map_err(|fault| fault.during(act))?;
+        Ok(None)
+    }
+
+    fn run_exec_inner(
+        &mut self,
+        reply: Reply,
+        request: pod::ExecRequest,
+        fds: Vec<OwnedFd>,
+    ) -> Result<(), Fault> {
+        let serial = self.number();
+        let id = if request.exec_id.is_empty() {
+            format!("exec-{serial}")
+        } else {
+            request.exec_id.clone()
+        };
+        crate::create::check_id(&id)?;
+        let key = self.check_new_exec(&request.container_id, &id)?;
+        let Some(container) = self.containers.get(&key) else {
+            return Ok(());
+        };
+        let spec::ForExec { mut process, seccomp } = spec::for_exec(&container.bundle)?;
+        process.terminal = request.terminal;
+        process.args = request.args;
+        process.env.extend(request.env);
+        if !request.cwd.is_empty() {
+            process.cwd = request.cwd;
+        }
+        let wanted = if request.terminal {
+            [true, false, false]
+        } else {
+            [request.stdin, request.stdout, request.stderr]
+        };
+        let need = wanted.iter().filter(|w| **w).count();
+        if fds.len() != need {
+            return Err(Fault::invalid(format_args!(
+                "{} descriptors came, and it needs {need}",
+                fds.len()
+            )));
+        }
+        let mut fds = fds.iter().map(AsFd::as_fd);
+        let stdio = wanted.map(|w| if w { fds.next() } else { None });
+        let stdio_of_process = if request.terminal { [None; 3] } else { stdio };
+        let (child, terminal) = self.spawn(key, &process, seccomp.as_deref(), stdio_of_process)?;
+        if let (Some(master), Some(socket)) = (terminal, stdio[0].filter(|_| request.terminal)) {
+            slipway_sys::fd::send_fds(socket, &[0], &[master.as_fd()])
+                .map_err(|e| Fault::failed("pass its terminal on", &e))
+                .inspect_err(|_| crate::create::kill(&child))?;
+        }
+        let mut exec = Exec::new(
+            serial,
+            id,
+            State::Running(child),
+            Caller::Pod(reply),
+            Asked::default(),
+        );
+        if let Some(ms) = u64::try_from(request.timeout_ms).ok().filter(|ms| *ms > 0) {
+            exec.deadline = Some(
+                self.reactor
+                    .after(Duration::from_millis(ms), Timer::Exec(key, serial)),
+            );
+        }
+        if let Some(container) = self.containers.get_mut(&key) {
+            container.execs.push(exec);
+        }
+        Ok(())
+    }
+
+    /// That a container runs and has no exec of this id.
+    fn check_new_exec(&self, container: &str, id: &str) -> Result<u32, Fault> {
+        let key = self.find(container)?;
+        let Some(c) = self.containers.get(&key) else {
+            return Ok(key);
+        };
+        if c.execs.iter().any(|exec| exec.id == id) {
+            return Err(Fault::new(
+                Code::AlreadyExists,
+                format_args!("exec {id} of container {container} exists"),
+            ));
+        }
+        if c.execs.len() >= MAX_EXECS {
+            return Err(Fault::new(
+                Code::ResourceExhausted,
+                format_args!("container {container} has too many execs"),
+            ));
+        }
+        Ok(key)
+    }
+
+    /// Runs a process in a container that runs.
+    fn spawn(
+        &mut self,
+        key: u32,
+        process: &Process,
+        seccomp_bpf: Option<&[u8]>,
+        stdio: [Option<BorrowedFd<'_>>; 3],
+    ) -> Result<(Child, Option<OwnedFd>), Fault> {
+        let Some(container) = self.containers.get(&key) else {
+            return Err(ExecError::Gone.into());
+        };
+        let Phase::Running(init) = &container.phase else {
+            return Err(container.illegal("run a process in").into());
+        };
+        let plan = ExecPlan {
+            init_pid: init.pid,
+            pidfd: init.pidfd.as_fd(),
+            process,
+            seccomp_bpf,
+            cgroup: Some(&container.cgroup),
+            stdio,
+        };
+        let spawned = slipway_sys::exec::spawn(&plan)?;
+        debug!("process {} runs in container {}", spawned.pid, container.id);
+        Ok((
+            Child {
+                pid: spawned.pid,
+                pidfd: spawned.pidfd,
+            },
+            spawned.pty_master,
+        ))
+    }
+
+    /// Task.Exec: adds a process, to be started later.
+    ///
+    /// # Errors
+    /// When the request is wrong or there is no such container.
+    pub fn add_exec(&mut self, request: task::ExecProcessRequest) -> Result<(), Fault> {
+        crate::create::check_id(&request.exec_id)?;
+        let key = self.check_new_exec(&request.id, &request.exec_id)?;
+        let spec = request.spec.map(|any| any.value).unwrap_or_default();
+        let mut process: Process = serde_json::from_slice(&spec)
+            .map_err(|e| Fault::invalid(format_args!("the process of exec {}: {e}", request.exec_id)))?;
+        process.terminal = request.terminal;
+        let asked = Asked {
+            stdin: request.stdin,
+            stdout: request.stdout,
+            stderr: request.stderr,
+            terminal: request.terminal,
+        };
+        let serial = self.number();
+        let exec = Exec::new(
+            serial,
+            request.exec_id.clone(),
+            State::Added(Box::new(process)),
+            Caller::Task,
+            asked,
+        );
+        if let Some(container) = self.containers.get_mut(&key) {
+            container.execs.push(exec);
+        }
+        let event = events::TaskExecAdded {
+            container_id: request.id,
+            exec_id: request.exec_id,
+        };
+        self.publish(topic::EXEC_ADDED, "containerd.events.TaskExecAdded", &event);
+        Ok(())
+    }
+
+    /// Task.Start of an exec.
+    ///
+    /// # Errors
+    /// When it was started before, or cannot be run.
+    pub fn start_exec(&mut self, id: &str, exec_id: &str) -> Result<Vec<u8>, Fault> {
+        let key = self.find(id)?;
+        let exec = self.find_exec(key, exec_id)?;
+        let State::Added(process) = &exec.state else {
+            return Err(Fault::precondition(format_args!(
+                "exec {exec_id} of container {id} was started before"
+            )));
+        };
+        let (process, asked, serial) = (process.clone(), exec.asked.clone(), exec.serial);
+        let during = |fault: Fault| fault.during(format_args!("start exec {exec_id} of container {id}"));
+        let pid = self.start_added(key, serial, &process, &asked).map_err(during)?;
+        let event = events::TaskExecStarted {
+            container_id: id.to_owned(),
+            exec_id: exec_id.to_owned(),
+            pid,
+        };
+        self.publish(topic::EXEC_STARTED, "containerd.events.TaskExecStarted", &event);
+        Ok(task::StartResponse { pid }.encode_to_vec())
+    }
+
+    fn start_added(&mut self, key: u32, serial: u32, process: &Process, asked: &Asked) -> Result<u32, Fault> {
+        let Some(container) = self.containers.get(&key) else {
+            return Err(ExecError::Gone.into());
+        };
+        let seccomp = spec::for_exec(&container.bundle)?.seccomp;
+        let owner = spec::host_ids(&container.bundle, process.user.uid, process.user.gid)?;
+        let stdin = Stdin::parse(&asked.stdin)?;
+        let stdout = Output::parse(&asked.stdout, "stdout")?;
+        let stderr = Output::parse(&asked.stderr, "stderr")?;
+        let (theirs, ours) = if asked.terminal {
+            (
+                stdio::Theirs::default(),
+                stdio::open_for_terminal(&stdin, &stdout)?,
+            )
+        } else {
+            stdio::open(&stdin, [&stdout, &stderr], Vec::new(), owner)?
+        };
+        let [a, b, c] = &theirs.fds;
+        let fds = [a, b, c].map(|fd| fd.as_ref().map(AsFd::as_fd));
+        let (child, terminal) = self.spawn(key, process, seccomp.as_deref(), fds)?;
+        let pid = child.pid;
+        if let Some(exec) = self.exec_mut(key, serial) {
+            exec.state = State::Running(child);
+            exec.stdin = ours.stdin;
+            exec.fifos = ours.fifos;
+        }
+        if let Some(master) = terminal
+            && let Err(e) = self.use_exec_terminal(key, serial, master)
+        {
+            warning!("use an exec's terminal: {e}");
+        }
+        Ok(pid)
+    }
+
+    fn use_exec_terminal(&mut self, key: u32, serial: u32, master: OwnedFd) -> std::io::Result<()> {
+        slipway_sys::fd::set_nonblocking(&master, true)?;
+        let (read, write) = (
+            rustix::io::fcntl_dupfd_cloexec(&master, 3)?,
+            rustix::io::fcntl_dupfd_cloexec(&master, 3)?,
+        );
+        let Some(exec) = self.exec_mut(key, serial) else {
+            return Ok(());
+        };
+        exec.terminal = Some(master);
+        let (from, to) = (exec.stdin.take(), exec.fifos.pop());
+        let owner = Owner::Exec(key, serial);
+        let mut pumps = Vec::new();
+        if let Some(to) = to {
+            pumps.push(self.start_pump(read, to, owner, true));
+        }
+        if let Some(from) = from {
+            pumps.push(self.start_pump(from, write, owner, false));
+        }
+        if let Some(exec) = self.exec_mut(key, serial) {
+            exec.pumps = pumps;
+        }
+        Ok(())
+    }
+
+    /// An exec by its container and id.
+    ///
+    /// # Errors
+    /// `NotFound`
+    pub fn find_exec(&mut self, key: u32, exec_id: &str) -> Result<&mut Exec, Fault> {
+        let container = self.containers.get_mut(&key);
+        let found = container.and_then(|c| c.execs.iter_mut().find(|exec| exec.id == exec_id));
+        found.ok_or_else(|| Fault::not_found(format_args!("there is no exec {exec_id}")))
+    }
+
+    fn exec_mut(&mut self, key: u32, serial: u32) -> Option<&mut Exec> {
+        self.containers
+            .get_mut(&key)?
+            .execs
+            .iter_mut()
+            .find(|exec| exec.serial == serial)
+    }
+
+    /// Signals an exec.
+    ///
+    /// # Errors
+    /// `NotFound` when there is none, or it has ended.
+    pub fn signal_exec(&mut self, id: &str, exec_id: &str, signal: u32) -> Result<(), Fault> {
+        let signal = crate::ending::check_signal(signal)?;
+        let key = self.find(id)?;
+        let exec = self.find_exec(key, exec_id)?;
+        let State::Running(child) = &exec.state else {
+            return Err(Fault::not_found(format_args!(
+                "exec {exec_id} of container {id} does not run"
+            )));
+        };
+        slipway_sys::process::send_signal(child.pidfd.as_fd(), signal)
+            .map_err(|e| Fault::failed(format_args!("kill exec {exec_id}"), &e))?;
+        Ok(())
+    }
+
+    /// Task.Wait for an exec.
+    ///
+    /// # Errors
+    /// `NotFound`
+    pub fn wait_exec(&mut self, reply: Reply, key: u32, exec_id: &str) -> Result<Option<Vec<u8>>, Fault> {
+        let exec = self.find_exec(key, exec_id)?;
+        if let State::Stopped(exit) = exec.state {
+            return Ok(Some(crate::ending::wait_response(exit)));
+        }
+        exec.waiters.push(reply);
+        Ok(None)
+    }
+
+    /// Task.Delete of an exec.
+    ///
+    /// # Errors
+    /// When there is none, or it runs.
+    pub fn delete_exec(&mut self, id: &str, exec_id: &str) -> Result<Vec<u8>, Fault> {
+        let key = self.find(id)?;
+        let exec = self.find_exec(key, exec_id)?;
+        let exit = match exec.state {
+            State::Stopped(exit) => exit,
+            State::Added(_) => Exit {
+                code: 0,
+                at_ns: crate::clock::now(),
+                oom_killed: false,
+                pid: 0,
+            },
+            State::Running(_) => {
+                return Err(Fault::precondition(format_args!(
+                    "delete exec {exec_id} of container {id}: it runs"
+                )));
+            }
+        };
+        let serial = exec.serial;
+        self.forget_exec(key, serial);
+        Ok(crate::ending::delete_response(exit))
+    }
+
+    fn forget_exec(&mut self, key: u32, serial: u32) {
+        let Some(container) = self.containers.get_mut(&key) else {
+            return;
+        };
+        let at = container.execs.iter().position(|exec| exec.serial == serial);
+        if let Some(exec) = at.map(|at| container.execs.remove(at)) {
+            self.drop_exec(key, exec);
+        }
+    }
+
+    /// Lets go of an exec: whoever waits for it is told.
+    pub fn drop_exec(&mut self, key: u32, exec: Exec) {
+        for pump in &exec.pumps {
+            self.run_pump(*pump);
+            self.drop_pump(*pump);
+        }
+        if let Some(at) = exec.deadline {
+            self.reactor.cancel(at, Timer::Exec(key, exec.serial));
+        }
+        if let State::Running(child) = &exec.state {
+            crate::create::kill(child);
+            let fault = Fault::not_found(format_args!("the container of exec {} is gone", exec.id));
+            if let Caller::Pod(reply) = exec.caller {
+                self.answer(reply, Err(fault.clone()));
+            }
+            for reply in exec.waiters {
+                self.answer(reply, Err(fault.clone()));
+            }
+        }
+    }
+
+    /// An exec was reaped.
+    pub fn exec_exited(&mut self, key: u32, serial: u32, status: Status, at_ns: i64) {
+        let Some(container) = self.containers.get_mut(&key) else {
+            return;
+        };
+        let container_id = container.id.clone();
+        let Some(exec) = self.exec_mut(key, serial) else {
+            return;
+        };
+        let exit = Exit {
+            code: status.exit_code(),
+            at_ns,
+            oom_killed: false,
+            pid: exec.pid().unwrap_or(0),
+        };
+        exec.state = State::Stopped(exit);
+        exec.stdin = None;
+        exec.fifos = Vec::new();
+        if let Caller::Pod(reply) = exec.caller {
+            let timed_out = exec.timed_out;
+            self.forget_exec(key, serial);
+            return self.answer_exec(reply, exit, timed_out);
+        }
+        let (id, waiters) = (exec.id.clone(), std::mem::take(&mut exec.waiters));
+        self.publish_exit(&container_id, &id, exit);
+        for reply in waiters {
+            self.answer(reply, Ok(crate::ending::wait_response(exit)));
+        }
+    }
+
+    fn answer_exec(&mut self, reply: Reply, exit: Exit, timed_out: bool) {
+        let response = pod::ExecResponse {
+            pid: exit.pid,
+            exit_code: exit.code,
+            timed_out,
+            exited_at_ns: exit.at_ns,
+        };
+        self.answer(reply, Ok(response.encode_to_vec()));
+    }
+
+    /// A pod exec has had its time.
+    pub fn on_exec_timeout(&mut self, key: u32, serial: u32) {
+        let Some(container) = self.containers.get(&key) else {
+            return;
+        };
+        let Some(exec) = container.execs.iter().find(|exec| exec.serial == serial) else {
+            return;
+        };
+        let (State::Running(child), Caller::Pod(reply)) = (&exec.state, &exec.caller) else {
+            return;
+        };
+        if exec.timed_out {
+            warning!("exec {} of container {} does not die", exec.id, container.id);
+            let exit = Exit {
+                code: 137,
+                at_ns: crate::clock::now(),
+                oom_killed: false,
+                pid: child.pid,
+            };
+            let reply = *reply;
+            if let Some(exec) = self.exec_mut(key, serial) {
+                exec.state = State::Stopped(exit);
+            }
+            self.forget_exec(key, serial);
+            return self.answer_exec(reply, exit, true);
+        }
+        let procs = container.cgroup.procs().unwrap_or_else(|e| {
+            warning!("list the processes of container {}: {}", container.id, Chain(&e));
+            Vec::new()
+        });
+        kill_tree(child, procs, || container.cgroup.procs().unwrap_or_default());
+        let deadline = self.reactor.after(DEATH, Timer::Exec(key, serial));
+        if let Some(exec) = self.exec_mut(key, serial) {
+            exec.timed_out = true;
+            exec.deadline = Some(deadline);
+        }
+    }
+}
+
+/// Kills a process and what can be found of what it started, until nothing new is found.
+fn kill_tree(root: &Child, procs: Vec<u32>, list_again: impl Fn() -> Vec<u32>) {
+    let mut killed = BTreeSet::new();
+    let mut procs = procs;
+    for _ in 0..16 {
+        let relations: Vec<Relation> = procs.iter().filter_map(|pid| Relation::of(*pid)).collect();
+        let found = descendants(root.pid, &relations, &killed);
+        let fresh: Vec<u32> = found.difference(&killed).copied().collect();
+        if fresh.is_empty() {
+            break;
+        }
+        for pid in fresh {
+            // Its start time is compared by holding it: a pid taken over by another process is not in the tree.
+            if let Ok(pidfd) = slipway_sys::process::pidfd_open(pid)
+                && Relation::of(pid).is_some_and(|now| relations.contains(&now))
+            {
+                let _ = slipway_sys::process::send_signal(pidfd.as_fd(), SIGKILL);
+            }
+            killed.insert(pid);
+        }
+        procs = list_again();
+    }
+    crate::create::kill(root);
+}
+
+/// What `/proc/<pid>/stat` says of a process's relations.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Relation {
+    pid: u32,
+    parent: u32,
+    session: u32,
+}
+
+impl Relation {
+    fn of(pid: u32) -> Option<Relation> {
+        let stat = std::fs::read(format!("/proc/{pid}/stat")).ok()?;
+        // The second field is the command in parentheses, which may itself hold anything.
+        let end = stat.iter().rposition(|b| *b == b')')?;
+        let mut fields = std::str::from_utf8(stat.get(end + 1..)?)
+            .ok()?
+            .split_ascii_whitespace();
+        let parent = fields.nth(1)?.parse().ok()?;
+        let session = fields.nth(1)?.parse().ok()?;
+        Some(Relation { pid, parent, session })
+    }
+}
+
+/// A process, its session, and everything below those; `known` were found before and may be gone by now.
+fn descendants(root: u32, relations: &[Relation], known: &BTreeSet<u32>) -> BTreeSet<u32> {
+    let mut found: BTreeSet<u32> = known.clone();
+    found.insert(root);
+    loop {
+        let before = found.len();
+        for relation in relations {
+            if relation.session == root || found.contains(&relation.parent) {
+                found.insert(relation.pid);
+            }
+        }
+        if found.len() == before {
+            return found;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_an_exec_started_is_found_by_session_and_by_descent() {
+        let relation = |pid, parent, session| Relation { pid, parent, session };
+        let relations = [
+            relation(1, 0, 1),    // init
+            relation(10, 0, 10),  // the exec
+            relation(11, 10, 10), // its child
+            relation(12, 1, 10),  // a grandchild whose parent is gone
+            relation(13, 11, 13), // one that left the session
+            relation(14, 13, 13), // its child
+            relation(20, 1, 1),   // init's
+        ];
+        let found = descendants(10, &relations, &BTreeSet::new());
+        assert_eq!(found.into_iter().collect::<Vec<_>>(), [10, 11, 12, 13, 14]);
+    }
+
+    #[test]
+    fn a_process_knows_its_relations() {
+        let own = Relation::of(std::process::id()).expect("we run");
+        assert_eq!(own.parent, std::os::unix::process::parent_id());
+    }
+}

@@ -1,0 +1,303 @@
+//! A container's CRI log: its lines, its file. Knows neither pipes nor containers.
+//!
+//! ```text
+//! 2026-01-01T00:00:00.000000000Z stdout F a whole line
+//! 2026-01-01T00:00:00.000000000Z stderr P the first 16384 bytes of a longer one (or its end, when the stream ends there)
+//! ```
+//! Lines are as containerd writes them (kubelet joins `P` with what follows; a carriage return before the line feed goes).
+//! The file never holds up the container: what cannot be written is dropped, counted, and told — in the log itself as soon
+//! as there is space again, and as an event.
+
+use crate::clock;
+use rustix::fs::{CWD, FileType, Mode, OFlags};
+use rustix::io::Errno;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+
+/// Longer lines are written in parts of this many bytes.
+pub const MAX_LINE: usize = 16 * 1024;
+
+/// One of a container's two output streams.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// Also everything a terminal shows.
+    Stdout,
+    /// The other.
+    Stderr,
+}
+
+impl Source {
+    fn name(self) -> &'static [u8] {
+        match self {
+            Source::Stdout => b"stdout",
+            Source::Stderr => b"stderr",
+        }
+    }
+}
+
+/// Cuts a stream's bytes into lines. Holds the beginning of a line until its end has come.
+#[derive(Debug)]
+pub struct Splitter {
+    source: Source,
+    held: Vec<u8>,
+}
+
+impl Splitter {
+    /// At the beginning of a line.
+    pub fn new(source: Source) -> Splitter {
+        Splitter {
+            source,
+            held: Vec::new(),
+        }
+    }
+
+    /// Appends to `out` the lines that `bytes` complete, stamped with `at`.
+    pub fn feed(&mut self, mut bytes: &[u8], at: i64, out: &mut Vec<u8>) {
+        while let Some(end) = bytes.iter().position(|b| *b == b'\n') {
+            let rest = self.long_line(&bytes[..end], at, out);
+            let (mut held, mut line) = (self.held.as_slice(), rest);
+            match line.split_last() {
+                Some((b'\r', before)) => line = before,
+                None => held = held.strip_suffix(b"\r").unwrap_or(held),
+                _ => {}
+            }
+            write_line(self.source, b'F', [held, line], at, out);
+            self.held.clear();
+            bytes = &bytes[end + 1..];
+        }
+        let rest = self.long_line(bytes, at, out);
+        self.held.extend_from_slice(rest);
+        if self.held.is_empty() {
+            // An idle stream keeps no memory.
+            self.held = Vec::new();
+        }
+    }
+
+    /// Writes the parts of a line that is too long; what is left of `bytes` fits.
+    fn long_line<'a>(&mut self, mut bytes: &'a [u8], at: i64, out: &mut Vec<u8>) -> &'a [u8] {
+        while self.held.len() + bytes.len() > MAX_LINE {
+            let (part, rest) = bytes.split_at(MAX_LINE - self.held.len());
+            write_line(self.source, b'P', [&self.held, part], at, out);
+            self.held.clear();
+            bytes = rest;
+        }
+        bytes
+    }
+
+    /// The stream has ended: a line without an end is a partial one.
+    pub fn finish(&mut self, at: i64, out: &mut Vec<u8>) {
+        if !self.held.is_empty() {
+            write_line(self.source, b'P', [&self.held, &[]], at, out);
+            self.held = Vec::new();
+        }
+    }
+}
+
+fn write_line(source: Source, tag: u8, parts: [&[u8]; 2], at: i64, out: &mut Vec<u8>) {
+    clock::stamp(at, out);
+    out.push(b' ');
+    out.extend_from_slice(source.name());
+    out.extend_from_slice(&[b' ', tag, b' ']);
+    out.extend_from_slice(parts[0]);
+    out.extend_from_slice(parts[1]);
+    out.push(b'\n');
+}
+
+/// Output that was lost and has not been told yet.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Loss {
+    /// Bytes of the log.
+    pub bytes: u64,
+    /// Why.
+    pub reason: String,
+}
+
+/// A log file, open for appending.
+#[derive(Debug)]
+pub struct LogFile {
+    path: PathBuf,
+    file: OwnedFd,
+    /// The file ends in the middle of a line.
+    torn: bool,
+    /// Bytes lost that the log does not tell of yet.
+    unlogged: u64,
+    /// Bytes lost that no event tells of yet.
+    untold: u64,
+    lost: u64,
+    reason: Option<Errno>,
+}
+
+impl LogFile {
+    /// Opens or makes the log at an absolute path whose directory exists.
+    ///
+    /// # Errors
+    /// When it cannot be opened, or is something else than a file.
+    pub fn open(path: &Path) -> io::Result<LogFile> {
+        let file = open(path)?;
+        Ok(LogFile {
+            path: path.to_owned(),
+            file,
+            torn: false,
+            unlogged: 0,
+            untold: 0,
+            lost: 0,
+            reason: None,
+        })
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Whether what is lost last is not told by the log yet.
+    pub fn is_losing(&self) -> bool {
+        self.unlogged > 0
+    }
+
+    /// Bytes lost since the container began.
+    pub fn lost(&self) -> u64 {
+        self.lost
+    }
+
+    /// Goes on in a new file at the same path (or the same file when it is still there).
+    ///
+    /// # Errors
+    /// When it cannot be opened; nothing was made, and the old file is written on.
+    pub fn reopen(&mut self) -> io::Result<()> {
+        self.file = open(&self.path)?;
+        self.torn = false;
+        Ok(())
+    }
+
+    /// Writes whole lines; what cannot be written is lost. True when this began a loss, which should be told soon.
+    pub fn write(&mut self, lines: &[u8]) -> bool {
+        if lines.is_empty() {
+            return false;
+        }
+        let began = self.unlogged == 0;
+        if !began || self.torn {
+            let preface = self.preface();
+            if self.append(&preface).is_err() {
+                self.lose(lines.len(), None);
+                return false;
+            }
+            self.unlogged = 0;
+            self.torn = false;
+        }
+        match self.append(lines) {
+            Ok(()) => false,
+            Err((written, errno)) => {
+                self.lose(lines.len() - written, Some(errno));
+                began
+            }
+        }
+    }
+
+    /// What is lost and not told yet, told now.
+    pub fn take_loss(&mut self) -> Option<Loss> {
+        let bytes = std::mem::take(&mut self.untold);
+        (bytes > 0).then(|| Loss {
+            bytes,
+            reason: self.reason(),
+        })
+    }
+
+    /// The last word: tries to write down a loss that the log does not tell of yet.
+    pub fn finish(&mut self) {
+        if self.unlogged > 0 {
+            let preface = self.preface();
+            if self.append(&preface).is_ok() {
+                self.unlogged = 0;
+            }
+        }
+    }
+
+    fn reason(&self) -> String {
+        self.reason.map_or_else(String::new, |errno| errno.to_string())
+    }
+
+    fn preface(&self) -> Vec<u8> {
+        let mut out = Vec::new();
+        if self.torn {
+            out.push(b'\n');
+        }
+        if self.unlogged > 0 {
+            let told = format!(
+                "[slipway: {} bytes of log were lost here: {}]",
+                self.unlogged,
+                self.reason()
+            );
+            write_line(
+                Source::Stderr,
+                b'F',
+                [told.as_bytes(), &[]],
+                clock::now(),
+                &mut out,
+            );
+        }
+        out
+    }
+
+    fn lose(&mut self, bytes: usize, errno: Option<Errno>) {
+        let bytes = bytes as u64;
+        self.lost += bytes;
+        self.unlogged += bytes;
+        self.untold += bytes;
+        self.reason = errno.or(self.reason);
+    }
+
+    /// Appends all, or as many whole lines as there is space for, and says how many bytes those are.
+    fn append(&mut self, lines: &[u8]) -> Result<(), (usize, Errno)> {
+        let mut written = 0;
+        let errno = loop {
+            match rustix::io::write(&self.file, &lines[written..]) {
+                Ok(0) => break Errno::IO,
+                Ok(n) => written += n,
+                Err(Errno::INTR) => {}
+                Err(errno) => break errno,
+            }
+            if written == lines.len() {
+                return Ok(());
+            }
+        };
+        let whole = lines[..written]
+            .iter()
+            .rposition(|b| *b == b'\n')
+            .map_or(0, |at| at + 1);
+        if whole < written && self.cut((written - whole) as u64).is_err() {
+            self.torn = true;
+        }
+        Err((whole, errno))
+    }
+
+    /// Takes the last bytes off the file: half a line would be nonsense to kubelet's parser.
+    fn cut(&self, bytes: u64) -> Result<(), Errno> {
+        let size = u64::try_from(rustix::fs::fstat(&self.file)?.st_size).map_err(|_| Errno::OVERFLOW)?;
+        rustix::fs::ftruncate(&self.file, size.checked_sub(bytes).ok_or(Errno::INVAL)?)
+    }
+}
+
+fn open(path: &Path) -> io::Result<OwnedFd> {
+    // Not through a link, and never waiting: a container's owner may have put a fifo there.
+    let flags = OFlags::WRONLY
+        | OFlags::CREATE
+        | OFlags::APPEND
+        | OFlags::CLOEXEC
+        | OFlags::NOFOLLOW
+        | OFlags::NONBLOCK
+        | OFlags::NOCTTY;
+    let file = rustix::fs::openat(CWD, path, flags, Mode::from_raw_mode(0o640))?;
+    let mode = rustix::fs::fstat(&file)?.st_mode;
+    if FileType::from_raw_mode(mode) != FileType::RegularFile {
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidInput,
+            "it is not a regular file",
+        ));
+    }
+    Ok(file)
+}
+
+#[cfg(test)]
+mod tests;
