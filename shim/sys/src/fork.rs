@@ -455,6 +455,20 @@ pub(crate) fn execve(path: &CStr, args: &CArray, env: &CArray) -> Errno {
     cvt(rc.into()).err().unwrap_or(Errno::NOEXEC)
 }
 
+/// Executes the first of the candidates that is there. Returns only on failure: `ENOENT` when none is.
+pub(crate) fn execve_first(candidates: &[CString], args: &CArray, env: &CArray) -> Errno {
+    let mut last = Errno::NOENT;
+    for candidate in candidates {
+        match execve(candidate, args, env) {
+            Errno::NOENT | Errno::NOTDIR => {}
+            // As execvp(3): go on, and remember.
+            Errno::ACCESS => last = Errno::ACCESS,
+            other => return other,
+        }
+    }
+    last
+}
+
 /// Closes every descriptor from `first` on. The caller is a forked child that owns none of them as a value.
 pub(crate) fn close_from(first: RawFd) -> Sys<()> {
     // SAFETY: only called in a forked child, whose parent's owners of these numbers do not run here.

@@ -2,6 +2,7 @@
 
 use super::plan::{Capabilities, ExecError, Rlimit};
 use crate::fork::{Sys, cvt};
+use rustix::io::Errno;
 
 /// In the order of their numbers (include/uapi/linux/capability.h).
 const NAMES: [&str; 41] = [
@@ -55,6 +56,17 @@ fn bit_of(name: &str) -> Option<Bits> {
     let upper = name.to_ascii_uppercase();
     let bare = upper.strip_prefix("CAP_").unwrap_or(&upper);
     NAMES.iter().position(|n| *n == bare).map(|n| 1 << n)
+}
+
+/// The names of a set, in the order of their numbers.
+pub(crate) fn names(bits: Bits) -> Vec<String> {
+    let has = |(n, _): &(usize, &&str)| bits & 1 << n != 0;
+    NAMES
+        .iter()
+        .enumerate()
+        .filter(has)
+        .map(|(_, name)| format!("CAP_{name}"))
+        .collect()
 }
 
 fn bits_of(names: &[String]) -> Result<Bits, ExecError> {
@@ -184,11 +196,37 @@ impl Limit {
         })
     }
 
+    /// Sets it. A hard limit that may not be raised (CAP_SYS_RESOURCE) stays where it is, for init as for exec.
     pub(crate) fn set(&self) -> Sys<()> {
-        let new: [u64; 2] = [self.soft, self.hard];
+        match self.set_to([self.soft, self.hard]) {
+            Err(Errno::PERM) => {
+                let [_, hard] = self.now()?;
+                self.set_to([self.soft.min(hard), self.hard.min(hard)])
+            }
+            other => other,
+        }
+    }
+
+    /// Raises the hard limit to what is wanted, if it is lower; false when that is forbidden.
+    pub(crate) fn raise(&self) -> bool {
+        match self.now() {
+            Ok([soft, hard]) if hard < self.hard => self.set_to([soft, self.hard]).is_ok(),
+            _ => true,
+        }
+    }
+
+    fn set_to(&self, new: [u64; 2]) -> Sys<()> {
         let old = std::ptr::null_mut::<u64>();
         // SAFETY: new has the layout of struct rlimit64; a null old is allowed; pid 0 is the caller.
         cvt(unsafe { libc::syscall(libc::SYS_prlimit64, 0, self.resource, new.as_ptr(), old) }).map(drop)
+    }
+
+    fn now(&self) -> Sys<[u64; 2]> {
+        let mut old = [0u64; 2];
+        let new = std::ptr::null::<u64>();
+        // SAFETY: old has the layout of struct rlimit64; a null new is allowed.
+        cvt(unsafe { libc::syscall(libc::SYS_prlimit64, 0, self.resource, new, old.as_mut_ptr()) })?;
+        Ok(old)
     }
 }
 

@@ -64,18 +64,7 @@ fn second(p: &Prepared, report: Report) -> ! {
     {
         report.check(Stage::Seccomp, filter.install());
     }
-    let mut last = Errno::NOENT;
-    for candidate in &p.candidates {
-        match fork::execve(candidate, &p.args, &p.env) {
-            Errno::NOENT | Errno::NOTDIR => {}
-            Errno::ACCESS => last = Errno::ACCESS,
-            other => {
-                last = other;
-                break;
-            }
-        }
-    }
-    report.fail(Stage::Exec, last)
+    report.fail(Stage::Exec, fork::execve_first(&p.candidates, &p.args, &p.env))
 }
 
 /// Ids, groups, capabilities, working directory, no_new_privs: what init got, in an order in which each step may still
@@ -132,7 +121,7 @@ fn clone_as_sibling() -> Sys<i32> {
 
 /// CVE-2024-21626: a working directory that a leaked descriptor leads to is outside of our root, which the kernel says
 /// by "(unreachable)" in front of the path.
-fn cwd_is_inside() -> Sys<()> {
+pub(super) fn cwd_is_inside() -> Sys<()> {
     let mut path = [0u8; 4097];
     // SAFETY: writes into a live array of the length given.
     cvt(unsafe { libc::syscall(libc::SYS_getcwd, path.as_mut_ptr(), path.len()) })?;
@@ -144,7 +133,7 @@ fn keep_capabilities() -> Sys<()> {
     cvt(unsafe { libc::prctl(libc::PR_SET_KEEPCAPS, 1, 0, 0, 0) }.into()).map(drop)
 }
 
-fn no_new_privs() -> Sys<()> {
+pub(super) fn no_new_privs() -> Sys<()> {
     // SAFETY: as above.
     cvt(unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) }.into()).map(drop)
 }

@@ -9,9 +9,11 @@
 
 mod caps;
 mod child;
+mod confine;
 mod plan;
 mod prepared;
 
+pub use confine::{Confinement, own_capabilities};
 pub use plan::{Capabilities, ConsoleSize, ExecError, ExecPlan, Process, Rlimit, Spawned, User};
 pub use prepared::{apparmor_enabled, selinux_enabled};
 
@@ -136,10 +138,7 @@ fn explain(plan: &ExecPlan<'_>, failure: Failure) -> ExecError {
     let program = prepared::program_of(plan);
     let source = io::Error::from(failure.errno);
     match (failure.stage, failure.errno) {
-        (Stage::Exec, Errno::NOENT | Errno::NOTDIR) => ExecError::NotFound { program },
-        (Stage::Exec, Errno::ACCESS | Errno::NOEXEC | Errno::ISDIR | Errno::LOOP | Errno::TXTBSY) => {
-            ExecError::NotExecutable { program, source }
-        }
+        (Stage::Exec, errno) => execution_error(program, errno),
         (Stage::CwdOutside, _) => ExecError::CwdOutside {
             cwd: plan.process.cwd.clone(),
         },
@@ -161,6 +160,21 @@ fn explain(plan: &ExecPlan<'_>, failure: Failure) -> ExecError {
         }
         (stage, _) => ExecError::Io {
             act: stage.to_string(),
+            source,
+        },
+    }
+}
+
+/// What a failed execve(2) means to who asked for it.
+fn execution_error(program: String, errno: Errno) -> ExecError {
+    let source = io::Error::from(errno);
+    match errno {
+        Errno::NOENT | Errno::NOTDIR => ExecError::NotFound { program },
+        Errno::ACCESS | Errno::NOEXEC | Errno::ISDIR | Errno::LOOP | Errno::TXTBSY => {
+            ExecError::NotExecutable { program, source }
+        }
+        _ => ExecError::Io {
+            act: format!("execute {program}"),
             source,
         },
     }

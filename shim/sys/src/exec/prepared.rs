@@ -39,11 +39,11 @@ fn invalid(what: &'static str, reason: impl Into<String>) -> ExecError {
     }
 }
 
-fn c_string(what: &'static str, s: &str) -> Result<CString, ExecError> {
+pub(super) fn c_string(what: &'static str, s: &str) -> Result<CString, ExecError> {
     CString::new(s).map_err(|_| invalid(what, "it has a zero byte"))
 }
 
-fn c_array(what: &'static str, items: &[String]) -> Result<CArray, ExecError> {
+pub(super) fn c_array(what: &'static str, items: &[String]) -> Result<CArray, ExecError> {
     CArray::new(items.iter().map(OsStr::new)).map_err(|e| invalid(what, e.to_string()))
 }
 
@@ -94,7 +94,7 @@ impl Prepared {
 }
 
 /// A program with a slash is that file; else it is looked up in the absolute directories of PATH.
-fn candidates(program: &str, env: &[String]) -> Result<Vec<CString>, ExecError> {
+pub(super) fn candidates(program: &str, env: &[String]) -> Result<Vec<CString>, ExecError> {
     if program.is_empty() {
         return Err(invalid("the command", "the program's name is empty"));
     }
