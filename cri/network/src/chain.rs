@@ -101,7 +101,13 @@ impl Plugins {
             })
     }
 
-    fn program(&self, act: &'static str, network: &str, plugin: &PluginConfig) -> Result<PathBuf, CniError> {
+    /// A plugin's binary.
+    pub(crate) fn program(
+        &self,
+        act: &'static str,
+        network: &str,
+        plugin: &PluginConfig,
+    ) -> Result<PathBuf, CniError> {
         plugin::find(&plugin.kind, &self.bin_dirs).ok_or_else(|| CniError::PluginMissing {
             act,
             network: network.to_owned(),

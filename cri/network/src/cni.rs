@@ -155,6 +155,9 @@ impl Cni {
             });
         }
         let (_gate, _turn) = self.inner.enter(&plan.container_id).await;
+        for plugin in &plan.plugins {
+            self.inner.program("ADD", &plan.network, plugin)?;
+        }
         let mut attachment = plan;
         let mut ran = 0;
         match self.inner.add_chain(&mut attachment, &mut ran).await {

@@ -393,6 +393,12 @@ async fn a_missing_plugin_makes_the_network_not_ready_and_del_fail_until_it_is_b
     assert!(reason.contains("\"one\" is not in"), "{reason}");
     let error = lab.cni.del(&attachment).await.unwrap_err();
     assert!(matches!(error, CniError::PluginMissing { .. }) && error.is_transient());
+    // Nothing is begun that cannot be finished.
+    assert!(matches!(
+        lab.cni.add(&pod("c2")).await,
+        Err(CniError::PluginMissing { .. })
+    ));
+    assert_eq!(lab.log(), ["one ADD"]);
     fs::rename(lab.bin("away"), lab.bin("one")).unwrap();
     assert_eq!(
         lab.cni.status(),
@@ -562,7 +568,8 @@ async fn one_containers_operations_take_turns_and_different_ones_do_not_wait() {
     let began = Instant::now();
     let (a, b) = (pod("c1"), pod("c2"));
     let (x, y) = tokio::join!(cni.add(&a), other.add(&b));
-    (x.unwrap(), y.unwrap());
+    x.unwrap();
+    y.unwrap();
     assert!(
         began.elapsed() < Duration::from_millis(750),
         "{:?}",
@@ -571,6 +578,7 @@ async fn one_containers_operations_take_turns_and_different_ones_do_not_wait() {
 
     fs::remove_file(lab.bin("log")).unwrap();
     let (x, y) = tokio::join!(cni.add(&a), other.add(&a));
-    (x.unwrap(), y.unwrap());
+    x.unwrap();
+    y.unwrap();
     assert_eq!(lab.log(), ["one ADD", "end", "one ADD", "end"]);
 }
