@@ -57,15 +57,18 @@ pub fn main() -> anyhow::Result<ExitCode> {
             let config = Config::load(&cli.flags)?;
             logging::init(&config.log)?;
             fail::init_from_env()?;
-            tokio::runtime::Builder::new_multi_thread()
+            let threads = tokio::runtime::Builder::new_multi_thread()
                 .worker_threads(WORKERS)
                 .max_blocking_threads(BLOCKING)
                 .thread_keep_alive(BLOCKING_IDLE)
                 .thread_name("slipwayd")
                 .enable_all()
                 .build()
-                .context("cannot start the threads")?
-                .block_on(serve::serve(config))?;
+                .context("cannot start the threads")?;
+            let served = threads.block_on(serve::serve(config));
+            // A thread that hangs in a system call must not keep the process.
+            threads.shutdown_timeout(Duration::from_secs(1));
+            served?;
         }
     }
     Ok(ExitCode::SUCCESS)

@@ -1,6 +1,7 @@
 //! From a configuration to a served socket, and to an orderly end at SIGTERM or SIGINT.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Context as _;
 use slipway_cri_api::v1::image_service_server::ImageServiceServer;
@@ -8,6 +9,7 @@ use slipway_cri_api::v1::runtime_service_server::RuntimeServiceServer;
 use tokio::net::UnixListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_stream::wrappers::UnixListenerStream;
+use tokio_util::sync::CancellationToken;
 use tonic::transport::Server;
 
 use crate::config::Config;
@@ -18,6 +20,9 @@ use crate::rpc::Cri;
 
 /// The largest request taken: the kubelet's own bound on messages.
 const LARGEST_MESSAGE: usize = 16 << 20;
+
+/// How long connections may take to end once nothing new is taken.
+const LAST_WORDS: Duration = Duration::from_secs(1);
 
 /// Serves until it is told to end.
 pub async fn serve(config: Config) -> anyhow::Result<()> {
@@ -46,21 +51,26 @@ pub async fn serve(config: Config) -> anyhow::Result<()> {
     );
 
     let cri = Cri::new(daemon.clone());
-    let stopping = daemon.clone();
-    Server::builder()
+    let ending = CancellationToken::new();
+    let server = Server::builder()
         .add_service(RuntimeServiceServer::new(cri.clone()).max_decoding_message_size(LARGEST_MESSAGE))
         .add_service(ImageServiceServer::new(cri).max_decoding_message_size(LARGEST_MESSAGE))
-        .serve_with_incoming_shutdown(UnixListenerStream::new(listener), async move {
-            tokio::select! {
-                _ = terminate.recv() => {}
-                _ = interrupt.recv() => {}
-            }
-            tracing::info!("ending; pods and containers go on");
-            stopping.finish().await;
-        })
-        .await
-        .context("cannot serve")?;
-    // The socket stays until the next start replaces it, as a lock file does; nobody answers on it.
+        .serve_with_incoming_shutdown(
+            UnixListenerStream::new(listener),
+            ending.clone().cancelled_owned(),
+        );
+    let mut server = std::pin::pin!(server);
+    tokio::select! {
+        served = &mut server => served.context("cannot serve")?,
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    tracing::info!("ending; pods and containers go on");
+    daemon.finish().await;
+    ending.cancel();
+    if let Ok(served) = tokio::time::timeout(LAST_WORDS, server).await {
+        served.context("cannot serve")?;
+    }
     let _ = std::fs::remove_file(&socket);
     Ok(())
 }

@@ -16,7 +16,7 @@ use crate::daemon::Daemon;
 use crate::error::Error;
 use crate::fail;
 use crate::ids::ContainerId;
-use crate::model::{ContainerConfig, ImageSpec, PidNamespace};
+use crate::model::{ContainerConfig, ImageSpec, PidNamespace, Scope};
 use crate::pod::Pod;
 use crate::records::{ContainerPhase, ContainerRecord, ContainerState, Kind, Made, VERSION};
 
@@ -84,6 +84,13 @@ fn check(daemon: &Daemon, pod: &Pod, config: &ContainerConfig) -> Result<Option<
         return Err(Error::invalid(
             "config.linux.security_context.privileged",
             "the pod sandbox was not run as privileged",
+        ));
+    }
+    let pod_network = pod.record().config.namespaces.network;
+    if security.network != Scope::Pod && security.network != pod_network {
+        return Err(Error::invalid(
+            "namespace_options.network",
+            "a container's network is its pod's",
         ));
     }
     let PidNamespace::Target(target) = &security.pid else {

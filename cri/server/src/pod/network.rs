@@ -135,16 +135,23 @@ pub async fn retry_releases(daemon: &Arc<Daemon>) -> usize {
     left
 }
 
-/// The last holder of the namespace is gone: unpin it, and remove the directory of a pod that is gone itself.
+/// The last holder of the namespace is gone: it is unpinned, and what else was kept with it goes too.
 async fn release_proven(daemon: &Arc<Daemon>, release: &NetworkRelease) -> Result<(), Error> {
+    // A removal in progress decides by the release whether the directory is its own to remove.
+    let _turn = match daemon.registry.pod(release.pod.as_str()) {
+        Ok(pod) => Some(pod.begin("releasing its network").await?),
+        Err(_) => None,
+    };
     let dir = PodDir::new(&daemon.paths.pods, &release.pod);
-    if dir.path().exists() && daemon.registry.pod(release.pod.as_str()).is_err() {
+    if dir.path().exists() {
         daemon
             .launcher
             .cleanup(dir.path(), true)
             .await
             .map_err(Error::shim("clean up what is left", &release.pod))?;
-        crate::blocking::run(move || dir.remove()).await?;
+        if daemon.registry.pod(release.pod.as_str()).is_err() {
+            crate::blocking::run(move || dir.remove()).await?;
+        }
     }
     daemon
         .records

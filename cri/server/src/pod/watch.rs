@@ -26,17 +26,8 @@ const KILLED: i32 = 137;
 pub fn spawn(daemon: &Arc<Daemon>, pod: &Arc<Pod>, shim: Shim, after: u64) {
     let (daemon, pod) = (daemon.clone(), pod.clone());
     let span = tracing::info_span!(parent: None, "watch", pod = %pod.id());
-    let stopping = daemon.stopping.clone();
     let tasks = daemon.background.clone();
-    tasks.spawn(
-        async move {
-            tokio::select! {
-                () = follow(&daemon, &pod, &shim, after) => {}
-                () = stopping.cancelled() => {}
-            }
-        }
-        .instrument(span),
-    );
+    tasks.spawn(async move { follow(&daemon, &pod, &shim, after).await }.instrument(span));
 }
 
 async fn follow(daemon: &Arc<Daemon>, pod: &Arc<Pod>, shim: &Shim, mut after: u64) {

@@ -1,5 +1,5 @@
 //! What could not be done or undone is tried again here, with patience: networks to be released, removals that failed,
-//! shims to be buried. It sleeps until somebody leaves it work.
+//! shims to be buried. It sleeps until somebody leaves it work, and looks for dead builds now and then.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,6 +12,8 @@ use crate::records::{ContainerPhase, PodPhase};
 
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(120);
+/// Between two looks for builds that died while we run.
+const BUILDS: Duration = Duration::from_secs(60);
 
 /// Where others leave word that there is work.
 #[derive(Default)]
@@ -29,7 +31,15 @@ impl Janitor {
 /// Works until slipwayd ends.
 pub async fn run(daemon: Arc<Daemon>) {
     loop {
-        daemon.janitor.work.notified().await;
+        tokio::select! {
+            () = daemon.janitor.work.notified() => {}
+            () = tokio::time::sleep(BUILDS) => {
+                if let Err(error) = super::builds::bury(&daemon).await {
+                    tracing::warn!(error = error.chain(), "dead builds could not be looked for");
+                }
+                continue;
+            }
+        }
         let mut pause = FIRST_PAUSE;
         loop {
             tokio::time::sleep(pause).await;

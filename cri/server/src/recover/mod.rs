@@ -12,6 +12,7 @@
 //! ```
 //! On another boot nothing is signalled: pids and namespaces of the records are somebody else's by now.
 
+mod builds;
 pub mod janitor;
 mod reconcile;
 mod sweep;
@@ -51,6 +52,9 @@ pub async fn recover(daemon: &Arc<Daemon>) -> Result<(), Error> {
     remove_orphans(daemon).await;
     if let Err(error) = sweep::sweep(daemon, &unreadable).await {
         tracing::error!(error = error.chain(), "the directories could not be swept");
+    }
+    if let Err(error) = builds::bury(daemon).await {
+        tracing::error!(error = error.chain(), "dead builds could not be looked for");
     }
     if !daemon.releases.all().is_empty() {
         daemon.janitor.wake();

@@ -22,7 +22,7 @@ pub async fn sweep(daemon: &Arc<Daemon>, unreadable: &Unreadable) -> Result<(), 
         let known = daemon.registry.pod(id.as_str()).is_ok();
         if !known && !daemon.releases.contains(&id) && !unreadable.contains(id.as_str()) {
             tracing::warn!(pod = %id, "no record knows this pod; removing what is left of it");
-            tell(pod(daemon, path).await);
+            tell(shim_directory(daemon, path).await);
         }
     }
     let ours =
@@ -76,12 +76,18 @@ pub async fn sweep(daemon: &Arc<Daemon>, unreadable: &Unreadable) -> Result<(), 
     .await
 }
 
-/// A pod's directory, perhaps with a living shim.
-async fn pod(daemon: &Arc<Daemon>, path: PathBuf) -> Result<(), Error> {
+/// The directory of a shim, perhaps a living one, with everything it made.
+pub async fn shim_directory(daemon: &Arc<Daemon>, path: PathBuf) -> Result<(), Error> {
+    if !path.exists() {
+        return Ok(());
+    }
     let shown = path.display().to_string();
     if let Ok(shim) = daemon.launcher.connect(&path).await {
         // What it does not do, the clean-up does.
         let _ = shim.stop_pod().await;
+        for container in shim.info().await.map(|info| info.containers).unwrap_or_default() {
+            let _ = shim.delete(&container.id).await;
+        }
         let _ = shim.release_pod().await;
         let _ = shim.shutdown().await;
         let _ = tokio::time::timeout(std::time::Duration::from_secs(5), shim.closed()).await;

@@ -399,7 +399,8 @@ async fn start(dir: &Path, env: &[(&str, &str)]) -> (Child, Channel) {
         ),
     )
     .unwrap();
-    let child = Command::new(env!("CARGO_BIN_EXE_slipwayd"))
+    #[allow(clippy::zombie_processes, reason = "who gets the child waits for it")]
+    let mut child = Command::new(env!("CARGO_BIN_EXE_slipwayd"))
         .arg("--config")
         .arg(dir.join("config.toml"))
         .arg("--root")
@@ -430,6 +431,8 @@ async fn start(dir: &Path, env: &[(&str, &str)]) -> (Child, Channel) {
             return (child, channel);
         }
         if began.elapsed() > Duration::from_secs(20) {
+            child.kill().unwrap();
+            child.wait().unwrap();
             panic!(
                 "slipwayd does not listen: {}",
                 std::fs::read_to_string(dir.join("slipwayd.log")).unwrap()
