@@ -189,7 +189,11 @@ impl Shim {
             stdio: [stdin, stdout, stderr].map(|fd| fd.as_ref().map(AsFd::as_fd)),
             cgroup: &container.cgroup,
         };
-        let (worker, report) = worker::start(&job)?;
+        // The shim is spared by the OOM killer; what it starts is not, unless its own spec says so.
+        self.oom_score.as_inherited();
+        let started = worker::start(&job);
+        self.oom_score.as_wanted();
+        let (worker, report) = started?;
         container.cgroup.settle();
         let deadline = self.reactor.after(worker::DEADLINE, Timer::Worker(key));
         self.reactor

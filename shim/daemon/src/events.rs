@@ -71,7 +71,7 @@ mod tests {
         );
         assert_eq!(numbers(&events.after(2)), [3]);
         assert_eq!(numbers(&events.after(0)), [3]);
-        assert_eq!(numbers(&events.after(3)), []);
+        assert!(events.after(3).is_empty());
         events.push("c", What::Oom(pod::Oom {}));
         assert_eq!(numbers(&events.after(3)), [4], "numbers go on");
     }

@@ -113,6 +113,13 @@ pub struct Loss {
     pub reason: String,
 }
 
+/// What stays of something that does not fit.
+#[derive(Clone, Copy)]
+enum Part {
+    WholeLines,
+    Nothing,
+}
+
 /// A log file, open for appending.
 #[derive(Debug)]
 pub struct LogFile {
@@ -176,23 +183,23 @@ impl LogFile {
         if lines.is_empty() {
             return false;
         }
-        let began = self.unlogged == 0;
-        if !began || self.torn {
-            let preface = self.preface();
-            if self.append(&preface).is_err() {
-                self.lose(lines.len(), None);
-                return false;
-            }
-            self.unlogged = 0;
-            self.torn = false;
+        if self.unlogged == 0 && !self.torn {
+            return match self.append(lines, Part::WholeLines) {
+                Ok(()) => false,
+                Err((written, errno)) => {
+                    self.lose(lines.len() - written, Some(errno));
+                    true
+                }
+            };
         }
-        match self.append(lines) {
-            Ok(()) => false,
-            Err((written, errno)) => {
-                self.lose(lines.len() - written, Some(errno));
-                began
-            }
+        // What was lost is told together with the first lines that fit: a gap is one gap.
+        let mut told = self.preface();
+        told.extend_from_slice(lines);
+        match self.append(&told, Part::Nothing) {
+            Ok(()) => (self.unlogged, self.torn) = (0, false),
+            Err((_, errno)) => self.lose(lines.len(), Some(errno)),
         }
+        false
     }
 
     /// What is lost and not told yet, told now.
@@ -208,7 +215,7 @@ impl LogFile {
     pub fn finish(&mut self) {
         if self.unlogged > 0 {
             let preface = self.preface();
-            if self.append(&preface).is_ok() {
+            if self.append(&preface, Part::Nothing).is_ok() {
                 self.unlogged = 0;
             }
         }
@@ -248,8 +255,8 @@ impl LogFile {
         self.reason = errno.or(self.reason);
     }
 
-    /// Appends all, or as many whole lines as there is space for, and says how many bytes those are.
-    fn append(&mut self, lines: &[u8]) -> Result<(), (usize, Errno)> {
+    /// Appends all, or that part of it for which there is space, and says how many bytes that is.
+    fn append(&mut self, lines: &[u8], part: Part) -> Result<(), (usize, Errno)> {
         let mut written = 0;
         let errno = loop {
             match rustix::io::write(&self.file, &lines[written..]) {
@@ -262,14 +269,20 @@ impl LogFile {
                 return Ok(());
             }
         };
-        let whole = lines[..written]
-            .iter()
-            .rposition(|b| *b == b'\n')
-            .map_or(0, |at| at + 1);
-        if whole < written && self.cut((written - whole) as u64).is_err() {
+        let whole_lines = || {
+            lines[..written]
+                .iter()
+                .rposition(|b| *b == b'\n')
+                .map_or(0, |at| at + 1)
+        };
+        let kept = match part {
+            Part::Nothing => 0,
+            Part::WholeLines => whole_lines(),
+        };
+        if kept < written && self.cut((written - kept) as u64).is_err() {
             self.torn = true;
         }
-        Err((whole, errno))
+        Err((kept, errno))
     }
 
     /// Takes the last bytes off the file: half a line would be nonsense to kubelet's parser.

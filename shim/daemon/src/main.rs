@@ -42,9 +42,6 @@ use std::process::ExitCode;
 /// Of this program and of what it speaks.
 const VERSION: &str = env!("CARGO_PKG_VERSION");
 
-/// Wanted for the shim, given where the kernel permits: it must outlive its containers.
-const OOM_SCORE_ADJ: i32 = -998;
-
 fn main() -> ExitCode {
     match args::parse(std::env::args_os().skip(1))
         .map_err(Into::into)
@@ -88,7 +85,6 @@ fn serve(id: String, state_dir: PathBuf, worker: PathBuf, containerd: Option<Str
     // A session of its own: no terminal's hang-up reaches it. An error means that it has one already.
     let _ = rustix::process::setsid();
     rustix::process::chdir("/")?;
-    slipway_sys::process::set_oom_score_adj(OOM_SCORE_ADJ)?;
     let publisher = containerd.map(|namespace| {
         let address = std::env::var("TTRPC_ADDRESS").unwrap_or_default();
         publish::Publisher::new(&address, &namespace)

@@ -67,6 +67,8 @@ struct Line {
     pid: Option<u32>,
     error: Option<String>,
     exit_code: Option<u32>,
+    #[serde(default)]
+    warnings: Vec<String>,
 }
 
 /// What a worker (or, after the start, the container's init) has said.
@@ -126,6 +128,9 @@ impl Report {
 
     fn understand(&mut self, line: &[u8]) -> Result<Said, WorkerError> {
         let line: Line = serde_json::from_slice(line).map_err(|_| WorkerError::Nonsense)?;
+        for warning in &line.warnings {
+            crate::diag::warning!("the worker: {warning}");
+        }
         match (line.pid, line.error) {
             (_, Some(error)) => Err(WorkerError::Reported {
                 error,
