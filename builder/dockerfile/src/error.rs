@@ -104,7 +104,7 @@ pub enum Problem {
     PairWithoutEquals { instruction: &'static str, word: String },
     #[error("{instruction} needs a name before =")]
     EmptyName { instruction: &'static str },
-    #[error("FROM takes an image, or an image AS a name")]
+    #[error("FROM takes an image, or an image AS a name (comments stand on lines of their own)")]
     FromArguments,
     #[error("{name:?} cannot name a stage: a letter first, then letters, digits, - _ .")]
     BadStageName { name: String },
@@ -155,6 +155,8 @@ pub enum Problem {
         expression: String,
         suggestion: Suggestion,
     },
+    #[error("{name:?} cannot be the name of an image")]
+    BadImageName { name: String },
     #[error("the platform {expression} is empty after expansion{suggestion}")]
     EmptyPlatform {
         expression: String,

@@ -12,6 +12,9 @@ use crate::plan::Planned;
 use crate::shell::Environment as _;
 use crate::step::{Action, WorkdirStep};
 
+// ARGs that speak to the builder only.
+const NOT_VARIABLES: [&str; 2] = ["BUILDKIT_SBOM_SCAN_CONTEXT", "BUILDKIT_SBOM_SCAN_STAGE"];
+
 impl Evaluator<'_> {
     pub(super) fn env(
         &mut self,
@@ -87,7 +90,9 @@ impl Evaluator<'_> {
             if let Some(value) = &value {
                 self.charge(value.len())?;
                 created_by.push_str(&format!("={value}"));
-                state.env.set(name, value);
+                if !NOT_VARIABLES.contains(&name.as_str()) {
+                    state.env.set(name, value);
+                }
             }
             state.args.define(name, value);
         }
@@ -114,9 +119,10 @@ impl Evaluator<'_> {
             self.warn(planned, Rule::WorkdirRelativePath, message);
         }
         // An absolute path goes into the config as it is written: so it does in Docker's images.
-        state.config.working_dir = match expanded.starts_with('/') {
-            true => expanded,
-            false => path::join(&state.cwd(), &expanded),
+        state.config.working_dir = match &state.config.working_dir {
+            _ if expanded.starts_with('/') => expanded,
+            current if expanded.is_empty() && !current.is_empty() => current.clone(),
+            _ => path::join(&state.cwd(), &expanded),
         };
         let path = state.cwd();
         let created_by = format!("WORKDIR {}", state.config.working_dir);

@@ -5,7 +5,7 @@ use crate::error::Problem;
 use crate::image::Empty;
 use crate::lint::Rule;
 use crate::plan::Planned;
-use crate::shell::Lexer;
+use crate::shell::process_words;
 use std::net::IpAddr;
 
 /// A port as it was written.
@@ -28,8 +28,13 @@ impl Evaluator<'_> {
         let mut exposed = Vec::new();
         for written in ports {
             // A variable may hold several.
-            let expanded = self.expand_with(Lexer::new(self.outline.escape), state, planned, written)?;
-            for port in &expanded.words {
+            let words = process_words(written, self.outline.escape, &state.env).map_err(|reason| {
+                Problem::Expansion {
+                    word: written.clone(),
+                    reason,
+                }
+            })?;
+            for port in &words {
                 let parsed = parse(port)?;
                 let protocol = parsed.protocol.to_ascii_lowercase();
                 if protocol != parsed.protocol {

@@ -297,7 +297,7 @@ fn on_build(node: &Node) -> Result<OnBuild, Problem> {
     if matches!(keyword.as_str(), "ONBUILD" | "FROM" | "MAINTAINER") {
         return Err(Problem::BadTrigger { keyword });
     }
-    let original = node.original.trim();
+    let original = node.original.trim_start();
     let mut text = original[node.keyword.len().min(original.len())..]
         .trim_start()
         .to_owned();

@@ -65,7 +65,7 @@ impl<'a> Reader<'a> {
         let mut empty_continuations = Vec::new();
         let mut comments: Vec<String> = Vec::new();
         while let Some(raw) = self.next()? {
-            let line = raw.trim_ascii_start();
+            let line = trim_start(raw);
             if let Some(comment) = comment(line) {
                 if directives.line(&comment).map_err(|p| self.error(self.at, p))? {
                     continue;
@@ -131,7 +131,7 @@ impl<'a> Reader<'a> {
         let mut more = self.append(&mut text, first, escape)?;
         while more {
             let Some(line) = self.next()? else { break };
-            let trimmed = line.trim_ascii_start();
+            let trimmed = trim_start(line);
             if comment(trimmed).is_some() {
                 continue;
             }
@@ -202,6 +202,15 @@ impl<'a> Reader<'a> {
 fn without_newline(line: &[u8]) -> &[u8] {
     let end = line.iter().rposition(|b| !matches!(b, b'\r' | b'\n'));
     &line[..end.map_or(0, |e| e + 1)]
+}
+
+// White space as Unicode has it, as far as the line is Unicode: a comment may be in another encoding.
+fn trim_start(line: &[u8]) -> &[u8] {
+    let readable = match std::str::from_utf8(line) {
+        Ok(text) => text,
+        Err(error) => std::str::from_utf8(&line[..error.valid_up_to()]).unwrap_or_default(),
+    };
+    &line[readable.len() - readable.trim_start().len()..]
 }
 
 /// What stands after `#`, where the line is a comment. Comments may be in any encoding.
@@ -282,6 +291,14 @@ mod tests {
             "Dockerfile:2: the line has 65546 bytes, the limit is 65535"
         );
         assert!(error(vec![b'#'; FILE_LIMIT + 1]).contains("the limit is 1048576"));
+    }
+
+    #[test]
+    fn any_white_space_makes_an_empty_line() {
+        assert_eq!(
+            lines("\x0b\n\u{a0}\u{2003}\nFROM a\n \x0c\n\u{a0}RUN x\n").len(),
+            2
+        );
     }
 
     #[test]

@@ -261,6 +261,7 @@ impl Plan {
     /// Whatever is wrong with an instruction, a stage's name or base, a `--from`, the target.
     pub fn new(ast: &Ast, input: &PlanInput) -> Result<Plan, Error> {
         let mut plan = stages::plan(ast, input)?;
+        plan.check_sources()?;
         let wanted = match input.all_stages {
             true => plan.stages.iter().map(|stage| stage.id).collect(),
             false => vec![plan.target],

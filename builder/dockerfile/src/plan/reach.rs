@@ -5,6 +5,7 @@ use super::{Base, Plan, Planned};
 use crate::error::{Error, Problem};
 use crate::instruction::{Instruction, decode};
 use crate::parse::parse;
+use crate::reference;
 use crate::span::Span;
 use crate::step::{Source, StageId};
 use std::collections::HashSet;
@@ -22,6 +23,23 @@ impl Plan {
             self.find_sources(id)?;
             let stages = &self.stages[id.0].stages;
             wanted.extend(stages.iter().filter(|stage| !self.needed.contains(stage)));
+        }
+        Ok(())
+    }
+
+    /// Refuses references that no stage could ever have, in stages that are not needed, too.
+    pub(super) fn check_sources(&self) -> Result<(), Error> {
+        for stage in &self.stages {
+            for planned in &stage.statements {
+                for name in names(&planned.statement.instruction).into_iter().flatten() {
+                    match self.source(stage.id, name) {
+                        Err(problem @ (Problem::Circular { .. } | Problem::UnknownStageNumber { .. })) => {
+                            return Err(Error::new(&planned.statement.span, problem));
+                        }
+                        _ => {}
+                    }
+                }
+            }
         }
         Ok(())
     }
@@ -133,7 +151,21 @@ impl Plan {
         Ok(match self.outline.named(name) {
             Some(context) => Source::Named(context),
             None if name == "scratch" => Source::Scratch,
+            None if !reference::is_valid(name) => {
+                return Err(Problem::BadImageName {
+                    name: name.to_owned(),
+                });
+            }
             None => Source::Image(name.to_owned()),
         })
+    }
+}
+
+/// What an instruction takes files from, by name.
+fn names(instruction: &Instruction) -> Vec<Option<&str>> {
+    match instruction {
+        Instruction::Copy(copy) => vec![copy.from.as_deref()],
+        Instruction::Run(run) => run.mounts.iter().map(|m| m.from.as_deref()).collect(),
+        _ => Vec::new(),
     }
 }

@@ -7,6 +7,7 @@ use crate::error::{Error, Problem, Suggestion};
 use crate::instruction::{ArgDefinition, From, Instruction, Statement, decode};
 use crate::lint::{self, Linter, Options, Rule};
 use crate::platform::Platform;
+use crate::reference;
 use crate::shell::{Lexer, ProcessWithMatches};
 use crate::span::Span;
 use crate::step::StageId;
@@ -199,6 +200,9 @@ impl Outline {
             None if expanded.text == "scratch" => Base::Scratch,
             None => match self.named(&expanded.text) {
                 Some(context) => Base::Named(context),
+                None if !reference::is_valid(&expanded.text) => {
+                    return Err(Error::new(span, Problem::BadImageName { name: expanded.text }));
+                }
                 None => Base::Image(expanded.text),
             },
         };
