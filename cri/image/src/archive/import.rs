@@ -1,0 +1,344 @@
+//! Reading an archive: its files become blobs, then its index or manifest says which of them are images.
+
+use super::{DockerImage, NAME, REF_NAME};
+use crate::digest::{DiffId, Digest};
+use crate::error::{Result, StoreError};
+use crate::image::{Image, NewImage, Writer};
+use crate::platform::Platform;
+use crate::reference::Reference;
+use crate::store::{LayerSource, Lease, Store, UnpackOptions};
+use oci_spec::image::{Descriptor, ImageConfiguration, ImageIndex, ImageManifest, MediaType};
+use slipway_snapshot::tar::{Header, Kind, Reader};
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::{self, Read, Write};
+use std::str::FromStr;
+
+/// A JSON document of an archive is not larger than this.
+const MAX_JSON: u64 = 4 << 20;
+/// Files in an archive, and images in an index.
+const MAX_FILES: usize = 100_000;
+const MAX_IMAGES: usize = 1_000;
+const MAX_NESTING: u32 = 3;
+
+/// What was found in the archive: where each file's bytes are now.
+struct Contents {
+    /// `index.json`, `manifest.json`.
+    documents: BTreeMap<String, Vec<u8>>,
+    /// Path in the archive → blob.
+    files: BTreeMap<String, (Digest, u64)>,
+    /// Path → path, for the links of old docker archives.
+    links: BTreeMap<String, String>,
+}
+
+/// Loads every image of the archive for this machine's platform.
+pub(crate) fn import(store: &Store, tar: &mut dyn Read, options: &UnpackOptions) -> Result<Vec<Image>> {
+    let lease = store.lease("load of an image archive")?;
+    let contents = read(store, tar, &lease)?;
+    let mut images = Vec::new();
+    let mut docker: Vec<DockerImage> = match contents.documents.get("manifest.json") {
+        Some(bytes) => parse(bytes, "manifest.json")?,
+        None => Vec::new(),
+    };
+    if let Some(index) = contents.documents.get("index.json") {
+        let index: ImageIndex = parse(index, "index.json")?;
+        let mut found = Vec::new();
+        find(store, &index, &mut Vec::new(), 0, &mut found)?;
+        for (manifest, names) in found {
+            images.push(oci_image(store, &manifest, names, &mut docker, options, &lease)?);
+        }
+    } else if !docker.is_empty() {
+        for image in &docker {
+            images.push(docker_image(store, &contents, image, options, &lease)?);
+        }
+    }
+    if images.is_empty() {
+        return Err(bad("it has neither an index.json nor a manifest.json with an image for this machine"));
+    }
+    Ok(images)
+}
+
+fn bad(reason: impl Into<String>) -> StoreError {
+    StoreError::BadArchive { reason: reason.into() }
+}
+
+fn parse<T: serde::de::DeserializeOwned>(bytes: &[u8], what: &str) -> Result<T> {
+    serde_json::from_slice(bytes).map_err(|e| bad(format!("{what} is not what it should be: {e}")))
+}
+
+/// The archive's own compression, told by its first bytes.
+fn decompressed<'a>(tar: &'a mut dyn Read) -> Result<Box<dyn Read + 'a>> {
+    let io = |source| StoreError::Read { what: "the image archive".into(), source };
+    let mut magic = Vec::with_capacity(4);
+    tar.by_ref().take(4).read_to_end(&mut magic).map_err(io)?;
+    let (first, rest) = (magic.clone(), io::Cursor::new(magic).chain(tar));
+    Ok(match first[..] {
+        [0x1f, 0x8b, ..] => Box::new(flate2::read::MultiGzDecoder::new(rest)),
+        [0x28, 0xb5, 0x2f, 0xfd] => Box::new(zstd::Decoder::new(rest).map_err(io)?),
+        _ => Box::new(rest),
+    })
+}
+
+/// A path of the archive as a key: no leading `./` or `/`, no `.` components, `..` resolved inside the archive.
+fn key(path: &[u8]) -> String {
+    let text = String::from_utf8_lossy(path);
+    let mut parts: Vec<&str> = Vec::new();
+    for part in text.split('/') {
+        match part {
+            "" | "." => {}
+            ".." => {
+                parts.pop();
+            }
+            part => parts.push(part),
+        }
+    }
+    parts.join("/")
+}
+
+fn read(store: &Store, tar: &mut dyn Read, lease: &Lease) -> Result<Contents> {
+    let mut contents = Contents { documents: BTreeMap::new(), files: BTreeMap::new(), links: BTreeMap::new() };
+    let mut reader = Reader::new(decompressed(tar)?);
+    let damaged = |e| bad(format!("{}", chain(&e)));
+    while let Some(header) = reader.next_entry().map_err(damaged)? {
+        if contents.files.len() + contents.links.len() >= MAX_FILES {
+            return Err(bad(format!("it holds more than {MAX_FILES} files")));
+        }
+        let path = key(&header.path);
+        match header.kind {
+            Kind::File if matches!(path.as_str(), "index.json" | "manifest.json") => {
+                contents.documents.insert(path, document(&mut reader, &header)?);
+            }
+            Kind::File => {
+                let blob = ingest(store, &mut reader, &path, lease)?;
+                contents.files.insert(path, blob);
+            }
+            Kind::Symlink => {
+                let dir = path.rsplit_once('/').map_or("", |(dir, _)| dir);
+                let target = [dir.as_bytes(), b"/", &header.link].concat();
+                contents.links.insert(path, key(&target));
+            }
+            Kind::HardLink => {
+                contents.links.insert(path, key(&header.link));
+            }
+            _ => {}
+        }
+    }
+    Ok(contents)
+}
+
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        next = cause.source();
+    }
+    text
+}
+
+fn document(reader: &mut Reader<impl Read>, header: &Header) -> Result<Vec<u8>> {
+    if header.size > MAX_JSON {
+        return Err(bad(format!("{} has {} bytes", key(&header.path), header.size)));
+    }
+    let mut bytes = vec![0; usize::try_from(header.size).unwrap_or(0)];
+    let mut filled = 0;
+    while filled < bytes.len() {
+        match reader.read_body(&mut bytes[filled..]).map_err(|e| bad(chain(&e)))? {
+            0 => break,
+            n => filled += n,
+        }
+    }
+    bytes.truncate(filled);
+    Ok(bytes)
+}
+
+/// Writes a file of the archive as a blob. One below `blobs/sha256` must be what its name says.
+fn ingest(store: &Store, reader: &mut Reader<impl Read>, path: &str, lease: &Lease) -> Result<(Digest, u64)> {
+    let expected = match path.strip_prefix("blobs/sha256/") {
+        Some(hex) => Some(
+            Digest::from_hex(hex).map_err(|source| StoreError::Digest { what: "a blob in the archive", source })?,
+        ),
+        None => None,
+    };
+    let mut out = store.ingest(lease)?;
+    let mut buffer = vec![0; 256 << 10];
+    loop {
+        match reader.read_body(&mut buffer).map_err(|e| bad(chain(&e)))? {
+            0 => break,
+            n => out.write_all(&buffer[..n]).map_err(|source| match slipway_snapshot::is_full(&source) {
+                true => StoreError::DiskFull { act: format!("write {path} of the image archive") },
+                false => StoreError::Read { what: format!("{path} of the image archive"), source },
+            })?,
+        }
+    }
+    let blob = out.finish(expected.as_ref(), None)?;
+    Ok((blob.digest, blob.size))
+}
+
+/// A small document that is a blob.
+fn blob_json(store: &Store, digest: &Digest) -> Result<Vec<u8>> {
+    let blob = store.blob(digest)?.ok_or_else(|| bad(format!("it refers to {digest}, which is not in it")))?;
+    if blob.size > MAX_JSON {
+        return Err(bad(format!("the document {digest} has {} bytes", blob.size)));
+    }
+    let mut bytes = Vec::new();
+    let read = |source| StoreError::Read { what: digest.to_string(), source };
+    blob.open()?.take(MAX_JSON).read_to_end(&mut bytes).map_err(read)?;
+    Ok(bytes)
+}
+
+fn digest_of(descriptor: &Descriptor) -> Result<Digest> {
+    Digest::from_str(&descriptor.digest().to_string())
+        .map_err(|source| StoreError::Digest { what: "a descriptor in the archive", source })
+}
+
+fn platform_of(descriptor: &Descriptor) -> Option<Platform> {
+    let p = descriptor.platform().as_ref()?;
+    Some(Platform::new(&p.os().to_string(), &p.architecture().to_string(), p.variant().as_deref()))
+}
+
+/// The manifests an index leads to, one for each name: of a nested index, the one for this machine.
+fn find(
+    store: &Store,
+    index: &ImageIndex,
+    names: &mut Vec<String>,
+    depth: u32,
+    found: &mut Vec<(Descriptor, Vec<String>)>,
+) -> Result<()> {
+    let offers: Vec<Descriptor> = match depth {
+        // At the top every entry is an image of its own.
+        0 => index.manifests().clone(),
+        _ => {
+            let platforms: Vec<Option<Platform>> = index.manifests().iter().map(platform_of).collect();
+            let best = Platform::host().choose(platforms.iter().map(Option::as_ref));
+            best.and_then(|n| index.manifests().get(n)).cloned().into_iter().collect()
+        }
+    };
+    if depth > MAX_NESTING || offers.len() > MAX_IMAGES {
+        return Err(bad("its index is nested too deeply or lists too many images"));
+    }
+    for descriptor in offers {
+        let mut named = names.clone();
+        if let Some(a) = descriptor.annotations() {
+            named.extend(a.get(NAME).or_else(|| a.get(REF_NAME).filter(|n| n.contains([':', '/']))).cloned());
+        }
+        match descriptor.media_type() {
+            MediaType::ImageIndex => {
+                let nested: ImageIndex = parse(&blob_json(store, &digest_of(&descriptor)?)?, "a nested index")?;
+                find(store, &nested, &mut named, depth + 1, found)?;
+            }
+            MediaType::Other(t) if t.ends_with("manifest.list.v2+json") => {
+                let nested: ImageIndex = parse(&blob_json(store, &digest_of(&descriptor)?)?, "a manifest list")?;
+                find(store, &nested, &mut named, depth + 1, found)?;
+            }
+            _ => match found.iter_mut().find(|(d, _)| d.digest() == descriptor.digest()) {
+                Some((_, known)) => known.extend(named),
+                None => found.push((descriptor, named)),
+            },
+        }
+    }
+    Ok(())
+}
+
+fn references(names: impl IntoIterator<Item = String>) -> Result<Vec<Reference>> {
+    let mut seen = BTreeSet::new();
+    let mut all = Vec::new();
+    for name in names {
+        let r = Reference::parse(&name)
+            .map_err(|e| StoreError::BadName { name: name.chars().take(300).collect(), reason: e.to_string() })?;
+        if seen.insert(r.to_string()) {
+            all.push(r);
+        }
+    }
+    Ok(all)
+}
+
+fn oci_image(
+    store: &Store,
+    descriptor: &Descriptor,
+    mut names: Vec<String>,
+    docker: &mut Vec<DockerImage>,
+    options: &UnpackOptions,
+    lease: &Lease,
+) -> Result<Image> {
+    let manifest: ImageManifest = parse(&blob_json(store, &digest_of(descriptor)?)?, "an image manifest")?;
+    let id = digest_of(manifest.config())?;
+    if names.is_empty() {
+        // docker's archives name their images in manifest.json only.
+        let hex = id.hex();
+        for image in docker.iter_mut().filter(|i| i.config.contains(&hex)) {
+            names.append(&mut image.repo_tags);
+        }
+    }
+    commit(store, &id, manifest.layers().clone(), names, options, lease)
+}
+
+fn docker_image(
+    store: &Store,
+    contents: &Contents,
+    image: &DockerImage,
+    options: &UnpackOptions,
+    lease: &Lease,
+) -> Result<Image> {
+    let blob = |path: &str| -> Result<(Digest, u64)> {
+        let mut path = key(path.as_bytes());
+        for _ in 0..8 {
+            if let Some(found) = contents.files.get(&path) {
+                return Ok(*found);
+            }
+            let Some(target) = contents.links.get(&path) else { break };
+            path.clone_from(target);
+        }
+        Err(bad(format!("manifest.json names {path}, which is not in it")))
+    };
+    let (id, _) = blob(&image.config)?;
+    let mut layers = Vec::new();
+    for path in &image.layers {
+        let (digest, size) = blob(path)?;
+        let digest = oci_spec::image::Digest::from_str(&digest.to_string()).map_err(|e| bad(e.to_string()))?;
+        // The unpacker looks at the bytes: an archive's layers may be compressed or not.
+        layers.push(Descriptor::new(MediaType::ImageLayer, size, digest));
+    }
+    commit(store, &id, layers, image.repo_tags.clone(), options, lease)
+}
+
+fn commit(
+    store: &Store,
+    id: &Digest,
+    layers: Vec<Descriptor>,
+    names: Vec<String>,
+    options: &UnpackOptions,
+    lease: &Lease,
+) -> Result<Image> {
+    let config = blob_json(store, id)?;
+    let parsed = ImageConfiguration::from_reader(&config[..])
+        .map_err(|e| StoreError::BadConfig { id: *id, reason: e.to_string() })?;
+    let diffs = parsed.rootfs().diff_ids();
+    if diffs.len() != layers.len() {
+        let reason = format!("it has {} DiffIDs and the archive {} layers", diffs.len(), layers.len());
+        return Err(StoreError::BadConfig { id: *id, reason });
+    }
+    let mut sources = Vec::new();
+    for (descriptor, diff) in layers.into_iter().zip(diffs) {
+        let digest = digest_of(&descriptor)?;
+        let blob = lease.blob(&digest)?.ok_or_else(|| bad(format!("the layer {digest} is not in it")))?;
+        let diff = Digest::from_str(diff).map_err(|source| StoreError::Digest { what: "a layer's tar", source })?;
+        sources.push(LayerSource {
+            descriptor,
+            reader: Box::new(blob.open()?),
+            verified: true,
+            diff_id: DiffId::from(diff),
+        });
+    }
+    if !sources.is_empty() {
+        store.unpack_layers(sources, options, lease)?;
+    }
+    store.commit_image(NewImage {
+        config: &config,
+        manifest: None,
+        names: references(names)?,
+        repo_digests: Vec::new(),
+        writer: Writer::Load,
+        lease,
+    })
+}
