@@ -39,9 +39,11 @@ pub(crate) struct Plugins {
 
 impl Plugins {
     pub(crate) fn new(conf_dir: PathBuf, bin_dirs: Vec<PathBuf>, deadlines: Deadlines) -> Plugins {
+        // Plugins run in another working directory than ours.
+        let absolute = |dir: PathBuf| std::path::absolute(&dir).unwrap_or(dir);
         Plugins {
-            folder: Folder::new(conf_dir),
-            bin_dirs,
+            folder: Folder::new(absolute(conf_dir)),
+            bin_dirs: bin_dirs.into_iter().map(absolute).collect(),
             deadlines,
             versions: Versions::default(),
             gate: RwLock::new(()),
@@ -322,22 +324,21 @@ fn plugin_failed(act: &'static str, network: &str, plugin: &PluginConfig, source
     }
 }
 
+/// Whether two failures of one plugin are the same refusal, or it did not even start both times.
 fn same_answer(a: &CniError, b: &CniError) -> bool {
+    let (CniError::Plugin { source: a, .. }, CniError::Plugin { source: b, .. }) = (a, b) else {
+        return false;
+    };
     match (a, b) {
         (
-            CniError::Plugin {
-                source: PluginError::Answer {
-                    code: c1, msg: m1, ..
-                },
-                ..
+            PluginError::Answer {
+                code: c1, msg: m1, ..
             },
-            CniError::Plugin {
-                source: PluginError::Answer {
-                    code: c2, msg: m2, ..
-                },
-                ..
+            PluginError::Answer {
+                code: c2, msg: m2, ..
             },
         ) => c1 == c2 && m1 == m2,
+        (PluginError::Run { .. }, PluginError::Run { .. }) => true,
         _ => false,
     }
 }
@@ -386,4 +387,30 @@ pub(crate) fn request(attachment: &Attachment, plugin: &PluginConfig, prev: Opti
         config.insert("prevResult".to_owned(), prev.clone());
     }
     Value::Object(config).to_string().into_bytes()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn folders_are_made_absolute_since_plugins_run_elsewhere() {
+        let second = Duration::from_secs(1);
+        let deadlines = Deadlines {
+            add: second,
+            del: second,
+            check: second,
+            probe: second,
+        };
+        let plugins = Plugins::new(
+            "net.d".into(),
+            vec!["bin".into(), "/usr/lib/cni".into()],
+            deadlines,
+        );
+        assert!(
+            plugins.bin_dirs.iter().all(|d| d.is_absolute()),
+            "{:?}",
+            plugins.bin_dirs
+        );
+    }
 }
