@@ -255,6 +255,14 @@ pub fn oom_score_adj(pid: Option<u32>) -> io::Result<i32> {
         .map_err(|_| failed(|| format!("read {path}"))(invalid("no number")))
 }
 
+/// Gives up all supplementary groups.
+///
+/// # Errors
+/// What `setgroups(2)` says.
+pub fn clear_groups() -> io::Result<()> {
+    fork::set_groups(&[]).map_err(failed(|| "give up supplementary groups".to_string()))
+}
+
 /// Signals as data: blocked for this process, read from a descriptor.
 #[derive(Debug)]
 pub struct SignalFd {
