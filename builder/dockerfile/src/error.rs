@@ -176,6 +176,8 @@ pub enum Problem {
     Circular { stage: String },
     #[error("the ONBUILD trigger {trigger:?} is not one instruction that may be a trigger")]
     TriggerNotOne { trigger: String },
+    #[error("in the ONBUILD trigger {trigger:?}: {problem}")]
+    Trigger { trigger: String, problem: Box<Problem> },
     #[error("the base image of the stage {stage} was not looked at")]
     BaseNotResolved { stage: String },
     #[error("checks that the file wants to be met are not: {rules}")]
@@ -207,4 +209,15 @@ pub enum ExpansionProblem {
     TooDeep,
     #[error("the result is larger than {limit} bytes")]
     TooLarge { limit: usize },
+}
+
+impl Problem {
+    /// A problem of an instruction that the reader may not have before them.
+    pub(crate) fn in_trigger(text: &str, problem: Problem) -> Problem {
+        let trigger = text.lines().next().unwrap_or_default().to_owned();
+        Problem::Trigger {
+            trigger,
+            problem: Box::new(problem),
+        }
+    }
 }

@@ -109,7 +109,8 @@ impl ImageConfig {
     /// Sets a variable, in the place of an older value or at the end.
     pub fn set_env(&mut self, name: &str, value: &str) {
         let entry = format!("{name}={value}");
-        match self.env.iter_mut().find(|e| e.split('=').next() == Some(name)) {
+        let is_old = |e: &&mut String| e.strip_prefix(name).is_some_and(|rest| rest.starts_with('='));
+        match self.env.iter_mut().find(is_old) {
             Some(old) => *old = entry,
             None => self.env.push(entry),
         }

@@ -1,4 +1,5 @@
 //! moby/patternmatcher's tables.
+#![allow(clippy::unwrap_used)] // helpers of tests are tests
 
 mod corpus;
 

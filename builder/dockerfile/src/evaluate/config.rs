@@ -28,7 +28,7 @@ impl Evaluator<'_> {
         for (name, value) in &expanded {
             self.secret(planned, "ENV", name);
             // Looking for the old value takes a walk over all there are.
-            self.charge(state.config.env.len())?;
+            self.charge(4 * state.config.env.len())?;
             state.env.set(name, value);
             state.config.set_env(name, value);
             created_by.push_str(&format!(" {name}={value}"));

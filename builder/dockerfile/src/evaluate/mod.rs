@@ -194,13 +194,17 @@ impl Evaluator<'_> {
         let mut total = usize::from(loads_base);
         let mut steps = Vec::with_capacity(stage.statements.len());
         for planned in &stage.statements {
-            let fail = |problem| Error::new(&planned.statement.span, problem);
+            let statement = &planned.statement;
+            let fail = |problem| match planned.on_build {
+                true => Error::new(&statement.span, Problem::in_trigger(&statement.original, problem)),
+                false => Error::new(&statement.span, problem),
+            };
+            let mut name = self.display(state, planned);
             let outcome = self.statement(state, planned).map_err(fail)?;
             let number = (!matches!(outcome.action, Action::Config)).then(|| {
                 total += 1;
                 total
             });
-            let mut name = self.display(state, planned);
             if let Some(remark) = &outcome.remark {
                 name.push_str(&format!(" ({remark})"));
             }
@@ -214,8 +218,8 @@ impl Evaluator<'_> {
             steps.push(Step {
                 action: outcome.action,
                 name,
-                original: planned.statement.original.clone(),
-                span: planned.statement.span.clone(),
+                original: statement.original.clone(),
+                span: statement.span.clone(),
                 on_build: planned.on_build,
                 number,
                 history,

@@ -106,10 +106,10 @@ pub(super) fn mask_secrets<'a>(state: &'a StageState, planned: &Planned) -> Mask
             let from = planned.from.get(at).cloned().flatten();
             let mut expand = |word: &str| Ok(shell::process_word(word, '\\', &state.env).unwrap_or_default());
             // What cannot be expanded was refused before it comes to be shown.
-            if let Ok(mount) = mount.expand(from, "/", &mut expand) {
-                if let MountKind::Secret { env: Some(name), .. } = mount.kind {
-                    secret.push(name);
-                }
+            if let Ok(mount) = mount.expand(from, "/", &mut expand)
+                && let MountKind::Secret { env: Some(name), .. } = mount.kind
+            {
+                secret.push(name);
             }
         }
     }

@@ -79,11 +79,11 @@ pub(crate) fn proxies(build_args: &BTreeMap<String, String>) -> Vec<(String, Str
     let mut out = Vec::new();
     for name in PROXIES {
         // Upper case sorts first, so that the lower-case spelling wins.
-        let given = build_args
+        let mut given = build_args
             .iter()
             .filter(|(k, _)| k.eq_ignore_ascii_case(name))
             .map(|(_, v)| v);
-        if let Some(value) = given.last().filter(|v| !v.is_empty()) {
+        if let Some(value) = given.next_back().filter(|v| !v.is_empty()) {
             out.push((name.to_owned(), value.clone()));
             out.push((name.to_lowercase(), value.clone()));
         }

@@ -14,11 +14,11 @@ impl Plan {
     /// Marks `wanted` as needed, with all they need.
     pub(super) fn reach(&mut self, mut wanted: Vec<StageId>) -> Result<(), Error> {
         while let Some(id) = wanted.pop() {
-            if self.needed.insert(id) {
-                if let Base::Stage(base) = self.stages[id.0].base {
-                    let triggers = self.triggers_of(base);
-                    self.add_triggers(id, &triggers)?;
-                }
+            if self.needed.insert(id)
+                && let Base::Stage(base) = self.stages[id.0].base
+            {
+                let triggers = self.triggers_of(base);
+                self.add_triggers(id, &triggers)?;
             }
             self.find_sources(id)?;
             let stages = &self.stages[id.0].stages;
@@ -32,11 +32,11 @@ impl Plan {
         for stage in &self.stages {
             for planned in &stage.statements {
                 for name in names(&planned.statement.instruction).into_iter().flatten() {
-                    match self.source(stage.id, name) {
-                        Err(problem @ (Problem::Circular { .. } | Problem::UnknownStageNumber { .. })) => {
-                            return Err(Error::new(&planned.statement.span, problem));
-                        }
-                        _ => {}
+                    let found = self.source(stage.id, name);
+                    if let Err(problem @ (Problem::Circular { .. } | Problem::UnknownStageNumber { .. })) =
+                        found
+                    {
+                        return Err(Error::new(&planned.statement.span, problem));
                     }
                 }
             }
@@ -64,11 +64,12 @@ impl Plan {
             let not_one = || Problem::TriggerNotOne {
                 trigger: text.clone(),
             };
-            let ast = parse(text.as_bytes(), &span.file).map_err(|e| at(e.problem))?;
+            let within = |error: Error| at(Problem::in_trigger(text, error.problem));
+            let ast = parse(text.as_bytes(), &span.file).map_err(within)?;
             let [node] = &ast.nodes[..] else {
                 return Err(at(not_one()));
             };
-            let mut statement = decode(node).map_err(|e| at(e.problem))?;
+            let mut statement = decode(node).map_err(within)?;
             statement.span = span.clone();
             match statement.instruction {
                 Instruction::From(_) | Instruction::Maintainer(_) | Instruction::OnBuild(_) => {
