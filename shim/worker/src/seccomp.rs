@@ -80,7 +80,12 @@ fn add_rule(
     call: ScmpSyscall,
     args: &[LinuxSeccompArg],
 ) -> Result<(), LibError> {
-    let compare = |a: &LinuxSeccompArg| ScmpArgCompare::new(a.index() as u32, operator(a), a.value());
+    // OCI's value is the mask of SCMP_CMP_MASKED_EQ and valueTwo what must be left; of the others, value is the datum.
+    let datum = |a: &LinuxSeccompArg| match a.op() {
+        LinuxSeccompOperator::ScmpCmpMaskedEq => a.value_two().unwrap_or(0),
+        _ => a.value(),
+    };
+    let compare = |a: &LinuxSeccompArg| ScmpArgCompare::new(a.index() as u32, operator(a), datum(a));
     let compares: Vec<ScmpArgCompare> = args.iter().map(compare).collect();
     let mut indices: Vec<usize> = args.iter().map(LinuxSeccompArg::index).collect();
     indices.sort_unstable();
@@ -150,7 +155,7 @@ fn operator(arg: &LinuxSeccompArg) -> ScmpCompareOp {
         LinuxSeccompOperator::ScmpCmpEq => ScmpCompareOp::Equal,
         LinuxSeccompOperator::ScmpCmpGe => ScmpCompareOp::GreaterEqual,
         LinuxSeccompOperator::ScmpCmpGt => ScmpCompareOp::Greater,
-        LinuxSeccompOperator::ScmpCmpMaskedEq => ScmpCompareOp::MaskedEqual(arg.value_two().unwrap_or(0)),
+        LinuxSeccompOperator::ScmpCmpMaskedEq => ScmpCompareOp::MaskedEqual(arg.value()),
     }
 }
 
