@@ -1,5 +1,6 @@
 //! What can be wrong with a Dockerfile, and where. Knows no exit codes and prints nothing.
 
+use crate::lint::Warning;
 use crate::span::Span;
 use std::fmt;
 
@@ -180,8 +181,8 @@ pub enum Problem {
     Trigger { trigger: String, problem: Box<Problem> },
     #[error("the base image of the stage {stage} was not looked at")]
     BaseNotResolved { stage: String },
-    #[error("checks that the file wants to be met are not: {rules}")]
-    ChecksNotMet { rules: String },
+    #[error("the file wants its checks to be met: {}", list(warnings))]
+    ChecksNotMet { warnings: Vec<Warning> },
 }
 
 /// Why a word with `$` in it cannot be expanded.
@@ -220,4 +221,12 @@ impl Problem {
             problem: Box::new(problem),
         }
     }
+}
+
+fn list(warnings: &[Warning]) -> String {
+    warnings
+        .iter()
+        .map(Warning::to_string)
+        .collect::<Vec<_>>()
+        .join("; ")
 }

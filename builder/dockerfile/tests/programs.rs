@@ -1,8 +1,10 @@
 //! Golden programs: `seeds/` (the Dockerfiles of tutorials) and `golden/` (the language's corners). Beside each
 //! Dockerfile stand `expected` (rewritten with `UPDATE=1`), and where there is something to ask for, `options`:
-//! `--build-arg=K=V`, `--target=T`, `--context=NAME`, `--label=K=V`, `--base-onbuild=…`, one a line.
+//! `--build-arg=K=V`, `--target=T`, `--context=NAME`, `--label=K=V`, `--platform=P`, `--ignore=PATTERN`, `--check=all`,
+//! `--base-onbuild=…`, one a line.
 #![allow(clippy::unwrap_used)] // helpers of tests are tests
 
+use slipway_dockerfile::ignore::Matcher;
 use slipway_dockerfile::{Action, Base, BaseImage, Plan, PlanInput, Platform, Program, parse};
 use std::fmt::Write as _;
 use std::path::Path;
@@ -62,6 +64,8 @@ fn program(source: &[u8], options: &str) -> Result<Program, slipway_dockerfile::
             "--target" => input.target = Some(value.to_owned()),
             "--context" => drop(input.contexts.insert(value.to_owned())),
             "--platform" => input.target_platform = Platform::parse(value, &input.build_platform),
+            "--ignore" => input.ignore = Some(Matcher::new(&[value]).unwrap()),
+            "--check" => input.all_stages = value == "all",
             "--base-onbuild" => base.config.on_build.push(value.to_owned()),
             _ => panic!("{option}"),
         }
@@ -109,10 +113,10 @@ fn shown(program: &Program) -> String {
             if step.action != Action::Config {
                 writeln!(out, "    {}", serde_json::to_string(&step.action).unwrap()).unwrap();
             }
-            if let Action::Run(run) = &step.action {
-                if !run.proxy_env.is_empty() {
-                    writeln!(out, "    proxies {:?}", run.proxy_env).unwrap();
-                }
+            if let Action::Run(run) = &step.action
+                && !run.proxy_env.is_empty()
+            {
+                writeln!(out, "    proxies {:?}", run.proxy_env).unwrap();
             }
             if let Some(history) = &step.history {
                 let layer = if history.empty_layer { "" } else { " (layer)" };

@@ -66,12 +66,11 @@ pub(crate) fn program(plan: &Plan) -> Result<Program, Error> {
         stages.push(program);
         states.insert(stage.id, state);
     }
-    if let Some(rules) = evaluator.linter.fatal() {
-        let rules: Vec<String> = rules.iter().map(Rule::to_string).collect();
-        let problem = Problem::ChecksNotMet {
-            rules: rules.join(", "),
-        };
-        return Err(Error::new(&plan.outline.whole, problem));
+    if let Some(warnings) = evaluator.linter.fatal() {
+        return Err(Error::new(
+            &plan.outline.whole,
+            Problem::ChecksNotMet { warnings },
+        ));
     }
     Ok(Program {
         stages,
@@ -320,7 +319,8 @@ impl Evaluator<'_> {
         // An ARG without a value is declared all the same.
         for name in expanded.unmatched.iter().filter(|name| !state.args.has(name)) {
             self.warn(planned, Rule::UndefinedVar, || {
-                let near = nearest(name, state.env.names()).0.map(|near| format!("${near}"));
+                let known = state.env.names().chain(state.args.names());
+                let near = nearest(name, known).0.map(|near| format!("${near}"));
                 format!("${name} is not defined{}", Suggestion(near))
             });
         }

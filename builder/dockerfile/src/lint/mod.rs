@@ -170,11 +170,8 @@ impl Linter {
         &self.warnings
     }
 
-    /// The rules that were broken, each once, where the file wants that to be an error.
-    pub(crate) fn fatal(&self) -> Option<Vec<Rule>> {
-        let mut rules: Vec<Rule> = self.warnings.iter().map(|w| w.rule).collect();
-        rules.sort();
-        rules.dedup();
-        (self.options.error && !rules.is_empty()).then_some(rules)
+    /// The warnings where the file wants them to be errors.
+    pub(crate) fn fatal(&self) -> Option<Vec<Warning>> {
+        (self.options.error && !self.warnings.is_empty()).then(|| self.warnings.clone())
     }
 }
