@@ -592,9 +592,9 @@ fn kill_tree(root: &Child, procs: Vec<u32>, list_again: impl Fn() -> Vec<u32>) {
             break;
         }
         for pid in fresh {
-            // Its start time is compared by holding it: a pid taken over by another process is not in the tree.
+            let before = relations.iter().find(|r| r.pid == pid).map(|r| r.start_time);
             if let Ok(pidfd) = slipway_sys::process::pidfd_open(pid)
-                && Relation::of(pid).is_some_and(|now| relations.contains(&now))
+                && Relation::of(pid).map(|now| now.start_time) == before
             {
                 let _ = slipway_sys::process::send_signal(pidfd.as_fd(), SIGKILL);
             }
@@ -611,6 +611,8 @@ struct Relation {
     pid: u32,
     parent: u32,
     session: u32,
+    /// With the pid, it names one process and no other.
+    start_time: u64,
 }
 
 impl Relation {
@@ -623,7 +625,13 @@ impl Relation {
             .split_ascii_whitespace();
         let parent = fields.nth(1)?.parse().ok()?;
         let session = fields.nth(1)?.parse().ok()?;
-        Some(Relation { pid, parent, session })
+        let start_time = fields.nth(15)?.parse().ok()?;
+        Some(Relation {
+            pid,
+            parent,
+            session,
+            start_time,
+        })
     }
 }
 
@@ -650,7 +658,12 @@ mod tests {
 
     #[test]
     fn what_an_exec_started_is_found_by_session_and_by_descent() {
-        let relation = |pid, parent, session| Relation { pid, parent, session };
+        let relation = |pid, parent, session| Relation {
+            pid,
+            parent,
+            session,
+            start_time: 0,
+        };
         let relations = [
             relation(1, 0, 1),    // init
             relation(10, 0, 10),  // the exec
@@ -668,5 +681,9 @@ mod tests {
     fn a_process_knows_its_relations() {
         let own = Relation::of(std::process::id()).expect("we run");
         assert_eq!(own.parent, std::os::unix::process::parent_id());
+        assert_eq!(
+            own.start_time,
+            slipway_sys::process::start_time(own.pid).expect("we run")
+        );
     }
 }
