@@ -4,18 +4,16 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use crate::pull_stub::Puller;
 use serde_json::Value;
-use slipway_dockerfile::image::ImageConfig;
 use slipway_dockerfile::{BaseImage, Platform};
-use slipway_image::{Digest, Image, Lease, Reference, Store};
+use slipway_image::{Digest, Image, Lease, Puller, Reference, Store};
 use tokio::sync::{Mutex, OnceCell};
 
 use crate::cancel::Cancel;
 use crate::error::BaseError;
 use crate::key;
 use crate::layer::Tip;
-use crate::progress::{Event, Progress, StepId};
+use crate::progress::{Progress, StepId};
 
 /// An image that the build's lease holds.
 #[derive(Debug, Clone)]
@@ -35,31 +33,12 @@ pub(crate) struct Base {
 impl Base {
     /// What it brings to expansion.
     pub fn image(&self) -> Result<BaseImage, BaseError> {
-        let config = match self.config.get("config") {
-            Some(config) if !config.is_null() => {
-                serde_json::from_value::<ImageConfig>(config.clone()).map_err(BaseError::Config)?
-            }
-            _ => ImageConfig::default(),
-        };
-        let text = |key: &str| {
-            self.config
-                .get(key)
-                .and_then(Value::as_str)
-                .unwrap_or_default()
-                .to_owned()
-        };
-        let platform = Platform {
-            os: text("os"),
-            architecture: text("architecture"),
-            variant: text("variant"),
-        };
-        Ok(BaseImage {
-            config,
-            author: Some(text("author")).filter(|a| !a.is_empty()),
-            platform: Some(platform).filter(|p| !p.os.is_empty() && !p.architecture.is_empty()),
-        })
+        serde_json::from_value(self.config.clone()).map_err(BaseError::Config)
     }
 }
+
+/// An image that was, or is just being, looked up.
+type Known = Arc<OnceCell<Arc<Base>>>;
 
 /// The images of one build.
 pub(crate) struct Images {
@@ -69,7 +48,7 @@ pub(crate) struct Images {
     always_pull: bool,
     progress: Arc<dyn Progress>,
     cancel: Cancel,
-    known: Mutex<HashMap<(String, Platform), Arc<OnceCell<Arc<Base>>>>>,
+    known: Mutex<HashMap<(String, Platform), Known>>,
 }
 
 impl Images {
@@ -102,25 +81,13 @@ impl Images {
 
     async fn find(&self, name: &str, platform: &Platform, step: StepId) -> Result<Arc<Base>, BaseError> {
         let local = self.local(name, platform).await?;
-        let image = match (local, self.always_pull) {
-            (Some(image), false) => image,
-            (local, _) => {
-                let pulled = tokio::select! {
-                    pulled = self.pull(name, platform, step) => pulled,
-                    () = self.cancel.wait() => Err(BaseError::Cancelled),
-                };
-                match (pulled, local) {
-                    (Ok(image), _) => image,
-                    // --pull of what was built here and is nowhere else.
-                    (Err(BaseError::Pull(error)), Some(image)) if image.built_here => {
-                        let text =
-                            format!("{name} cannot be pulled ({error}); using the one built on this node");
-                        self.progress.event(Event::Warning { text });
-                        image
-                    }
-                    (Err(e), _) => return Err(e),
-                }
-            }
+        let image = match local {
+            Some(image) if !self.always_pull => image,
+            // With --pull, what was built here and is nowhere else is the puller's answer as well.
+            _ => tokio::select! {
+                pulled = self.pull(name, platform, step) => pulled?,
+                () = self.cancel.wait() => return Err(BaseError::Cancelled),
+            },
         };
         self.hold(image, name).await.map(Arc::new)
     }
@@ -132,25 +99,20 @@ impl Images {
     }
 
     async fn pull(&self, name: &str, platform: &Platform, step: StepId) -> Result<Image, BaseError> {
-        let reference = Reference::parse(name)
-            .map_err(|_| crate::pull_stub::ReferenceError)
-            .map_err(|source| BaseError::Name {
-                name: name.to_owned(),
-                source,
-            })?;
+        let reference = Reference::parse(name).map_err(|source| BaseError::Name {
+            name: name.to_owned(),
+            source,
+        })?;
         let progress = Pulling {
             progress: Arc::clone(&self.progress),
             step,
         };
-        let wanted = crate::pull_stub::Platform {
-            os: platform.os.clone(),
-            architecture: platform.architecture.clone(),
-            variant: Some(platform.variant.clone()).filter(|v| !v.is_empty()),
-        };
+        let variant = Some(platform.variant.as_str()).filter(|v| !v.is_empty());
+        let wanted = slipway_image::Platform::new(&platform.os, &platform.architecture, variant);
         self.puller
             .pull(&reference, None, &wanted, &progress)
             .await
-            .map_err(BaseError::Pull)
+            .map_err(|e| BaseError::Pull(Box::new(e)))
     }
 
     /// Has the lease hold the image, and reads its configuration.
@@ -202,8 +164,8 @@ struct Pulling {
     step: StepId,
 }
 
-impl crate::pull_stub::Progress for Pulling {
-    fn event(&self, event: crate::pull_stub::ProgressEvent) {
+impl slipway_image::Progress for Pulling {
+    fn event(&self, event: slipway_image::ProgressEvent) {
         crate::pulling::forward(&*self.progress, self.step, event);
     }
 }

@@ -6,9 +6,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
-use crate::pull_stub::Puller;
-use slipway_dockerfile::{Ast, Base as PlanBase, Plan, PlanInput, Platform, Program, StageId, StageProgram};
-use slipway_image::{Active, Digest, Image, Lease, NewImage, Store, StoreError, Writer};
+use slipway_dockerfile::{Base as PlanBase, Plan, PlanInput, Platform, Program, StageId, StageProgram};
+use slipway_image::{Active, Digest, Image, Lease, NewImage, Puller, Store, StoreError, Writer};
 use tokio::sync::watch;
 
 use crate::base::{Base, Images};
@@ -147,7 +146,7 @@ async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, StoreError> + Send + 'static,
 ) -> Result<T, BuildError> {
     match tokio::task::spawn_blocking(work).await {
-        Ok(result) => result.map_err(|source| BuildError::Store { act, source }),
+        Ok(result) => result.map_err(BuildError::store(act)),
         Err(e) => Err(BuildError::Io {
             act,
             path: PathBuf::new(),
@@ -170,7 +169,7 @@ impl Build {
             Ok(program) => program,
             Err(e) => return (Arc::new(self), Err(e)),
         };
-        self.epoch = program.epoch.or(self.request.epoch);
+        self.epoch = program.epoch;
         let mut senders = HashMap::new();
         for stage in &program.stages {
             let (sender, receiver) = watch::channel(None);
@@ -228,10 +227,12 @@ impl Build {
         let text = &self.context.dockerfile;
         let wrong = |error: slipway_dockerfile::Error| {
             let excerpt = Excerpt::of(&text.text, &error.span);
-            BuildError::Dockerfile { error, excerpt }
+            BuildError::Dockerfile {
+                error: Box::new(error),
+                excerpt,
+            }
         };
         let ast = slipway_dockerfile::parse(&text.text, &text.name).map_err(wrong)?;
-        self.warn(&ast);
         let input = PlanInput {
             build_args: self.request.build_args.clone(),
             target: self.request.target.clone(),
@@ -270,7 +271,7 @@ impl Build {
                             image: name.clone(),
                             span: span.clone(),
                             excerpt: Excerpt::of(&text.text, span),
-                            source,
+                            source: Box::new(source),
                         },
                     })
                 }))
@@ -279,13 +280,18 @@ impl Build {
                 plan.resolve(id, image).map_err(wrong)?;
             }
         }
-        plan.evaluate().map_err(wrong)
+        let program = plan.evaluate().map_err(wrong)?;
+        self.warn(&program);
+        Ok(program)
     }
 
     /// Shows what the checks of the language have to say.
-    fn warn(&self, ast: &Ast) {
-        for warning in crate::lint::warnings(ast) {
-            self.progress.event(Event::Warning { text: warning });
+    fn warn(&self, program: &Program) {
+        let unused = program.unused_build_args.iter();
+        let unused =
+            unused.map(|name| format!("--build-arg {name}: no stage that is built has an ARG of that name"));
+        for text in program.warnings.iter().map(ToString::to_string).chain(unused) {
+            self.progress.event(Event::Warning { text });
         }
     }
 
@@ -297,14 +303,11 @@ impl Build {
         let active = self
             .prepare(&Tip::scratch())
             .await
-            .map_err(|source| BuildError::Store {
-                act: "make a place for the build context",
-                source,
-            })?;
-        let (stream, cancel, dir) = (Arc::clone(stream), self.cancel.clone(), active.upper.clone());
+            .map_err(BuildError::store("make a place for the build context"))?;
+        let (stream, cancel, dir) = (stream.clone(), self.cancel.clone(), active.upper.clone());
         let unpacked = tokio::task::spawn_blocking(move || {
             let io = std::io::Error::other::<crate::copy::CopyError>;
-            let stream = archive::unpacked(stream.try_clone()?)?;
+            let stream = archive::unpacked(stream.read()?)?;
             archive::unpack_into(&dir, stream, &cancel).map_err(io)
         })
         .await
@@ -380,7 +383,7 @@ impl Build {
             .await
             .map_err(|source| StepError::Source {
                 image: name.to_owned(),
-                source,
+                source: Box::new(source),
             })
     }
 
@@ -472,7 +475,7 @@ impl Build {
             left.iter().try_for_each(|key| store.remove_active(key))
         })
         .await;
-        outside?;
+        outside.map_err(Box::new)?;
         inside
     }
 }

@@ -25,7 +25,7 @@ pub enum BuildError {
     #[error("{error}{excerpt}")]
     Dockerfile {
         /// What and where.
-        error: slipway_dockerfile::Error,
+        error: Box<slipway_dockerfile::Error>,
         /// The lines.
         excerpt: Excerpt,
     },
@@ -43,7 +43,7 @@ pub enum BuildError {
         excerpt: Excerpt,
         /// Why.
         #[source]
-        source: BaseError,
+        source: Box<BaseError>,
     },
     /// The store said no.
     #[error("cannot {act}")]
@@ -52,7 +52,7 @@ pub enum BuildError {
         act: &'static str,
         /// Why.
         #[source]
-        source: StoreError,
+        source: Box<StoreError>,
     },
     /// The layers cannot be completed.
     #[error("cannot complete the image's layers")]
@@ -78,7 +78,7 @@ pub enum BuildError {
     #[error(
         "the build left something behind; the next slipway command or slipwayd will try again to remove it"
     )]
-    Leftovers(#[from] EstateError),
+    Leftovers(#[from] Box<EstateError>),
     /// Interrupted by the user.
     #[error("cancelled")]
     Cancelled,
@@ -95,14 +95,14 @@ pub enum BaseError {
         name: String,
         /// Why.
         #[source]
-        source: crate::pull_stub::ReferenceError,
+        source: slipway_image::ReferenceError,
     },
     /// It cannot be pulled.
     #[error("it is not in the store, and pulling it failed")]
-    Pull(#[source] crate::pull_stub::PullError),
+    Pull(#[source] Box<slipway_image::PullError>),
     /// The store said no.
     #[error("the store cannot give it")]
-    Store(#[from] StoreError),
+    Store(#[source] Box<StoreError>),
     /// Its configuration cannot be read.
     #[error("its configuration cannot be read")]
     Config(#[source] serde_json::Error),
@@ -173,7 +173,7 @@ pub enum StepError {
     Copy(#[from] CopyError),
     /// The container cannot be described.
     #[error("cannot make a container for the command")]
-    Spec(#[source] slipway_spec::SpecError),
+    Spec(#[source] Box<slipway_spec::SpecError>),
     /// The shim said no.
     #[error("cannot {act} the command's container")]
     Shim {
@@ -181,11 +181,11 @@ pub enum StepError {
         act: &'static str,
         /// Why.
         #[source]
-        source: slipway_shim_client::Error,
+        source: Box<slipway_shim_client::Error>,
     },
     /// No network.
     #[error("cannot connect the command to a network")]
-    Network(#[source] slipway_network::CniError),
+    Network(#[source] Box<slipway_network::CniError>),
     /// The store said no.
     #[error("cannot {act}")]
     Store {
@@ -193,7 +193,7 @@ pub enum StepError {
         act: &'static str,
         /// Why.
         #[source]
-        source: StoreError,
+        source: Box<StoreError>,
     },
     /// A snapshot cannot be mounted.
     #[error("cannot {act} the step's file system")]
@@ -222,7 +222,7 @@ pub enum StepError {
         image: String,
         /// Why.
         #[source]
-        source: BaseError,
+        source: Box<BaseError>,
     },
     /// The layers below failed.
     #[error("the steps before could not be completed")]
@@ -244,14 +244,46 @@ pub enum StepError {
     Cancelled,
 }
 
+impl From<StoreError> for BaseError {
+    fn from(error: StoreError) -> BaseError {
+        BaseError::Store(Box::new(error))
+    }
+}
+
+impl BuildError {
+    /// The store said no to `act`.
+    pub(crate) fn store(act: &'static str) -> impl Fn(StoreError) -> BuildError {
+        move |source| BuildError::Store {
+            act,
+            source: Box::new(source),
+        }
+    }
+}
+
 impl StepError {
+    /// The store said no to `act`.
+    pub(crate) fn store(act: &'static str) -> impl Fn(StoreError) -> StepError {
+        move |source| StepError::Store {
+            act,
+            source: Box::new(source),
+        }
+    }
+
+    /// The shim said no to `act`.
+    pub(crate) fn shim(act: &'static str) -> impl Fn(slipway_shim_client::Error) -> StepError {
+        move |source| StepError::Shim {
+            act,
+            source: Box::new(source),
+        }
+    }
+
     /// Whether it is only the echo of another failure or of an interrupt.
     #[must_use]
     pub fn is_cancelled(&self) -> bool {
         match self {
             StepError::Cancelled | StepError::Copy(CopyError::Cancelled) => true,
             StepError::Below(e) => matches!(**e, SealError::Cancelled),
-            StepError::Source { source, .. } => matches!(source, BaseError::Cancelled),
+            StepError::Source { source, .. } => matches!(**source, BaseError::Cancelled),
             _ => false,
         }
     }

@@ -22,6 +22,8 @@ use slipway_image::Store;
 use slipway_network::{Attachment, Cni};
 use slipway_shim_client::{Error as ShimError, Launcher};
 
+use crate::sandbox::Surroundings;
+
 /// The estate's JSON.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct Estate {
@@ -51,7 +53,7 @@ pub enum EstateError {
     },
     /// The store said no.
     #[error("cannot ask the store for what dead builds left")]
-    Store(#[from] slipway_image::StoreError),
+    Store(#[source] Box<slipway_image::StoreError>),
     /// The shim or what it ran cannot be stopped.
     #[error("cannot stop the shim of the build in {}", state_dir.display())]
     Shim {
@@ -59,7 +61,7 @@ pub enum EstateError {
         state_dir: PathBuf,
         /// Why.
         #[source]
-        source: ShimError,
+        source: Box<ShimError>,
     },
     /// A network cannot be left.
     #[error("cannot disconnect a stage of the build in {} from its network", state_dir.display())]
@@ -68,7 +70,7 @@ pub enum EstateError {
         state_dir: PathBuf,
         /// Why.
         #[source]
-        source: slipway_network::CniError,
+        source: Box<slipway_network::CniError>,
     },
     /// A mount or file stays.
     #[error("cannot {act} {}", path.display())]
@@ -81,6 +83,12 @@ pub enum EstateError {
         #[source]
         source: std::io::Error,
     },
+}
+
+impl From<slipway_image::StoreError> for EstateError {
+    fn from(error: slipway_image::StoreError) -> EstateError {
+        EstateError::Store(Box::new(error))
+    }
 }
 
 impl Estate {
@@ -118,9 +126,9 @@ impl Estate {
         for attachment in &self.attachments {
             let Some(cni) = cni else { continue };
             let left = cni.del(attachment).await;
-            keep(left.map_err(|source| EstateError::Network {
+            keep(left.map_err(|e| EstateError::Network {
                 state_dir: self.state_dir.clone(),
-                source,
+                source: Box::new(e),
             }));
         }
         keep(self.undo_files().await);
@@ -148,9 +156,9 @@ impl Estate {
         if !self.state_dir.exists() {
             return Ok(());
         }
-        let failed = |source| EstateError::Shim {
+        let failed = |e| EstateError::Shim {
             state_dir: self.state_dir.clone(),
-            source,
+            source: Box::new(e),
         };
         match launcher.connect(&self.state_dir).await {
             Ok(shim) => {
@@ -245,7 +253,11 @@ fn unescape(text: &str) -> String {
 ///
 /// # Errors
 /// What could not be undone: it is tried again at the next call.
-pub async fn sweep(store: &Store, launcher: &Launcher, cni: Option<&Cni>) -> Result<usize, EstateError> {
+pub async fn sweep(store: &Store, around: &Surroundings) -> Result<usize, EstateError> {
+    // Without the shim's programs nothing can be undone; whoever has them will.
+    let Ok(launcher) = &around.launcher else {
+        return Ok(0);
+    };
     let asked = store.clone();
     let dead = tokio::task::spawn_blocking(move || asked.dead_owners()).await;
     let dead = dead.map_err(|e| EstateError::Io {
@@ -265,7 +277,7 @@ pub async fn sweep(store: &Store, launcher: &Launcher, cni: Option<&Cni>) -> Res
             continue;
         }
         tracing::info!(owner = %id, dir = %estate.state_dir.display(), "undoing what a dead build left");
-        estate.undo(launcher, cni, true).await?;
+        estate.undo(launcher, around.cni.as_deref(), true).await?;
         tokio::task::spawn_blocking(move || owner.bury())
             .await
             .map_err(|e| EstateError::Io {

@@ -12,6 +12,7 @@
 
 mod base;
 mod build;
+mod cache_mount;
 mod cancel;
 mod clamp;
 mod config;
@@ -21,10 +22,8 @@ mod error;
 pub mod estate;
 mod key;
 mod layer;
-mod lint;
 mod output;
 mod progress;
-pub mod pull_stub;
 mod pulling;
 mod request;
 mod sandbox;
@@ -34,6 +33,7 @@ mod steps;
 use std::fmt;
 
 pub use build::{Builder, Built, build_args, own_platform};
+pub use cache_mount::{PrunedMounts, prune_cache_mounts};
 pub use cancel::Cancel;
 pub use context::ContextError;
 pub use copy::CopyError;
@@ -42,7 +42,7 @@ pub use estate::{Estate, EstateError, sweep};
 pub use layer::SealError;
 pub use output::printable;
 pub use progress::{Event, Outcome, Progress, Silent, StepId, StepLabel};
-pub use request::{BuildRequest, ContextSource, DockerfileSource, Network};
+pub use request::{BuildRequest, ContextSource, DockerfileSource, Network, Stream};
 pub use sandbox::Surroundings;
 
 /// An error with its causes on one line.

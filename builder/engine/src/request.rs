@@ -1,7 +1,10 @@
 //! What a build is asked to do, already read and checked by whoever asks. Knows no command line.
 
 use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{self, Read};
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use slipway_image::Reference;
 
@@ -26,8 +29,6 @@ pub struct BuildRequest {
     pub pull: bool,
     /// The network of RUN.
     pub network: Network,
-    /// `SOURCE_DATE_EPOCH` of the environment, in seconds; a build argument of that name wins.
-    pub epoch: Option<i64>,
 }
 
 /// Where the build context is.
@@ -35,8 +36,8 @@ pub struct BuildRequest {
 pub enum ContextSource {
     /// A directory.
     Directory(PathBuf),
-    /// A tar archive, packed or not, that the caller has opened (stdin).
-    Archive(std::sync::Arc<std::fs::File>),
+    /// A tar archive, packed or not.
+    Archive(Stream),
     /// No files: a Dockerfile alone.
     Empty,
 }
@@ -62,4 +63,30 @@ pub enum Network {
     Host,
     /// Loopback only.
     None,
+}
+
+/// A stream of which the first bytes were read already, to see what it is.
+#[derive(Debug, Clone)]
+pub struct Stream {
+    start: Vec<u8>,
+    rest: Arc<File>,
+}
+
+impl Stream {
+    /// `start`, then all of `rest`.
+    #[must_use]
+    pub fn new(start: Vec<u8>, rest: File) -> Stream {
+        Stream {
+            start,
+            rest: Arc::new(rest),
+        }
+    }
+
+    /// The bytes; they can be read once.
+    ///
+    /// # Errors
+    /// When the descriptor cannot be shared.
+    pub fn read(&self) -> io::Result<impl Read + Send + 'static> {
+        Ok(io::Cursor::new(self.start.clone()).chain(self.rest.try_clone()?))
+    }
 }

@@ -7,7 +7,7 @@
 //! * hard links within one source stay hard links; modification times are the source's.
 
 use std::collections::HashMap;
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -301,7 +301,7 @@ impl<'a> Writer<'a> {
                 return Ok(());
             }
             FileType::Symlink => {
-                let target = entry.target.clone().unwrap_or_else(OsString::new);
+                let target = entry.target.clone().unwrap_or_default();
                 rustix::fs::symlinkat(&target, dir, name).map_err(|e| fail("make the link", e))?;
             }
             other => {

@@ -50,7 +50,7 @@ impl Packing {
 
 /// A stream of unpacked bytes, and the program behind it if there is one.
 enum Unpacked {
-    Plain(Box<dyn Read>),
+    Plain(Box<dyn Read + Send>),
     Program(Child),
 }
 
@@ -79,38 +79,34 @@ impl Drop for Unpacked {
 ///
 /// # Errors
 /// When the unpacking program is not there.
-pub fn unpacked(mut file: std::fs::File) -> io::Result<impl Read> {
-    use std::io::{Seek, SeekFrom};
-    let mut start = [0u8; 6];
+pub fn unpacked(mut stream: impl Read + Send + 'static) -> io::Result<impl Read> {
+    let mut start = vec![0u8; 6];
     let mut filled = 0;
     while filled < start.len() {
-        match file.read(&mut start[filled..])? {
+        match stream.read(&mut start[filled..])? {
             0 => break,
             n => filled += n,
         }
     }
-    let packing = Packing::of(&start[..filled]);
-    let stream: Box<dyn Read> = match file.seek(SeekFrom::Start(0)) {
-        Ok(_) => Box::new(file),
-        // A pipe: what was read goes before the rest.
-        Err(_) => Box::new(io::Cursor::new(start[..filled].to_vec()).chain(file)),
-    };
+    start.truncate(filled);
+    let packing = Packing::of(&start);
+    let stream = BufReader::with_capacity(BUFFER, io::Cursor::new(start).chain(stream));
     Ok(match packing {
-        Packing::Plain => Unpacked::Plain(Box::new(BufReader::with_capacity(BUFFER, stream))),
+        Packing::Plain => Unpacked::Plain(Box::new(stream)),
         Packing::Gzip => Unpacked::Plain(Box::new(BufReader::with_capacity(
             BUFFER,
-            flate2::read::MultiGzDecoder::new(BufReader::with_capacity(BUFFER, stream)),
+            flate2::bufread::MultiGzDecoder::new(stream),
         ))),
         Packing::Zstd => Unpacked::Plain(Box::new(BufReader::with_capacity(
             BUFFER,
-            zstd::Decoder::new(stream)?,
+            zstd::Decoder::with_buffer(stream)?,
         ))),
         Packing::Bzip2 => Unpacked::Program(program("bzip2", stream)?),
         Packing::Xz => Unpacked::Program(program("xz", stream)?),
     })
 }
 
-fn program(name: &'static str, mut stream: Box<dyn Read>) -> io::Result<Child> {
+fn program(name: &'static str, mut stream: impl Read + Send + 'static) -> io::Result<Child> {
     let mut child = Command::new(name)
         .arg("-dc")
         .stdin(Stdio::piped())
@@ -118,17 +114,13 @@ fn program(name: &'static str, mut stream: Box<dyn Read>) -> io::Result<Child> {
         .stderr(Stdio::null())
         .spawn()
         .map_err(|e| {
-            let why = format!("the archive is packed with {name}, and the program {name} cannot be run: {e}");
+            let why =
+                format!("it is packed with {name}, and the program {name} cannot be run ({e}): install it");
             io::Error::new(e.kind(), why)
         })?;
-    // Fed from memory: a second thread would need the stream to be Send, and archives in a context are of
-    // bounded size.
-    let mut packed = Vec::new();
-    stream.read_to_end(&mut packed)?;
     if let Some(mut input) = child.stdin.take() {
-        std::thread::spawn(move || {
-            let _ = input.write_all(&packed);
-        });
+        // Ends with the program: a broken pipe is how it says that it has had enough.
+        std::thread::spawn(move || io::copy(&mut stream, &mut input).map(|_| input.flush()));
     }
     Ok(child)
 }
@@ -169,7 +161,7 @@ pub fn unpack(
         .map_err(|e| CopyError::at("make directory", "the image", &dir, e))?;
     let fd = to
         .root
-        .open_file(&dir, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC)
+        .open_file(&dir, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC)
         .map_err(|e| CopyError::at("open", "the image", &dir, e))?;
     let mut extract = Extract {
         root: Root::from_fd(fd.into(), &dir),

@@ -9,6 +9,9 @@ pub mod owner;
 pub mod select;
 pub mod tree;
 
+#[cfg(test)]
+mod tests_as_root;
+
 use std::io;
 use std::path::{Path, PathBuf};
 

@@ -46,6 +46,28 @@ pub struct Surroundings {
     pub cni: Option<Arc<Cni>>,
 }
 
+impl Surroundings {
+    /// Looks for the shim's programs (those given, else beside this one, in ../libexec/slipway, on PATH); networks are
+    /// those configured in `cni_conf`, with plugins from `cni_bin`.
+    #[must_use]
+    pub fn find(
+        state: PathBuf,
+        shim: Option<&Path>,
+        worker: Option<&Path>,
+        cni_conf: PathBuf,
+        cni_bin: Vec<PathBuf>,
+    ) -> Surroundings {
+        Surroundings {
+            state,
+            launcher: Launcher::find(shim, worker).map_err(Arc::new),
+            cni: Some(Arc::new(Cni::new(cni_conf, cni_bin))),
+        }
+    }
+}
+
+/// A network that was, or is just being, made.
+type Shared = Arc<OnceCell<Network>>;
+
 /// The build's place on the node outside the store.
 pub struct Sandbox {
     id: String,
@@ -55,7 +77,7 @@ pub struct Sandbox {
     estate: Mutex<Estate>,
     shim: OnceCell<Shim>,
     host: OnceCell<HostFacts>,
-    networks: Mutex<HashMap<(usize, Connection), Arc<OnceCell<Network>>>>,
+    networks: Mutex<HashMap<(usize, Connection), Shared>>,
     next: AtomicU32,
 }
 
@@ -78,11 +100,9 @@ impl Sandbox {
         let estate = Estate::of(&dir);
         let (asked, words) = (store.clone(), estate.to_json());
         let told = tokio::task::spawn_blocking(move || asked.set_estate(Some(&words))).await;
-        told.map_err(|e| panicked(&dir, e))?
-            .map_err(|source| BuildError::Store {
-                act: "tell the store what the build will leave outside it",
-                source,
-            })?;
+        told.map_err(|e| panicked(&dir, e))?.map_err(BuildError::store(
+            "tell the store what the build will leave outside it",
+        ))?;
         make_dir(&around.state, &dir)?;
         Ok(Sandbox {
             id: id.to_owned(),
@@ -124,7 +144,7 @@ impl Sandbox {
                 let launcher = self.around.launcher.as_ref().map_err(|e| StepError::Task {
                     reason: format!("RUN needs the shim: {e}"),
                 })?;
-                let failed = |act| move |source| StepError::Shim { act, source };
+                let failed = StepError::shim;
                 let shim = launcher
                     .start(&self.pod_id(), &self.dir)
                     .await
@@ -225,10 +245,16 @@ impl Sandbox {
                 netns: path.clone(),
                 ..PodNetwork::default()
             };
-            let planned = cni.plan(&pod).await.map_err(StepError::Network)?;
+            let planned = cni
+                .plan(&pod)
+                .await
+                .map_err(|e| StepError::Network(Box::new(e)))?;
             let intent = planned.clone();
             self.record(|estate| estate.attachments.push(intent)).await?;
-            let made = cni.attach(planned).await.map_err(StepError::Network)?;
+            let made = cni
+                .attach(planned)
+                .await
+                .map_err(|e| StepError::Network(Box::new(e)))?;
             self.record(|estate| {
                 estate.attachments.retain(|a| a.container_id != made.container_id);
                 estate.attachments.push(made);
@@ -251,10 +277,7 @@ impl Sandbox {
             .map_err(|e| StepError::Task {
                 reason: e.to_string(),
             })?
-            .map_err(|source| StepError::Store {
-                act: "record the build's network in the store",
-                source,
-            })
+            .map_err(StepError::store("record the build's network in the store"))
     }
 
     /// The generated resolv.conf and hosts files, as bind-mount sources.
@@ -288,7 +311,7 @@ impl Sandbox {
                 path: self.dir.clone(),
                 source: std::io::Error::other(e),
             })?
-            .map_err(EstateError::Store)
+            .map_err(|e| EstateError::Store(Box::new(e)))
     }
 }
 

@@ -69,10 +69,11 @@ async fn from_tip(
         return Ok(found);
     }
     // A snapshot nobody writes to, only to mount what may not be sealed yet.
-    let view = cx.build.prepare(tip).await.map_err(|source| StepError::Store {
-        act: "make a view of the files to copy",
-        source,
-    })?;
+    let view = cx
+        .build
+        .prepare(tip)
+        .await
+        .map_err(StepError::store("make a view of the files to copy"))?;
     let mut result = None;
     let mounted = cx
         .on_mount(&view, async |point: &Path| {

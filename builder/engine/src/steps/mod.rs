@@ -143,10 +143,9 @@ impl StepContext<'_> {
         );
         self.blocking(move || {
             for key in &keys {
-                let entry = store.cache_get(key, &lease).map_err(|source| StepError::Store {
-                    act: "look into the build cache",
-                    source,
-                })?;
+                let entry = store
+                    .cache_get(key, &lease)
+                    .map_err(StepError::store("look into the build cache"))?;
                 let Some(entry) = entry else { continue };
                 let (Some(chain), Ok(value)) =
                     (entry.chain, serde_json::from_str::<CacheValue>(&entry.value))
@@ -157,10 +156,7 @@ impl StepContext<'_> {
                 for other in keys.iter().filter(|k| *k != key) {
                     store
                         .cache_put(other, Some(&chain), &entry.value)
-                        .map_err(|source| StepError::Store {
-                            act: "write the build cache",
-                            source,
-                        })?;
+                        .map_err(StepError::store("write the build cache"))?;
                 }
                 return Ok(Some(StepResult {
                     tip: Tip::committed(chain),
@@ -198,7 +194,7 @@ impl StepContext<'_> {
                 Err(source) => {
                     return Err(StepError::Store {
                         act: "lock the step's cache key",
-                        source,
+                        source: Box::new(source),
                     });
                 }
             }
@@ -254,10 +250,7 @@ impl StepContext<'_> {
         self.build
             .prepare(&self.tip)
             .await
-            .map_err(|source| StepError::Store {
-                act: "make a snapshot for the step",
-                source,
-            })
+            .map_err(StepError::store("make a snapshot for the step"))
     }
 
     /// Mounts a snapshot, lets `work` use it, and unmounts it whatever happened.

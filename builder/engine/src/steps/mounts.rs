@@ -1,26 +1,18 @@
 //! `RUN --mount`: what is mounted into a command besides the step's own files. Binds of the context, of stages and
 //! of images; caches that outlive the build; memory. Secrets and ssh agents cannot be given to a build yet.
-//!
-//! ```text
-//! <root>/cache-mounts/<hash of the id>/   0700
-//!   lock                                  flock: shared by `sharing=shared`, alone by the others
-//!   fs                                    what is mounted
-//! ```
 
-use std::fs::File;
-use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use oci_spec::runtime::{MountBuilder, Spec};
-use rustix::fs::FlockOperation;
 use slipway_dockerfile::instruction::{MountKind, Sharing};
 use slipway_dockerfile::step::{RunStep, Source};
 use slipway_image::{Active, Digest};
 use slipway_snapshot::Root;
 
 use super::StepContext;
+use crate::cache_mount::CacheDir;
 use crate::cancel::Cancel;
 use crate::copy::CopyError;
 use crate::copy::apply::Destination;
@@ -81,8 +73,8 @@ pub(super) struct Mounted {
     pub is_file: bool,
     /// The snapshot behind it, mounted here.
     view: Option<(Active, PathBuf)>,
-    /// A cache's lock, held while it is used.
-    _lock: Option<File>,
+    /// A cache, held while it is used.
+    _cache: Option<CacheDir>,
 }
 
 /// Looks up what the mounts name.
@@ -240,7 +232,7 @@ async fn one(cx: &StepContext<'_>, input: &Input) -> Result<Mounted, StepError> 
                     read_only: *read_only,
                     is_file,
                     view: Some((view, point)),
-                    _lock: None,
+                    _cache: None,
                 }),
                 Err(error) => {
                     drop_view(cx, view, point).await?;
@@ -267,7 +259,7 @@ async fn one(cx: &StepContext<'_>, input: &Input) -> Result<Mounted, StepError> 
                 read_only: *read_only,
                 is_file: !selection.found.is_dir(),
                 view: Some((view, point)),
-                _lock: None,
+                _cache: None,
             })
         }
         Input::Cache(cache) => open_cache(cx, cache).await,
@@ -312,10 +304,11 @@ fn copy_plain(
 }
 
 async fn view(cx: &StepContext<'_>, tip: &Tip) -> Result<(Active, PathBuf), StepError> {
-    let view = cx.build.prepare(tip).await.map_err(|source| StepError::Store {
-        act: "make a view of the files to mount",
-        source,
-    })?;
+    let view = cx
+        .build
+        .prepare(tip)
+        .await
+        .map_err(StepError::store("make a view of the files to mount"))?;
     let point = cx.build.sandbox.fresh_dir("mnt")?;
     let (mount, at) = (view.mount.clone(), point.clone());
     cx.blocking(move || {
@@ -348,16 +341,10 @@ fn inside(point: &Path, source: &str, name: &str) -> Result<(PathBuf, bool), Ste
 }
 
 async fn open_cache(cx: &StepContext<'_>, cache: &CacheMount) -> Result<Mounted, StepError> {
-    let root = cx.build.store.root().join("cache-mounts");
-    let name = Digest::of(cache.id.as_bytes()).hex()[..32].to_owned();
-    let (dir, lock) = match cache.sharing {
-        Sharing::Shared => lock_dir(cx, &root.join(&name), FlockOperation::NonBlockingLockShared).await?,
-        Sharing::Locked => lock_dir(cx, &root.join(&name), FlockOperation::NonBlockingLockExclusive).await?,
-        Sharing::Private => private_dir(&root, &name)?,
-    };
-    let fs = dir.join("fs");
+    let taken = take_cache(cx, cache).await?;
+    let fs = taken.fs();
     if !fs.exists() {
-        fill_cache(cx, cache, &dir, &fs).await?;
+        fill_cache(cx, cache, &taken.dir, &fs).await?;
     }
     Ok(Mounted {
         target: cache.target.clone(),
@@ -365,45 +352,41 @@ async fn open_cache(cx: &StepContext<'_>, cache: &CacheMount) -> Result<Mounted,
         read_only: cache.read_only,
         is_file: false,
         view: None,
-        _lock: Some(lock),
+        _cache: Some(taken),
     })
 }
 
-fn make_private(dir: &Path) -> Result<(), StepError> {
-    std::fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(dir)
-        .map_err(|source| StepError::Io {
-            act: "make the cache",
-            path: dir.to_path_buf(),
-            source,
-        })
-}
-
-fn open_lock(dir: &Path) -> Result<File, StepError> {
-    make_private(dir)?;
-    let path = dir.join("lock");
-    std::fs::OpenOptions::new()
-        .create(true)
-        .truncate(false)
-        .write(true)
-        .open(&path)
-        .map_err(|source| StepError::Io {
-            act: "open",
+async fn take_cache(cx: &StepContext<'_>, cache: &CacheMount) -> Result<CacheDir, StepError> {
+    let own = CacheDir::path(cx.build.store.root(), &cache.id);
+    let io = |dir: &Path| {
+        let path = dir.to_path_buf();
+        move |source| StepError::Io {
+            act: "open the cache",
             path,
             source,
-        })
-}
-
-async fn lock_dir(
-    cx: &StepContext<'_>,
-    dir: &Path,
-    how: FlockOperation,
-) -> Result<(PathBuf, File), StepError> {
-    let lock = open_lock(dir)?;
+        }
+    };
+    if cache.sharing == Sharing::Private {
+        // The first of the numbered directories that nobody uses.
+        for n in 0..10_000 {
+            let dir = if n == 0 {
+                own.clone()
+            } else {
+                PathBuf::from(format!("{}-{n}", own.display()))
+            };
+            if let Some(taken) = CacheDir::try_take(&dir, false).map_err(io(&dir))? {
+                return Ok(taken);
+            }
+        }
+        return Err(StepError::Task {
+            reason: "no cache directory is free".to_owned(),
+        });
+    }
     let mut told = false;
-    while rustix::fs::flock(&lock, how).is_err() {
+    loop {
+        if let Some(taken) = CacheDir::try_take(&own, cache.sharing == Sharing::Shared).map_err(io(&own))? {
+            return Ok(taken);
+        }
         if !std::mem::replace(&mut told, true) {
             cx.remark("another step uses the cache mount; waiting for it");
         }
@@ -412,25 +395,6 @@ async fn lock_dir(
             () = tokio::time::sleep(Duration::from_millis(50)) => {}
         }
     }
-    Ok((dir.to_path_buf(), lock))
-}
-
-/// The first of the numbered directories that nobody uses.
-fn private_dir(root: &Path, name: &str) -> Result<(PathBuf, File), StepError> {
-    for n in 0.. {
-        let dir = if n == 0 {
-            root.join(name)
-        } else {
-            root.join(format!("{name}-{n}"))
-        };
-        let lock = open_lock(&dir)?;
-        if rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive).is_ok() {
-            return Ok((dir, lock));
-        }
-    }
-    Err(StepError::Task {
-        reason: "no cache directory is free".to_owned(),
-    })
 }
 
 /// Makes a new cache: empty, or a copy of what it is to start with.

@@ -177,7 +177,7 @@ async fn describe(
         ..RunInput::default()
     };
     let mut spec = slipway_spec::generate(&input.into_input())
-        .map_err(StepError::Spec)?
+        .map_err(|e| StepError::Spec(Box::new(e)))?
         .spec;
     mounts::add_tmpfs(&mut spec, step, root, stubs)?;
     let path = bundle.join("config.json");
@@ -253,13 +253,10 @@ async fn contain(cx: &StepContext<'_>, step: &RunStep, id: &str, bundle: &Path) 
             terminal: false,
         })
         .await;
-    created.map_err(|source| StepError::Shim {
-        act: "create",
-        source,
-    })?;
+    created.map_err(StepError::shim("create"))?;
     let exit = match shim.start(id).await {
         Ok(()) => follow(cx, shim, id).await,
-        Err(source) => Err(StepError::Shim { act: "start", source }),
+        Err(e) => Err(StepError::shim("start")(e)),
     };
     // Whatever happened, the container goes.
     let gone = remove(shim, id).await;
@@ -281,7 +278,7 @@ fn pipe(bundle: &Path) -> Result<(File, OwnedFd), StepError> {
 /// Waits for the container's end; kills it when the build is cancelled.
 async fn follow(cx: &StepContext<'_>, shim: &Shim, id: &str) -> Result<Exit, StepError> {
     tokio::select! {
-        exit = shim.wait(id) => exit.map_err(|source| StepError::Shim { act: "wait for", source }),
+        exit = shim.wait(id) => exit.map_err(StepError::shim("wait for")),
         () = cx.build.cancel.wait() => {
             kill(shim, id).await;
             Err(StepError::Cancelled)
@@ -305,10 +302,7 @@ async fn remove(shim: &Shim, id: &str) -> Result<(), StepError> {
             shim.delete(id)
                 .await
                 .map(|_| ())
-                .map_err(|source| StepError::Shim {
-                    act: "remove",
-                    source,
-                })
+                .map_err(StepError::shim("remove"))
         }
     }
 }

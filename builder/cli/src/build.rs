@@ -1,0 +1,252 @@
+//! `slipway build`: flags become a request, the engine builds, the display shows it. Knows nothing of steps.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::{Context, Result, anyhow, bail};
+use slipway_engine::{
+    BuildError, BuildRequest, Builder, Cancel, ContextSource, DockerfileSource, Network, Progress,
+    build_args, own_platform,
+};
+use slipway_image::{OwnerKind, Platform, Puller, Reference};
+
+use crate::Failure;
+use crate::args::{BuildArgs, NetworkMode};
+use crate::display::{self, Display};
+use crate::places::Places;
+use crate::transfer;
+
+/// A Dockerfile on stdin larger than this is none.
+const DOCKERFILE_LIMIT: u64 = 16 << 20;
+
+/// Builds, and pushes where asked to.
+pub async fn run(places: &Places, args: BuildArgs, cancel: Cancel) -> Result<(), Failure> {
+    let request = request(&args)?;
+    let store = places.store(OwnerKind::Build).await?;
+    let around = places.surroundings();
+    crate::sweep(&store, &around).await;
+    let builder = Builder {
+        puller: Arc::new(Puller::new(store.clone(), places.registries())),
+        store: store.clone(),
+        around,
+    };
+    let display: Arc<dyn Display> = display::choose(args.progress, args.quiet);
+    let progress: Arc<dyn Progress> = Arc::clone(&display) as Arc<dyn Progress>;
+    let tags = request.tags.clone();
+    let built = builder.build(request, progress, cancel.clone()).await;
+    display.finish();
+    let built = match built {
+        Ok(built) => built,
+        Err(BuildError::Cancelled) => return Err(Failure::Interrupted),
+        Err(e) => return Err(Failure::Build(Box::new(e))),
+    };
+    if let Some(path) = &args.iidfile {
+        std::fs::write(path, built.image.id.to_string())
+            .with_context(|| format!("cannot write the image's id into {}", path.display()))?;
+    }
+    if args.quiet {
+        println!("{}", built.image.id);
+    } else {
+        print!("{}", display::summary(&built));
+    }
+    if args.push {
+        for tag in &tags {
+            transfer::push_image(places, &store, &built.image, tag, args.quiet, &cancel).await?;
+        }
+    }
+    Ok(())
+}
+
+fn request(args: &BuildArgs) -> Result<BuildRequest> {
+    if let Some(flag) = args.not_built.given().first() {
+        bail!("slipway build {flag} is not built yet; leave it out if the build can do without");
+    }
+    if let Some(wanted) = &args.platform {
+        let wanted = Platform::parse(wanted)?;
+        let own = own_platform();
+        let own = Platform::new(&own.os, &own.architecture, Some(own.variant.as_str()));
+        if wanted != own {
+            bail!("--platform={wanted}: only this machine's own platform ({own}) can be built for yet");
+        }
+    }
+    let tags = args
+        .tag
+        .iter()
+        .map(|tag| parse_tag(tag))
+        .collect::<Result<Vec<_>>>()?;
+    if args.push && tags.is_empty() {
+        bail!("--push needs a name to push to: -t registry.example/team/name:tag");
+    }
+    let (context, dockerfile) = sources(args)?;
+    let given: Vec<(String, Option<String>)> = args
+        .build_arg
+        .iter()
+        .map(|arg| match arg.split_once('=') {
+            Some((name, value)) => (name.to_owned(), Some(value.to_owned())),
+            None => (arg.clone(), None),
+        })
+        .collect();
+    if let Some((name, _)) = given.iter().find(|(name, _)| name.is_empty()) {
+        bail!("--build-arg needs a name before =: {name}=…");
+    }
+    let mut args_by_name = build_args(&given, |name| std::env::var(name).ok());
+    // As docker's build does: the environment's is the build's.
+    if let Ok(epoch) = std::env::var("SOURCE_DATE_EPOCH")
+        && !epoch.is_empty()
+    {
+        args_by_name
+            .entry("SOURCE_DATE_EPOCH".to_owned())
+            .or_insert(epoch);
+    }
+    Ok(BuildRequest {
+        context,
+        dockerfile,
+        tags,
+        target: args.target.clone().filter(|t| !t.is_empty()),
+        labels: labels(args)?,
+        no_cache: args.no_cache,
+        pull: args.pull,
+        network: match args.network {
+            NetworkMode::Default => Network::Default,
+            NetworkMode::Host => Network::Host,
+            NetworkMode::None => Network::None,
+        },
+        build_args: args_by_name,
+    })
+}
+
+fn parse_tag(tag: &str) -> Result<Reference> {
+    let reference = Reference::parse(tag).with_context(|| format!("-t {tag}: not the name of an image"))?;
+    if reference.digest().is_some() {
+        bail!("-t {tag}: a name for a new image cannot have a digest");
+    }
+    Ok(reference)
+}
+
+fn labels(args: &BuildArgs) -> Result<BTreeMap<String, String>> {
+    let mut labels = BTreeMap::new();
+    let mut add = |line: &str| {
+        let (name, value) = line.split_once('=').unwrap_or((line, ""));
+        if !name.is_empty() {
+            labels.insert(name.to_owned(), value.to_owned());
+        }
+    };
+    for path in &args.label_file {
+        let text = std::fs::read_to_string(path)
+            .with_context(|| format!("cannot read the labels in {}", path.display()))?;
+        text.lines()
+            .map(str::trim)
+            .filter(|l| !l.is_empty() && !l.starts_with('#'))
+            .for_each(&mut add);
+    }
+    args.label.iter().for_each(|l| add(l));
+    Ok(labels)
+}
+
+/// Context and Dockerfile, either of which may be stdin.
+fn sources(args: &BuildArgs) -> Result<(ContextSource, DockerfileSource)> {
+    let dash = Path::new("-");
+    let Some(context) = &args.context else {
+        bail!(
+            "slipway build needs a build context: the directory whose files COPY and ADD can take, usually `.`\n\
+             \n  slipway build -t name:tag ."
+        );
+    };
+    let file_is_stdin = args.file.as_deref() == Some(dash);
+    if context != dash {
+        let text = context.to_string_lossy();
+        if text.contains("://") || text.starts_with("git@") || text.starts_with("github.com/") {
+            bail!(
+                "the build context {text}: URLs and git repositories as a context are not built yet; clone or fetch it first"
+            );
+        }
+        let dockerfile = match &args.file {
+            None => DockerfileSource::Default,
+            Some(_) if file_is_stdin => DockerfileSource::Text(stdin_text()?),
+            Some(path) => DockerfileSource::Path(path.clone()),
+        };
+        return Ok((ContextSource::Directory(context.clone()), dockerfile));
+    }
+    if file_is_stdin {
+        bail!("-f - and the context - cannot both be read from stdin");
+    }
+    stdin_context(args.file.clone())
+}
+
+fn stdin_text() -> Result<Vec<u8>> {
+    let mut text = Vec::new();
+    std::io::stdin()
+        .lock()
+        .take(DOCKERFILE_LIMIT + 1)
+        .read_to_end(&mut text)
+        .context("cannot read the Dockerfile from stdin")?;
+    if text.len() as u64 > DOCKERFILE_LIMIT {
+        return Err(anyhow!("what comes from stdin is too large to be a Dockerfile"));
+    }
+    Ok(text)
+}
+
+/// What `-` as a context is: a tar archive, packed or not, or else a Dockerfile alone, as docker tells them apart.
+fn stdin_context(file: Option<PathBuf>) -> Result<(ContextSource, DockerfileSource)> {
+    use std::os::fd::AsFd;
+    let stdin = std::io::stdin();
+    let fd = stdin.as_fd().try_clone_to_owned().context("cannot read stdin")?;
+    let mut stream = File::from(fd);
+    let mut start = vec![0u8; 512];
+    let mut filled = 0;
+    while filled < start.len() {
+        match stream
+            .read(&mut start[filled..])
+            .context("cannot read the build context from stdin")?
+        {
+            0 => break,
+            n => filled += n,
+        }
+    }
+    start.truncate(filled);
+    if !looks_like_archive(&start) {
+        let mut text = start;
+        stream
+            .take(DOCKERFILE_LIMIT)
+            .read_to_end(&mut text)
+            .context("cannot read the Dockerfile from stdin")?;
+        if file.is_some() {
+            bail!(
+                "-f names a file of the context, but what comes from stdin is a Dockerfile, not an archive"
+            );
+        }
+        return Ok((ContextSource::Empty, DockerfileSource::Text(text)));
+    }
+    let whole = slipway_engine::Stream::new(start, stream);
+    let dockerfile = file.map_or(DockerfileSource::Default, DockerfileSource::Path);
+    Ok((ContextSource::Archive(whole), dockerfile))
+}
+
+fn looks_like_archive(start: &[u8]) -> bool {
+    matches!(
+        start,
+        [0x1f, 0x8b, 8, ..]
+            | [0x28, 0xb5, 0x2f, 0xfd, ..]
+            | [b'B', b'Z', b'h', ..]
+            | [0xfd, b'7', b'z', b'X', b'Z', 0, ..]
+    ) || start.get(257..262) == Some(b"ustar".as_slice())
+        || (start.len() == 512 && start.iter().all(|b| *b == 0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_archive_is_told_from_a_dockerfile() {
+        assert!(!looks_like_archive(b"FROM scratch\n"));
+        assert!(!looks_like_archive(b""));
+        assert!(looks_like_archive(&[0x1f, 0x8b, 8, 0]));
+        let mut tar = vec![b'a'; 512];
+        tar[257..262].copy_from_slice(b"ustar");
+        assert!(looks_like_archive(&tar));
+    }
+}

@@ -1,0 +1,235 @@
+//! `slipway images | tag | rmi | prune`: names and what hangs on them.
+
+use anyhow::{Context, Result, anyhow, bail};
+use serde_json::json;
+use slipway_image::{CachePrune, Image, Reference, Store, Writer};
+
+use crate::args::{Format, ImagesArgs, PruneArgs, RmiArgs, TagArgs};
+use crate::text;
+
+/// Runs blocking work of the store.
+pub async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+    tokio::task::spawn_blocking(work).await?
+}
+
+/// The image that a name or id means.
+pub fn find(store: &Store, name: &str) -> Result<Image> {
+    store.find(name)?.ok_or_else(|| {
+        let near = store.images().ok().and_then(|images| suggest(name, &images));
+        let hint = near.map(|n| format!("; did you mean {n}?")).unwrap_or_default();
+        anyhow!("there is no image {name} in the store{hint}")
+    })
+}
+
+/// A name in the store that differs in its tag or its repository only.
+fn suggest(name: &str, images: &[Image]) -> Option<String> {
+    let wanted = Reference::parse(name).ok()?;
+    let last = |repository: &str| repository.rsplit('/').next().unwrap_or_default().to_owned();
+    let names = || images.iter().flat_map(|i| &i.names);
+    names()
+        .find(|n| n.name() == wanted.name())
+        .or_else(|| names().find(|n| last(n.repository()) == last(wanted.repository())))
+        .map(Reference::familiar)
+}
+
+/// One image as JSON.
+pub fn json(image: &Image) -> serde_json::Value {
+    let names: Vec<String> = image.names.iter().map(ToString::to_string).collect();
+    json!({
+        "id": image.id.to_string(),
+        "names": names,
+        "repo_digests": image.repo_digests,
+        "size": image.size,
+        "created": image.config.created(),
+        "added": rfc3339(image.created_at),
+        "layers": image.layers.iter().map(ToString::to_string).collect::<Vec<_>>(),
+        "pinned": image.pinned,
+        "built_here": image.built_here,
+        "intact": image.intact,
+        "platform": format!("{}/{}", image.config.os(), image.config.architecture()),
+    })
+}
+
+/// A time as JSON has it.
+pub fn rfc3339(time: std::time::SystemTime) -> String {
+    time::OffsetDateTime::from(time)
+        .format(&time::format_description::well_known::Rfc3339)
+        .unwrap_or_default()
+}
+
+/// `slipway images`.
+pub async fn list(store: &Store, args: &ImagesArgs) -> Result<()> {
+    let asked = store.clone();
+    let mut images = blocking(move || Ok(asked.images()?)).await?;
+    if let Some(name) = &args.name {
+        let wanted = Reference::parse(name).with_context(|| format!("{name} is not the name of an image"))?;
+        let tagged = name
+            .rsplit('/')
+            .next()
+            .is_some_and(|last| last.contains([':', '@']));
+        images.retain(|i| {
+            i.names.iter().any(|n| {
+                if tagged {
+                    *n == wanted
+                } else {
+                    n.name() == wanted.name()
+                }
+            })
+        });
+    }
+    if args.format.format == Format::Json {
+        let all: Vec<_> = images.iter().map(json).collect();
+        println!("{}", serde_json::to_string_pretty(&all)?);
+        return Ok(());
+    }
+    let id = |image: &Image| {
+        let id = image.id.to_string();
+        if args.no_trunc {
+            id
+        } else {
+            text::short(&id).to_owned()
+        }
+    };
+    if args.quiet {
+        images.iter().for_each(|i| println!("{}", id(i)));
+        return Ok(());
+    }
+    let mut rows = Vec::new();
+    for image in &images {
+        let state = match (image.intact, image.built_here && image.repo_digests.is_empty()) {
+            (false, _) => "torn: pull it again",
+            (true, true) => "only here",
+            (true, false) => "",
+        };
+        let mut row = |name: String, tag: String| {
+            rows.push(vec![
+                name,
+                tag,
+                id(image),
+                text::ago(image.created_at),
+                text::size(image.size),
+                state.to_owned(),
+            ]);
+        };
+        if image.names.is_empty() {
+            row("<none>".to_owned(), "<none>".to_owned());
+        }
+        for name in &image.names {
+            let shown = name.familiar();
+            let (repository, tag) = match name.tag() {
+                Some(tag) => (
+                    shown
+                        .strip_suffix(&format!(":{tag}"))
+                        .unwrap_or(&shown)
+                        .to_owned(),
+                    tag.to_owned(),
+                ),
+                None => (
+                    shown.split('@').next().unwrap_or(&shown).to_owned(),
+                    "<none>".to_owned(),
+                ),
+            };
+            row(repository, tag);
+        }
+    }
+    print!(
+        "{}",
+        text::table(&["NAME", "TAG", "IMAGE ID", "ADDED", "SIZE", ""], &rows)
+    );
+    Ok(())
+}
+
+/// `slipway tag`.
+pub async fn tag(store: &Store, args: TagArgs) -> Result<()> {
+    let name =
+        Reference::parse(&args.name).with_context(|| format!("{} is not the name of an image", args.name))?;
+    if name.digest().is_some() {
+        bail!("{}: a name that is given cannot have a digest", args.name);
+    }
+    let store = store.clone();
+    blocking(move || {
+        let image = find(&store, &args.image)?;
+        Ok(store.tag(&image.id, &name, Writer::User)?)
+    })
+    .await
+}
+
+/// `slipway rmi`: a name goes; the image goes with its last one.
+pub async fn remove(store: &Store, args: RmiArgs) -> Result<()> {
+    let store = store.clone();
+    blocking(move || {
+        let mut failed = Vec::new();
+        for name in &args.images {
+            if let Err(error) = remove_one(&store, name, args.force) {
+                failed.push(format!("{error:#}"));
+            }
+        }
+        if failed.is_empty() {
+            Ok(())
+        } else {
+            Err(anyhow!(failed.join("\n")))
+        }
+    })
+    .await
+}
+
+fn remove_one(store: &Store, name: &str, force: bool) -> Result<()> {
+    let image = find(store, name)?;
+    let named = Reference::parse(name).ok().filter(|r| image.names.contains(r));
+    match named {
+        Some(reference) if image.names.len() > 1 => {
+            store.untag(&reference)?;
+            println!("untagged {}", reference.familiar());
+        }
+        None if image.names.len() > 1 && !force => {
+            let names: Vec<String> = image.names.iter().map(Reference::familiar).collect();
+            bail!(
+                "{name} has several names ({}); remove them one by one, or all with -f",
+                names.join(", ")
+            );
+        }
+        _ => {
+            let removed = store.remove_image(&image.id)?;
+            for name in removed.names {
+                println!("untagged {name}");
+            }
+            println!("removed {} ({} freed)", image.id, text::size(removed.freed));
+        }
+    }
+    Ok(())
+}
+
+/// `slipway prune`.
+pub async fn prune(store: &Store, args: &PruneArgs) -> Result<()> {
+    let which = CachePrune {
+        all: args.unused_for.is_none() && args.keep_storage.is_none(),
+        unused_for: args.unused_for,
+        keep_bytes: args.keep_storage,
+    };
+    let store = store.clone();
+    let (entries, mounts, report) = blocking(move || {
+        let entries = store.cache_prune(which).context("cannot prune the build cache")?;
+        let mounts = slipway_engine::prune_cache_mounts(store.root(), which.unused_for, which.all)
+            .context("cannot prune cache mounts")?;
+        Ok((entries, mounts, store.gc().context("cannot collect garbage")?))
+    })
+    .await?;
+    let bytes = report.bytes + mounts.bytes;
+    if args.format.format == Format::Json {
+        let json = json!({
+            "cache_entries": entries, "cache_mounts": mounts.removed, "blobs": report.blobs,
+            "snapshots": report.snapshots, "bytes": bytes,
+        });
+        println!("{}", serde_json::to_string_pretty(&json)?);
+    } else {
+        println!(
+            "freed {}: {} of the build cache, {} cache mounts, {} snapshots, {} blobs",
+            text::size(bytes),
+            entries,
+            mounts.removed,
+            report.snapshots,
+            report.blobs
+        );
+    }
+    Ok(())
+}

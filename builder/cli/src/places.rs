@@ -1,0 +1,135 @@
+//! Where everything is: flags, then slipwayd's configuration file, then the defaults. Opens the store.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use serde::Deserialize;
+use slipway_engine::Surroundings;
+use slipway_image::{OwnerKind, RegistryConfig, Store};
+
+use crate::args::Global;
+
+const ROOT: &str = "/var/lib/slipway";
+const STATE: &str = "/run/slipway";
+const CONFIG: &str = "/etc/slipway/config.toml";
+const CERTS: &str = "/etc/slipway/certs.d";
+const CNI_CONF: &str = "/etc/cni/net.d";
+const CNI_BIN: [&str; 2] = ["/opt/cni/bin", "/usr/lib/cni"];
+
+/// The keys of slipwayd's configuration that matter here; slipwayd itself refuses unknown ones.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct File {
+    root: Option<PathBuf>,
+    state: Option<PathBuf>,
+    runtime: Runtime,
+    network: Network,
+    images: Images,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Runtime {
+    shim: Option<PathBuf>,
+    worker: Option<PathBuf>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Network {
+    conf_dir: Option<PathBuf>,
+    bin_dirs: Option<Vec<PathBuf>>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Images {
+    certs_dir: Option<PathBuf>,
+    docker_config: Option<PathBuf>,
+}
+
+/// Where everything is.
+#[derive(Debug, Clone)]
+pub struct Places {
+    pub root: PathBuf,
+    pub state: PathBuf,
+    shim: Option<PathBuf>,
+    worker: Option<PathBuf>,
+    cni_conf: PathBuf,
+    cni_bin: Vec<PathBuf>,
+    certs: PathBuf,
+    docker_config: Option<PathBuf>,
+}
+
+impl Places {
+    /// Resolves flags, file and defaults.
+    pub fn resolve(flags: &Global) -> Result<Places> {
+        let file = read(flags.config.as_deref())?;
+        let or = |flag: &Option<PathBuf>, file: Option<PathBuf>, default: &str| {
+            flag.clone().or(file).unwrap_or_else(|| PathBuf::from(default))
+        };
+        let absolute = |path: PathBuf| {
+            std::path::absolute(&path).with_context(|| format!("cannot make {} absolute", path.display()))
+        };
+        Ok(Places {
+            root: absolute(or(&flags.root, file.root, ROOT))?,
+            state: absolute(or(&flags.state, file.state, STATE))?,
+            shim: file.runtime.shim,
+            worker: file.runtime.worker,
+            cni_conf: or(&flags.cni_conf_dir, file.network.conf_dir, CNI_CONF),
+            cni_bin: match (flags.cni_bin_dir.as_slice(), file.network.bin_dirs) {
+                ([], Some(dirs)) => dirs,
+                ([], None) => CNI_BIN.iter().map(PathBuf::from).collect(),
+                (dirs, _) => dirs.to_vec(),
+            },
+            certs: or(&flags.certs_dir, file.images.certs_dir, CERTS),
+            docker_config: file
+                .images
+                .docker_config
+                .or_else(RegistryConfig::user_docker_config),
+        })
+    }
+
+    /// Opens the store.
+    pub async fn store(&self, kind: OwnerKind) -> Result<Store> {
+        let root = self.root.clone();
+        tokio::task::spawn_blocking(move || Store::open(&root, kind))
+            .await?
+            .with_context(|| {
+                format!(
+                    "cannot open the store at {} (are you root? --root names another)",
+                    self.root.display()
+                )
+            })
+    }
+
+    /// What a build needs around it.
+    pub fn surroundings(&self) -> Surroundings {
+        Surroundings::find(
+            self.state.clone(),
+            self.shim.as_deref(),
+            self.worker.as_deref(),
+            self.cni_conf.clone(),
+            self.cni_bin.clone(),
+        )
+    }
+
+    /// How registries are spoken to.
+    pub fn registries(&self) -> RegistryConfig {
+        RegistryConfig {
+            certs_dir: Some(self.certs.clone()),
+            docker_config: self.docker_config.clone(),
+            user_agent: format!("slipway/{}", env!("CARGO_PKG_VERSION")),
+            ..RegistryConfig::default()
+        }
+    }
+}
+
+fn read(given: Option<&Path>) -> Result<File> {
+    let path = given.unwrap_or(Path::new(CONFIG));
+    match std::fs::read_to_string(path) {
+        Ok(text) => toml::from_str(&text).with_context(|| format!("cannot understand {}", path.display())),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound && given.is_none() => Ok(File::default()),
+        Err(e) => Err(e).with_context(|| format!("cannot read {}", path.display())),
+    }
+}
