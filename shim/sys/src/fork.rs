@@ -7,7 +7,7 @@ use rustix::fs::{CWD, Mode, OFlags};
 use rustix::io::Errno;
 use std::ffi::{CStr, CString, OsStr};
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::time::Duration;
 
 /// The result of a call in the child.
@@ -313,6 +313,63 @@ pub(crate) fn receive(socket: BorrowedFd<'_>) -> io::Result<Option<(Word, Option
     Ok(Some((word, None)))
 }
 
+/// What came over a report socket until its end.
+#[derive(Default)]
+pub(crate) struct Heard {
+    pid: Option<u32>,
+    failure: Option<Failure>,
+    descriptor: Option<OwnedFd>,
+    timed_out: bool,
+}
+
+/// Hears two children out, the second a clone of the first, and reaps the first.
+pub(crate) fn listen(report: BorrowedFd<'_>, first: &Child, patience: Duration) -> Heard {
+    let until = std::time::Instant::now() + patience;
+    let mut heard = Heard::default();
+    loop {
+        let left = until.saturating_duration_since(std::time::Instant::now());
+        if !crate::process::poll_readable(report, Some(left)).unwrap_or(false) {
+            heard.timed_out = true;
+            let _ = crate::process::send_signal(first.pidfd.as_fd(), libc::SIGKILL);
+            return heard;
+        }
+        match receive(report) {
+            Ok(None) | Err(_) => break,
+            Ok(Some((Word::Started(pid), _))) if pid != first.pid => heard.pid = heard.pid.or(Some(pid)),
+            Ok(Some((Word::Started(_), _))) => {}
+            Ok(Some((Word::Failed(failure), _))) => heard.failure = heard.failure.or(Some(failure)),
+            Ok(Some((Word::Descriptor, fd))) => heard.descriptor = heard.descriptor.or(fd),
+        }
+    }
+    let _ = crate::process::wait(first.pid);
+    heard
+}
+
+impl Heard {
+    /// The second child, and the descriptor that was sent; `None` when it was killed before it could say anything. An
+    /// error is the failure it reported, or nothing when it took too long; then it is killed and, except after
+    /// too long, reaped.
+    pub(crate) fn into_child(self) -> Result<Option<(Child, Option<OwnedFd>)>, Option<Failure>> {
+        // Only a child of ours can be opened as the process we started; nobody else reaps it in between.
+        let open = |pid| {
+            crate::process::pidfd_open(pid)
+                .ok()
+                .map(|pidfd| Child { pid, pidfd })
+        };
+        let child = self.pid.and_then(open);
+        if !self.timed_out && self.failure.is_none() {
+            return Ok(child.map(|child| (child, self.descriptor)));
+        }
+        if let Some(child) = child {
+            let _ = crate::process::send_signal(child.pidfd.as_fd(), libc::SIGKILL);
+            if !self.timed_out {
+                let _ = crate::process::wait(child.pid);
+            }
+        }
+        Err(self.failure)
+    }
+}
+
 const PROTOCOL: Failure = Failure {
     stage: Stage::Protocol,
     nth: 0,
@@ -366,6 +423,56 @@ pub(crate) unsafe fn clone<F: FnOnce() -> std::convert::Infallible>(flags: u64, 
         pid: u32::try_from(pid).unwrap_or(0),
         pidfd,
     })
+}
+
+/// clone(2), not clone3: filters can look at its flags, and commonly refuse clone3. Zero in the child.
+pub(crate) fn clone_as_sibling() -> Sys<i32> {
+    let flags = libc::CLONE_PARENT | libc::SIGCHLD;
+    // SAFETY: without CLONE_VM the child has its own copy of memory; a zero stack means the same address there.
+    let pid = cvt(unsafe {
+        libc::syscall(
+            libc::SYS_clone,
+            flags as libc::c_ulong,
+            0usize,
+            0usize,
+            0usize,
+            0usize,
+        )
+    })?;
+    Ok(pid as i32)
+}
+
+pub(crate) fn no_new_privs() -> Sys<()> {
+    // SAFETY: prctl with numbers touches no memory.
+    cvt(unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) }.into()).map(drop)
+}
+
+pub(crate) fn set_undumpable() -> Sys<()> {
+    // SAFETY: prctl with numbers touches no memory.
+    cvt(unsafe { libc::prctl(libc::PR_SET_DUMPABLE, 0, 0, 0, 0) }.into()).map(drop)
+}
+
+pub(crate) fn write_file(path: &CStr, bytes: &[u8]) -> Sys<()> {
+    let file = rustix::fs::openat(CWD, path, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())?;
+    write_all(file.as_raw_fd(), bytes)
+}
+
+/// setns(2) by number, in a forked child.
+pub(crate) fn setns(fd: RawFd, flags: i32) -> Sys<()> {
+    // SAFETY: touches no memory.
+    cvt(unsafe { libc::setns(fd, flags) }.into()).map(drop)
+}
+
+/// Closes a descriptor that no value of this forked child owns.
+pub(crate) fn close(fd: RawFd) -> Sys<()> {
+    // SAFETY: the parent's owner of the number does not run here.
+    cvt(unsafe { libc::close(fd) }.into()).map(drop)
+}
+
+/// Marks a descriptor close-on-exec.
+pub(crate) fn cloexec(fd: RawFd) -> Sys<()> {
+    // SAFETY: sets a flag; touches no memory.
+    cvt(unsafe { libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC) }.into()).map(drop)
 }
 
 /// Default dispositions for every signal and an empty mask: an ignored SIGPIPE or SIGCHLD would be inherited.
@@ -605,7 +712,6 @@ pub(crate) fn write_all(fd: RawFd, bytes: &[u8]) -> Sys<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::os::fd::AsFd;
 
     #[test]
     fn every_stage_survives_the_pipe() {

@@ -49,6 +49,15 @@ impl Filter {
         Ok(Filter { flags, program })
     }
 
+    /// From instructions of our own.
+    pub(crate) fn of(program: &[(u16, u8, u8, u32)]) -> Filter {
+        let program = program
+            .iter()
+            .map(|&(code, jt, jf, k)| Instruction { code, jt, jf, k })
+            .collect();
+        Filter { flags: 0, program }
+    }
+
     /// From the bytes of a `seccomp.bpf`.
     ///
     /// # Errors

@@ -16,7 +16,6 @@ use crate::fork::{self, FdPlan, Report, Stage, Sys, cvt};
 use rustix::fs::{CWD, Mode, OFlags};
 use rustix::io::Errno;
 use std::convert::Infallible;
-use std::ffi::CStr;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 
 /// The pidfd's number in the child; the report socket is the one above.
@@ -26,14 +25,14 @@ pub(super) const PIDFD: RawFd = 3;
 pub(super) fn first(p: &Prepared, join: Option<&Join>, fds: &FdPlan, report: RawFd) -> Infallible {
     let report = Report::of(report);
     report.check(Stage::Signals, fork::reset_signals());
-    report.check(Stage::Signals, set_undumpable());
+    report.check(Stage::Signals, fork::set_undumpable());
     if let Some(join) = join {
         report.check(Stage::Cgroup, join.enter());
     }
     // Lowering it may be forbidden; then what we have stays.
-    let _ = write_file(c"/proc/self/oom_score_adj", &p.oom_score_adj);
+    let _ = fork::write_file(c"/proc/self/oom_score_adj", &p.oom_score_adj);
     if let Some((file, label)) = &p.label {
-        report.check(Stage::Label, write_file(file, label));
+        report.check(Stage::Label, fork::write_file(file, label));
     }
     for (nth, limit) in p.limits.iter().enumerate() {
         report.check_nth(Stage::Rlimits, u8::try_from(nth).unwrap_or(u8::MAX), limit.set());
@@ -44,7 +43,7 @@ pub(super) fn first(p: &Prepared, join: Option<&Join>, fds: &FdPlan, report: Raw
         report.check(Stage::Terminal, terminal(report, size, p.uid));
     }
     become_user(p, report);
-    match report.check(Stage::Fork, clone_as_sibling()) {
+    match report.check(Stage::Fork, fork::clone_as_sibling()) {
         0 => second(p, report),
         pid => {
             report.started(pid);
@@ -85,7 +84,7 @@ fn become_user(p: &Prepared, report: Report) {
     }
     report.check(Stage::CwdOutside, cwd_is_inside());
     if p.no_new_privs {
-        report.check(Stage::NoNewPrivileges, no_new_privs());
+        report.check(Stage::NoNewPrivileges, fork::no_new_privs());
     } else if let Some(filter) = &p.seccomp {
         // The change of user switched them off; they are still permitted.
         report.check(Stage::Capabilities, caps::capset(all, all, 0));
@@ -95,28 +94,8 @@ fn become_user(p: &Prepared, report: Report) {
 }
 
 fn enter_namespaces(flags: i32) -> Sys<()> {
-    // SAFETY: touches no memory; the pidfd is not owned by a value of this process.
-    unsafe {
-        cvt(libc::setns(PIDFD, flags).into())?;
-        cvt(libc::close(PIDFD).into()).map(drop)
-    }
-}
-
-/// clone(2), not clone3: filters can look at its flags, and commonly refuse clone3. Zero in the child.
-fn clone_as_sibling() -> Sys<i32> {
-    let flags = libc::CLONE_PARENT | libc::SIGCHLD;
-    // SAFETY: without CLONE_VM the child has its own copy of memory; a zero stack means the same address there.
-    let pid = cvt(unsafe {
-        libc::syscall(
-            libc::SYS_clone,
-            flags as libc::c_ulong,
-            0usize,
-            0usize,
-            0usize,
-            0usize,
-        )
-    })?;
-    Ok(pid as i32)
+    fork::setns(PIDFD, flags)?;
+    fork::close(PIDFD)
 }
 
 /// CVE-2024-21626: a working directory that a leaked descriptor leads to is outside of our root, which the kernel says
@@ -131,21 +110,6 @@ pub(super) fn cwd_is_inside() -> Sys<()> {
 fn keep_capabilities() -> Sys<()> {
     // SAFETY: prctl with numbers touches no memory.
     cvt(unsafe { libc::prctl(libc::PR_SET_KEEPCAPS, 1, 0, 0, 0) }.into()).map(drop)
-}
-
-pub(super) fn no_new_privs() -> Sys<()> {
-    // SAFETY: as above.
-    cvt(unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) }.into()).map(drop)
-}
-
-fn set_undumpable() -> Sys<()> {
-    // SAFETY: as above.
-    cvt(unsafe { libc::prctl(libc::PR_SET_DUMPABLE, 0, 0, 0, 0) }.into()).map(drop)
-}
-
-fn write_file(path: &CStr, bytes: &[u8]) -> Sys<()> {
-    let file = rustix::fs::openat(CWD, path, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())?;
-    fork::write_all(file.as_raw_fd(), bytes)
 }
 
 /// A new terminal of the container's own devpts; its other side goes to our parent. The path may be anything a hostile

@@ -77,7 +77,7 @@ impl Confinement {
         }
         self.caps.drop_bounding().map_err(step(Stage::Capabilities))?;
         if self.process.no_new_privileges {
-            super::child::no_new_privs().map_err(step(Stage::NoNewPrivileges))?;
+            fork::no_new_privs().map_err(step(Stage::NoNewPrivileges))?;
         } else {
             self.load_filter()?;
         }

@@ -13,17 +13,17 @@ mod confine;
 mod plan;
 mod prepared;
 
+pub(crate) use caps::CapSets;
 pub use confine::{Confinement, own_capabilities};
 pub use plan::{Capabilities, ConsoleSize, ExecError, ExecPlan, Process, Rlimit, Spawned, User};
 pub use prepared::{apparmor_enabled, selinux_enabled};
 
 use crate::fork::{self, Failure, FdPlan, Stage};
-use crate::process;
 use prepared::Prepared;
 use rustix::io::Errno;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::time::{Duration, Instant};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::time::Duration;
 
 /// How long a process may take to get as far as its exec.
 pub const PATIENCE: Duration = Duration::from_secs(10);
@@ -61,76 +61,18 @@ pub fn spawn(plan: &ExecPlan<'_>) -> Result<Spawned, ExecError> {
     let first = unsafe { fork::fork(|| child::first(&prepared, join.as_ref(), &fds, theirs.as_raw_fd())) };
     let first = first.map_err(io("fork"))?;
     drop(theirs);
-    let heard = listen(report.as_fd(), &first);
-    if heard.timed_out {
-        let _ = process::send_signal(first.pidfd.as_fd(), libc::SIGKILL);
-    } else {
-        process::wait(first.pid).map_err(io("reap the first child"))?;
-    }
-    finish(plan, heard)
-}
-
-/// What came over the report socket until its end.
-#[derive(Default)]
-struct Heard {
-    pid: Option<u32>,
-    failure: Option<Failure>,
-    master: Option<OwnedFd>,
-    timed_out: bool,
-}
-
-fn listen(report: BorrowedFd<'_>, first: &process::Child) -> Heard {
-    let until = Instant::now() + PATIENCE;
-    let mut heard = Heard::default();
-    loop {
-        let left = until.saturating_duration_since(Instant::now());
-        if !process::poll_readable(report, Some(left)).unwrap_or(false) {
-            heard.timed_out = true;
-            break;
-        }
-        match fork::receive(report) {
-            Ok(None) => break,
-            Ok(Some((fork::Word::Started(pid), _))) if pid != first.pid => {
-                heard.pid = heard.pid.or(Some(pid))
-            }
-            Ok(Some((fork::Word::Started(_), _))) => {}
-            Ok(Some((fork::Word::Failed(failure), _))) => heard.failure = heard.failure.or(Some(failure)),
-            Ok(Some((fork::Word::Descriptor, fd))) => heard.master = heard.master.or(fd),
-            Err(_) => break,
-        }
-    }
-    heard
-}
-
-fn finish(plan: &ExecPlan<'_>, heard: Heard) -> Result<Spawned, ExecError> {
-    // Only a child of ours can be opened as the process we started; nobody else reaps it in between.
-    let child = heard.pid.and_then(|pid| {
-        process::pidfd_open(pid)
-            .ok()
-            .map(|pidfd| process::Child { pid, pidfd })
-    });
-    if heard.timed_out || heard.failure.is_some() {
-        if let Some(child) = child {
-            let _ = process::send_signal(child.pidfd.as_fd(), libc::SIGKILL);
-            if !heard.timed_out {
-                let _ = process::wait(child.pid);
-            }
-        }
-        return Err(match heard.failure {
-            Some(failure) => explain(plan, failure),
-            None => ExecError::Timeout {
-                program: prepared::program_of(plan),
-            },
-        });
-    }
-    match child {
-        Some(child) => Ok(Spawned {
+    match fork::listen(report.as_fd(), &first, PATIENCE).into_child() {
+        Ok(Some((child, pty_master))) => Ok(Spawned {
             pid: child.pid,
             pidfd: child.pidfd,
-            pty_master: heard.master,
+            pty_master,
         }),
         // Killed on the way, by the container's end or by its cgroup's.
-        None => Err(ExecError::Gone),
+        Ok(None) => Err(ExecError::Gone),
+        Err(Some(failure)) => Err(explain(plan, failure)),
+        Err(None) => Err(ExecError::Timeout {
+            program: prepared::program_of(plan),
+        }),
     }
 }
 
