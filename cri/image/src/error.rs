@@ -114,6 +114,12 @@ pub enum StoreError {
         /// The key.
         key: String,
     },
+    /// This owner was taken for dead, and what it held was undone.
+    #[error("the owner {owner} of this opening of the store is no longer known: it was taken for dead")]
+    OwnerGone {
+        /// Its id.
+        owner: String,
+    },
     /// The lease is gone: it was released, or its owner was taken for dead.
     #[error("lease {lease} no longer exists")]
     LeaseGone {
@@ -253,7 +259,7 @@ pub enum StoreError {
 pub type Result<T> = std::result::Result<T, StoreError>;
 
 /// Names the act and the object of a failed system call; a full disk becomes its own variant.
-pub(crate) fn at(act: &'static str, path: &Path) -> impl FnOnce(io::Error) -> StoreError {
+pub(crate) fn at(act: &'static str, path: &Path) -> impl FnOnce(io::Error) -> StoreError + use<> {
     let path = path.to_path_buf();
     move |source| match slipway_snapshot::is_full(&source) {
         true => StoreError::DiskFull { act: format!("{act} {}", path.display()) },
@@ -262,7 +268,7 @@ pub(crate) fn at(act: &'static str, path: &Path) -> impl FnOnce(io::Error) -> St
 }
 
 /// Names what was attempted in the catalog; a full disk becomes its own variant.
-pub(crate) fn sql(act: &'static str) -> impl FnOnce(rusqlite::Error) -> StoreError {
+pub(crate) fn sql(act: &'static str) -> impl FnOnce(rusqlite::Error) -> StoreError + use<> {
     move |source| match source.sqlite_error_code() {
         Some(rusqlite::ErrorCode::DiskFull) => StoreError::DiskFull { act: format!("{act} in the catalog") },
         _ => StoreError::Catalog { act, source },

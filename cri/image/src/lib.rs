@@ -4,9 +4,13 @@
 //! Refuses to know containers, CRI and Dockerfiles.
 #![forbid(unsafe_code)]
 
+mod archive;
+mod catalog;
+mod codec;
 mod content;
 mod digest;
 mod error;
+mod failpoint;
 mod image;
 mod platform;
 mod progress;
@@ -16,6 +20,7 @@ mod reference;
 mod registry;
 mod store;
 
+pub use archive::ArchiveFormat;
 pub use content::{BlobFile, Follower, Ingest};
 pub use digest::{ChainId, DiffId, Digest, DigestError, ImageId};
 pub use error::{Result, StoreError};
@@ -27,7 +32,7 @@ pub use push::{PushError, Pusher};
 pub use reference::{DEFAULT_REGISTRY, Reference, ReferenceError};
 pub use registry::{AuthFields, BadAuthField, Credentials, LocalBuilds, RegistryConfig};
 pub use store::{
-    Active, ActiveInfo, ArchiveFormat, CacheEntry, CacheLock, CachePrune, Compression, DeadOwner, GcReport,
+    Active, ActiveInfo, CacheEntry, CacheLock, CachePrune, Compression, DeadOwner, GcReport,
     HashedLayer, Layer, LayerOptions, LayerSource, Lease, Manifest, OwnerKind, Record, Records, Store,
     UnpackOptions,
 };

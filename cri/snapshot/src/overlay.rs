@@ -247,6 +247,22 @@ pub fn fs_info(dir: &Path, used: Usage) -> Result<FsInfo> {
     })
 }
 
+/// Makes the names in a directory durable.
+///
+/// # Errors
+/// What the system calls say.
+pub fn sync_dir(dir: &Path) -> Result<()> {
+    slipway_sys::fs::fsync_dir(dir).map_err(at("sync", dir))
+}
+
+/// Writes everything of the filesystem that holds a path to disk.
+///
+/// # Errors
+/// What the system calls say.
+pub fn sync_filesystem(path: &Path) -> Result<()> {
+    slipway_sys::fs::syncfs(path).map_err(at("sync", path))
+}
+
 fn marker_text(usage: Usage) -> String {
     format!("slipway layer 1 {} {}.\n", usage.bytes, usage.inodes)
 }

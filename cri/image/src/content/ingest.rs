@@ -1,17 +1,94 @@
 //! One blob being written: hashed on the way, durable before it is visible, readable while it grows.
 
 use super::BlobFile;
+use crate::catalog::{Durability, blobs, leases};
 use crate::digest::Digest;
-use crate::error::{Result, StoreError};
+use crate::error::{Result, StoreError, at};
+use crate::failpoint;
+use crate::store::Store;
+use sha2::Digest as _;
+use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+/// How often a waiting follower looks whether it should give up.
+const LOOK: Duration = Duration::from_millis(100);
 
 /// A blob being written. Dropping it unfinished removes what was written.
-#[derive(Debug)]
 pub struct Ingest {
+    store: Store,
+    lease: String,
+    path: PathBuf,
+    file: File,
+    hash: sha2::Sha256,
     written: u64,
+    growth: Arc<Growth>,
+    finished: bool,
+}
+
+/// What a writer tells its followers.
+#[derive(Debug, Default)]
+struct Growth {
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    written: u64,
+    outcome: Outcome,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Outcome {
+    #[default]
+    Open,
+    Good,
+    Bad,
+}
+
+impl Growth {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn tell(&self, change: impl FnOnce(&mut State)) {
+        change(&mut self.lock());
+        self.changed.notify_all();
+    }
+}
+
+impl std::fmt::Debug for Ingest {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Ingest").field("path", &self.path).field("written", &self.written).finish_non_exhaustive()
+    }
 }
 
 impl Ingest {
+    pub(crate) fn start(store: &Store, lease: &str) -> Result<Ingest> {
+        let path = store.inner.content.fresh(store.owner_id());
+        let file = OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(&path)
+            .map_err(at("create", &path))?;
+        Ok(Ingest {
+            store: store.clone(),
+            lease: lease.to_owned(),
+            path,
+            file,
+            hash: sha2::Sha256::new(),
+            written: 0,
+            growth: Arc::default(),
+            finished: false,
+        })
+    }
+
     /// Bytes so far: where a broken download goes on.
     pub fn written(&self) -> u64 {
         self.written
@@ -24,23 +101,60 @@ impl Ingest {
     /// # Errors
     /// When the file cannot be opened again.
     pub fn follow(&self) -> Result<Follower> {
-        Err(StoreError::NotReady { what: "ingest" })
+        let file = File::open(&self.path).map_err(at("open", &self.path))?;
+        Ok(Follower { file, position: 0, growth: Arc::clone(&self.growth), cancelled: None })
     }
 
     /// Checks digest and size, makes the blob durable and visible, and lets the lease hold it. A blob that is
     /// there already is fine.
     ///
     /// # Errors
-    /// [`StoreError::DigestMismatch`], [`StoreError::SizeMismatch`], [`StoreError::DiskFull`].
-    pub fn finish(self, expected: Option<&Digest>, size: Option<u64>) -> Result<BlobFile> {
-        let _ = (expected, size);
-        Err(StoreError::NotReady { what: "ingest" })
+    /// [`StoreError::DigestMismatch`], [`StoreError::SizeMismatch`], [`StoreError::DiskFull`],
+    /// [`StoreError::LeaseGone`]. What was written is gone then.
+    pub fn finish(mut self, expected: Option<&Digest>, size: Option<u64>) -> Result<BlobFile> {
+        if let Some(expected) = size.filter(|size| *size != self.written) {
+            return Err(StoreError::SizeMismatch { what: "a blob".to_owned(), expected, found: self.written });
+        }
+        let digest = Digest::from_hash(std::mem::take(&mut self.hash));
+        if let Some(expected) = expected.filter(|expected| **expected != digest) {
+            let what = format!("a blob of {} bytes", self.written);
+            return Err(StoreError::DigestMismatch { what, expected: *expected, found: digest });
+        }
+        self.file.sync_all().map_err(at("sync", &self.path))?;
+        let blob = self.place(digest)?;
+        self.growth.tell(|state| state.outcome = Outcome::Good);
+        Ok(blob)
+    }
+
+    /// Renames the file into its place and records it. The write lock of the catalog is held over both, so that
+    /// garbage collection sees either none of it or all.
+    fn place(&mut self, digest: Digest) -> Result<BlobFile> {
+        let inner = &self.store.inner;
+        let path = inner.content.path(&digest);
+        failpoint::reach("ingest.before_rename");
+        inner.catalog.write(Durability::Normal, |c| {
+            leases::hold(c, &self.lease, leases::Item::Blob, &digest)?;
+            if blobs::size(c, &digest)?.and_then(|size| inner.content.file(&digest, size)).is_some() {
+                return Ok(());
+            }
+            std::fs::rename(&self.path, &path).map_err(at("rename", &self.path))?;
+            self.finished = true;
+            failpoint::reach("ingest.after_rename");
+            blobs::put(c, &digest, self.written)
+        })?;
+        slipway_snapshot::sync_dir(inner.content.blobs_dir())
+            .map_err(crate::error::snap("make a blob's name durable"))?;
+        Ok(BlobFile { digest, size: self.written, path })
     }
 }
 
 impl Write for Ingest {
-    fn write(&mut self, _buf: &[u8]) -> io::Result<usize> {
-        Err(io::ErrorKind::Unsupported.into())
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let n = self.file.write(bytes)?;
+        self.hash.update(&bytes[..n]);
+        self.written += n as u64;
+        self.growth.tell(|state| state.written = self.written);
+        Ok(n)
     }
 
     fn flush(&mut self) -> io::Result<()> {
@@ -48,12 +162,70 @@ impl Write for Ingest {
     }
 }
 
+impl Drop for Ingest {
+    fn drop(&mut self) {
+        self.growth.tell(|state| {
+            if state.outcome == Outcome::Open {
+                state.outcome = Outcome::Bad;
+            }
+        });
+        if !self.finished
+            && let Err(error) = std::fs::remove_file(&self.path)
+        {
+            tracing::warn!(path = %self.path.display(), %error, "an unfinished blob could not be removed");
+        }
+    }
+}
+
 /// Reads a blob while it is being written.
 #[derive(Debug)]
-pub struct Follower {}
+pub struct Follower {
+    file: File,
+    position: u64,
+    growth: Arc<Growth>,
+    cancelled: Option<Arc<AtomicBool>>,
+}
+
+impl Follower {
+    /// Makes it fail soon after the flag becomes true, also while it waits.
+    #[must_use]
+    pub fn cancel_when(mut self, flag: Arc<AtomicBool>) -> Follower {
+        self.cancelled = Some(flag);
+        self
+    }
+
+    /// Waits for more than has been read; how far it may read, or the end.
+    fn wait(&self) -> io::Result<Option<u64>> {
+        let mut state = self.growth.lock();
+        loop {
+            if self.cancelled.as_ref().is_some_and(|flag| flag.load(Ordering::Relaxed)) {
+                return Err(io::Error::new(io::ErrorKind::ConnectionAborted, "cancelled"));
+            }
+            match state.outcome {
+                Outcome::Bad => {
+                    let why = "the transfer of this blob failed, or its digest was wrong";
+                    return Err(io::Error::new(io::ErrorKind::ConnectionAborted, why));
+                }
+                _ if state.written > self.position => return Ok(Some(state.written)),
+                Outcome::Good => return Ok(None),
+                Outcome::Open => {
+                    let waited = self.growth.changed.wait_timeout(state, LOOK);
+                    state = waited.unwrap_or_else(PoisonError::into_inner).0;
+                }
+            }
+        }
+    }
+}
 
 impl Read for Follower {
-    fn read(&mut self, _buf: &mut [u8]) -> io::Result<usize> {
-        Err(io::ErrorKind::Unsupported.into())
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        if buffer.is_empty() {
+            return Ok(0);
+        }
+        let Some(end) = self.wait()? else { return Ok(0) };
+        let room = usize::try_from(end - self.position).unwrap_or(usize::MAX).min(buffer.len());
+        let n = self.file.read_at(&mut buffer[..room], self.position)?;
+        self.position += n as u64;
+        Ok(n)
     }
 }

@@ -4,11 +4,14 @@
 //! nobody and stays until it is released by name (a container's, named by its id). Using a thing through a lease
 //! finds it and protects it in one transaction, so that collection can never come in between.
 
-use super::Store;
+use super::{Layer, Store};
+use crate::catalog::leases::{self, Item};
+use crate::catalog::{Durability, blobs, images, layers};
 use crate::content::BlobFile;
 use crate::digest::{ChainId, Digest, ImageId};
 use crate::error::{Result, StoreError};
-use crate::store::Layer;
+use slipway_snapshot::Snapshotter;
+use std::sync::atomic::Ordering;
 
 /// Protects what is used through it. Dropping it releases it (not a persistent one).
 #[derive(Debug)]
@@ -34,8 +37,16 @@ impl Lease {
     /// # Errors
     /// [`StoreError::LeaseGone`]; what the catalog answers.
     pub fn layer(&self, chain: &ChainId) -> Result<Option<Layer>> {
-        let _ = (&self.store, chain);
-        Err(StoreError::NotReady { what: "lease" })
+        let inner = &self.store.inner;
+        inner.catalog.write(Durability::Normal, |c| {
+            leases::check(c, &self.name)?;
+            let Some(layer) = layers::get(c, chain)? else { return Ok(None) };
+            if inner.committed(&layer.snapshot)?.is_none() {
+                return Ok(None);
+            }
+            leases::hold(c, &self.name, Item::Layer, chain)?;
+            Ok(Some(layer))
+        })
     }
 
     /// A blob, protected from now on; `None` when it is not in the store.
@@ -43,8 +54,15 @@ impl Lease {
     /// # Errors
     /// [`StoreError::LeaseGone`]; what the catalog answers.
     pub fn blob(&self, digest: &Digest) -> Result<Option<BlobFile>> {
-        let _ = digest;
-        Err(StoreError::NotReady { what: "lease" })
+        let inner = &self.store.inner;
+        inner.catalog.write(Durability::Normal, |c| {
+            leases::check(c, &self.name)?;
+            let file = blobs::size(c, digest)?.and_then(|size| inner.content.file(digest, size));
+            if file.is_some() {
+                leases::hold(c, &self.name, Item::Blob, digest)?;
+            }
+            Ok(file)
+        })
     }
 
     /// Protects an image (its layers with it); `false` when it is not in the store.
@@ -52,15 +70,86 @@ impl Lease {
     /// # Errors
     /// [`StoreError::LeaseGone`]; what the catalog answers.
     pub fn image(&self, id: &ImageId) -> Result<bool> {
-        let _ = id;
-        Err(StoreError::NotReady { what: "lease" })
+        self.store.inner.catalog.write(Durability::Normal, |c| {
+            leases::check(c, &self.name)?;
+            let Some(image) = images::get(c, id)? else { return Ok(false) };
+            leases::hold(c, &self.name, Item::Image, id)?;
+            // The layers by themselves, too: the image may be removed while they are in use.
+            if let Some(chain) = image.chain {
+                leases::hold(c, &self.name, Item::Layer, &chain)?;
+            }
+            Ok(true)
+        })
     }
 
-    /// Releases it and says so when that fails, which dropping cannot.
+    /// Releases it and says so when that fails, which dropping cannot. Active snapshots under it are removed.
     ///
     /// # Errors
     /// What the catalog answers.
-    pub fn release(self) -> Result<()> {
-        Err(StoreError::NotReady { what: "lease" })
+    pub fn release(mut self) -> Result<()> {
+        self.persistent = true; // nothing is left for drop
+        self.store.release_lease(&self.name)
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        if !self.persistent
+            && let Err(error) = self.store.release_lease(&self.name)
+        {
+            // It goes with its owner.
+            tracing::warn!(lease = %self.name, %error, "a lease could not be released");
+        }
+    }
+}
+
+impl Store {
+    /// A new lease of this owner; `what` is for people.
+    ///
+    /// # Errors
+    /// What the catalog answers.
+    pub fn lease(&self, what: &str) -> Result<Lease> {
+        let name = format!("{}.{}", self.owner_id(), self.inner.next_lease.fetch_add(1, Ordering::Relaxed));
+        self.inner
+            .catalog
+            .write(Durability::Normal, |c| leases::add(c, &name, Some(self.owner_id()), what))?;
+        Ok(Lease { store: self.clone(), name, persistent: false })
+    }
+
+    /// The persistent lease with this name, made when it is not there.
+    ///
+    /// # Errors
+    /// [`StoreError::LeaseGone`] when the name belongs to an ordinary lease; what the catalog answers.
+    pub fn persistent_lease(&self, name: &str) -> Result<Lease> {
+        self.inner.catalog.write(Durability::Normal, |c| {
+            leases::add(c, name, None, "persistent")?;
+            match leases::persistent(c, name)? {
+                Some(true) => Ok(()),
+                _ => Err(StoreError::LeaseGone { lease: name.to_owned() }),
+            }
+        })?;
+        Ok(Lease { store: self.clone(), name: name.to_owned(), persistent: true })
+    }
+
+    /// Releases a lease with what it held; absent is fine. Active snapshots under it are removed: the caller has
+    /// unmounted them. Works on a full disk.
+    ///
+    /// # Errors
+    /// What the catalog answers.
+    pub fn release_lease(&self, name: &str) -> Result<()> {
+        let inner = &self.inner;
+        let doomed =
+            inner.with_reserve(|| inner.catalog.write(Durability::Normal, |c| leases::release(c, name)))?;
+        if doomed.is_empty() { Ok(()) } else { self.remove_doomed_snapshots() }
+    }
+}
+
+impl super::Inner {
+    /// The usage of a committed snapshot; `None` when it is torn.
+    pub(crate) fn committed(
+        &self,
+        id: &slipway_snapshot::SnapshotId,
+    ) -> Result<Option<slipway_snapshot::Usage>> {
+        self.overlay.committed(id).map_err(crate::error::snap(format!("look at snapshot {id}")))
     }
 }

@@ -1,0 +1,112 @@
+//! Marking what nobody needs: one transaction, the whole catalog.
+//!
+//! Roots: images, what leases hold, the parents of active snapshots, cache entries. A layer needs those below it; a
+//! blob is needed while a layer that it encodes is. An active snapshot needs the snapshots it was prepared on.
+
+use super::{digest, uint};
+use crate::digest::Digest;
+use crate::error::{Result, sql};
+use rusqlite::Connection;
+
+/// What is doomed after a mark.
+#[derive(Debug, Default)]
+pub(crate) struct Doomed {
+    pub(crate) blobs: Vec<(Digest, u64)>,
+    pub(crate) layer_bytes: u64,
+}
+
+const MARK_LAYERS: &str = "
+WITH RECURSIVE
+under(id) AS (
+    SELECT id FROM snapshots WHERE state = 'active'
+    UNION SELECT s.below FROM snapshots s JOIN under u ON s.id = u.id WHERE s.below IS NOT NULL
+),
+needed(chain) AS (
+    SELECT chain FROM images WHERE chain IS NOT NULL
+    UNION SELECT item FROM lease_items WHERE kind = 'layer'
+    UNION SELECT i.chain FROM lease_items l JOIN images i ON i.id = l.item
+        WHERE l.kind = 'image' AND i.chain IS NOT NULL
+    UNION SELECT s.parent FROM snapshots s JOIN under u ON s.id = u.id WHERE s.parent IS NOT NULL
+    UNION SELECT chain FROM cache WHERE chain IS NOT NULL
+    UNION SELECT l.parent FROM layers l JOIN needed n ON l.chain = n.chain WHERE l.parent IS NOT NULL
+)
+UPDATE layers SET doomed = 1 WHERE doomed = 0 AND chain NOT IN needed";
+
+const MARK_SNAPSHOTS: &str = "
+WITH RECURSIVE below(id) AS (
+    SELECT below FROM snapshots WHERE state = 'active' AND below IS NOT NULL
+    UNION SELECT s.below FROM snapshots s JOIN below b ON s.id = b.id WHERE s.below IS NOT NULL
+)
+UPDATE snapshots SET state = 'doomed', key = NULL
+WHERE state = 'committed' AND id NOT IN below
+  AND id NOT IN (SELECT snapshot FROM layers WHERE doomed = 0)";
+
+const MARK_BLOBS: &str = "
+UPDATE blobs SET doomed = 1 WHERE doomed = 0
+  AND digest NOT IN (SELECT item FROM lease_items WHERE kind = 'blob')
+  AND digest NOT IN (SELECT o.digest FROM originals o JOIN layers l ON l.diff_id = o.diff_id WHERE l.doomed = 0)";
+
+const KEEP_VARIANTS: &str =
+    "  AND digest NOT IN (SELECT v.digest FROM variants v JOIN layers l ON l.diff_id = v.diff_id WHERE l.doomed = 0)";
+
+/// Dooms what is not needed. With `variants`, also blobs that can be made again from their layer.
+pub(crate) fn mark(c: &Connection, variants: bool) -> Result<Doomed> {
+    let act = "mark what nobody needs";
+    c.execute(MARK_LAYERS, []).map_err(sql(act))?;
+    c.execute(MARK_SNAPSHOTS, []).map_err(sql(act))?;
+    let blobs = if variants { MARK_BLOBS.to_owned() } else { format!("{MARK_BLOBS}\n{KEEP_VARIANTS}") };
+    c.execute(&blobs, []).map_err(sql(act))?;
+    doomed(c)
+}
+
+/// What is doomed now, also by a collection that somebody's death interrupted.
+pub(crate) fn doomed(c: &Connection) -> Result<Doomed> {
+    let act = "list what is doomed";
+    let mut statement = c.prepare_cached("SELECT digest, size FROM blobs WHERE doomed = 1").map_err(sql(act))?;
+    let rows = statement
+        .query_map([], |row| Ok((row.get::<_, String>(0)?, row.get::<_, i64>(1)?)))
+        .map_err(sql(act))?;
+    let blobs = rows
+        .map(|row| {
+            let (blob, size) = row.map_err(sql(act))?;
+            Ok((digest(&blob)?, uint(size)))
+        })
+        .collect::<Result<_>>()?;
+    let layer_bytes: i64 = c
+        .query_row("SELECT coalesce(sum(bytes), 0) FROM layers WHERE doomed = 1", [], |row| row.get(0))
+        .map_err(sql(act))?;
+    Ok(Doomed { blobs, layer_bytes: uint(layer_bytes) })
+}
+
+/// Whether a blob is still doomed: it may have come again meanwhile.
+pub(crate) fn is_doomed(c: &Connection, blob: &Digest) -> Result<bool> {
+    c.query_row("SELECT count(*) FROM blobs WHERE digest = ?1 AND doomed = 1", [blob.to_string()], |row| row.get(0))
+        .map_err(sql("look a doomed blob up"))
+}
+
+pub(crate) fn delete_blob(c: &Connection, blob: &Digest) -> Result<()> {
+    c.execute("DELETE FROM blobs WHERE digest = ?1 AND doomed = 1", [blob.to_string()])
+        .map_err(sql("forget a blob"))?;
+    Ok(())
+}
+
+pub(crate) fn delete_layers(c: &Connection) -> Result<()> {
+    c.execute("DELETE FROM layers WHERE doomed = 1", []).map_err(sql("forget layers"))?;
+    Ok(())
+}
+
+/// Every blob that has a row.
+pub(crate) fn all_blobs(c: &Connection) -> Result<std::collections::HashSet<String>> {
+    let act = "list the blobs";
+    let mut statement = c.prepare_cached("SELECT digest FROM blobs").map_err(sql(act))?;
+    let rows = statement.query_map([], |row| row.get(0)).map_err(sql(act))?;
+    rows.collect::<rusqlite::Result<_>>().map_err(sql(act))
+}
+
+/// Bytes of all blobs.
+pub(crate) fn blob_bytes(c: &Connection) -> Result<(u64, u64)> {
+    c.query_row("SELECT coalesce(sum(size), 0), count(*) FROM blobs", [], |row| {
+        Ok((uint(row.get(0)?), uint(row.get(1)?)))
+    })
+    .map_err(sql("add the blobs up"))
+}

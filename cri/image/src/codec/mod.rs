@@ -1,0 +1,10 @@
+//! Compression of layers: reading what others wrote, and encoders whose bytes depend on nothing but their input.
+//!
+//! Refuses to know digests and files: streams in, streams out.
+
+mod blocks;
+mod decode;
+mod encode;
+
+pub(crate) use decode::decoder;
+pub(crate) use encode::{Encoder, encoder_name};
