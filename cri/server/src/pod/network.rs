@@ -59,13 +59,14 @@ pub async fn attach(daemon: &Daemon, pod: &Pod) -> Result<Vec<IpAddr>, Error> {
         source: Box::new(source),
     };
     let plan = daemon.cni.plan(&wanted).await.map_err(failed)?;
+    let recorded = Box::new(plan.clone());
     pod.transition(&daemon.records, |state| {
-        state.network = PodNetworkState::Planned(Box::new(plan));
+        state.network = PodNetworkState::Planned(recorded);
         true
     })
     .await?;
     fail::point("run_pod_sandbox.before_cni").await?;
-    let attachment = daemon.cni.add(&wanted).await.map_err(failed)?;
+    let attachment = daemon.cni.attach(plan).await.map_err(failed)?;
     let ips = attachment.ips.clone();
     pod.transition(&daemon.records, |state| {
         state.network = PodNetworkState::Attached(Box::new(attachment));

@@ -362,6 +362,13 @@ impl World {
         }
         assert!(self.containers().await.is_empty());
         self.terminate();
+        if std::env::var_os("SHOW_LOG").is_some() {
+            eprintln!("{}", self.log());
+        }
+        let _ = Command::new("ip")
+            .args(["link", "delete", &bridge()])
+            .stderr(Stdio::null())
+            .status();
         let left = self.leftovers();
         assert!(left.is_empty(), "left over: {left:#?}\n{}", self.log());
         let group = format!("/sys/fs/cgroup/memory/slipway-test-{}", std::process::id());
@@ -442,9 +449,13 @@ async fn start(dir: &Path, env: &[(&str, &str)]) -> (Child, Channel) {
     }
 }
 
+fn bridge() -> String {
+    format!("swt{}", std::process::id() % 100_000)
+}
+
 /// A bridge network of this world's own.
 fn network(dir: &Path) {
-    let bridge = format!("swt{}", std::process::id() % 100_000);
+    let bridge = bridge();
     let subnet = format!(
         "10.{}.{}.0/24",
         200 + std::process::id() % 50,
