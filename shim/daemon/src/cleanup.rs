@@ -89,7 +89,7 @@ pub fn run(state_dir: &Path, all: bool) -> Result<Report, CleanupError> {
     }
     unpin_all(&state_dir.join("ns"), all)?;
     let dead = |c: &crate::record::ContainerRecord<Cgroup>| {
-        let exit = c.exit.unwrap_or(unseen(false));
+        let exit = c.exit.unwrap_or(unseen(false, c.pid));
         Dead {
             id: c.id.clone(),
             exit_code: exit.code,
@@ -104,12 +104,12 @@ pub fn run(state_dir: &Path, all: bool) -> Result<Report, CleanupError> {
 }
 
 /// An exit that nobody saw.
-fn unseen(oom_killed: bool) -> Exit {
+fn unseen(oom_killed: bool, pid: u32) -> Exit {
     Exit {
         code: 137,
         at_ns: crate::clock::now(),
         oom_killed,
-        pid: 0,
+        pid,
     }
 }
 
@@ -142,7 +142,9 @@ fn clean_containers(record: &mut Record<Cgroup>) -> Result<(), CleanupError> {
     let mut first = None;
     for container in &mut record.containers {
         let oom_killed = container.cgroup.oom_kills() > 0;
-        container.exit.get_or_insert_with(|| unseen(oom_killed));
+        container
+            .exit
+            .get_or_insert_with(|| unseen(oom_killed, container.pid));
         let gone = empty_and_remove(&container.cgroup, || format!("container {}", container.id));
         first = first.or(gone.err());
         let state = worker::state_dir(&container.bundle);

@@ -96,6 +96,8 @@ pub struct ContainerRecord<C> {
     pub cgroup: C,
     /// The shim mounted bundle/rootfs.
     pub rootfs_mounted: bool,
+    /// Its init's pid; 0: none yet.
+    pub pid: u32,
     /// How it ended, when it has.
     pub exit: Option<Exit>,
 }
@@ -214,6 +216,7 @@ impl Record<Cgroup> {
                     bundle: c.bundle.clone(),
                     cgroup: &c.cgroup,
                     rootfs_mounted: c.rootfs_mounted,
+                    pid: c.pid,
                     exit: c.exit,
                 })
                 .collect(),
@@ -248,6 +251,7 @@ mod tests {
                 bundle: "/b".into(),
                 cgroup: &cgroup,
                 rootfs_mounted: false,
+                pid: 7,
                 exit: Some(Exit {
                     code: 137,
                     at_ns: 5,

@@ -533,6 +533,7 @@ fn record_of(c: &Container) -> ContainerRecord<&Cgroup> {
         bundle: c.bundle.clone(),
         cgroup: &c.cgroup,
         rootfs_mounted: c.rootfs_mounted,
+        pid: c.phase.init().map_or(0, |init| init.pid),
         exit: if let Phase::Stopped(exit) = &c.phase {
             Some(*exit)
         } else {

@@ -89,28 +89,27 @@ async fn root_what_double_forked_in_the_hosts_pid_namespace_dies_with_its_contai
     pod.finish().await;
 }
 
+/// A handle on nothing.
+async fn disconnected() -> slipway_shim_client::Shim {
+    let dir = tempfile::tempdir().unwrap();
+    let _listener = std::os::unix::net::UnixListener::bind(dir.path().join("shim.sock")).unwrap();
+    let launcher = slipway_shim_client::Launcher {
+        shim: "/x".into(),
+        worker: "/x".into(),
+    };
+    launcher.connect(dir.path()).await.unwrap()
+}
+
 #[tokio::test]
 async fn root_a_client_that_goes_away_ends_nothing_and_another_finds_everything() {
     let Some(pod) = support::pod().await else { return };
     pod.create_pod(|_| {}).await;
     pod.run("c", "echo one; sleep 0.3; echo two; exit 9").await;
-    let TestPod {
-        launcher,
-        shim,
-        dir,
-        id,
-        cgroup,
-    } = pod;
-    drop(shim);
+    // The old connection goes with its only handle, and nothing is connected for a while.
+    let mut pod = pod;
+    pod.shim = disconnected().await;
     tokio::time::sleep(Duration::from_millis(500)).await;
-    let shim = launcher.connect(dir.path()).await.unwrap();
-    let pod = TestPod {
-        launcher,
-        shim,
-        dir,
-        id,
-        cgroup,
-    };
+    pod.shim = pod.launcher.connect(pod.dir.path()).await.unwrap();
     assert_eq!(pod.exit_of("c").await.code, 9);
     assert_eq!(pod.log_lines("c"), ["stdout F one", "stdout F two"]);
     let events = pod.shim.events(0, Duration::ZERO).await.unwrap();

@@ -42,6 +42,23 @@ pub struct TestPod {
     pub cgroup: String,
 }
 
+impl Drop for TestPod {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let small = self.path("small");
+            let _ = slipway_sys::mount::unmount(&small, true);
+            let dir = self.dir.path().to_str().expect("text");
+            eprintln!(
+                "{}",
+                std::fs::read_to_string(self.path("shim.log")).unwrap_or_default()
+            );
+            let _ = std::process::Command::new(SHIM)
+                .args(["cleanup", "--all", "--state-dir", dir])
+                .status();
+        }
+    }
+}
+
 static NUMBER: AtomicU32 = AtomicU32::new(0);
 
 /// Prepares everything and starts the shim. `None`: skipped.
