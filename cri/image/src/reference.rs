@@ -436,7 +436,7 @@ mod tests {
             ("h.x:99999/a", |e| matches!(e, E::Host { .. })),
             ("h.x:+1/a", |e| matches!(e, E::Host { .. })),
             ("user:pw@h.x/a", |e| matches!(e, E::Digest(_))),
-            ("[zz]/a", |e| matches!(e, E::Host { .. })),
+            ("[z:z]/a", |e| matches!(e, E::Host { .. })),
             ("a:", |e| matches!(e, E::Tag { .. })),
             ("a:.x", |e| matches!(e, E::Tag { .. })),
             ("a:x/y", |e| matches!(e, E::Host { .. })),

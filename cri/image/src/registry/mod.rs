@@ -2,7 +2,17 @@
 //!
 //! Owns every HTTP request of the program. Refuses to know the store: what arrives is bytes and descriptors.
 
+mod auth;
+mod challenge;
+pub(crate) mod client;
 mod credentials;
+mod docker_config;
+pub(crate) mod failure;
+mod hosts;
+pub(crate) mod manifest;
+pub(crate) mod retry;
+mod tls;
+pub(crate) mod transport;
 
 pub use credentials::{AuthFields, BadAuthField, Credentials};
 
@@ -11,7 +21,7 @@ use std::time::Duration;
 
 /// What PullImage answers for a tag whose newest writer was a build on this node, when the registry says not
 /// found, denied, or cannot be reached.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
 pub enum LocalBuilds {
     /// That build: it exists nowhere else.
     #[default]
@@ -45,6 +55,10 @@ pub struct RegistryConfig {
     pub read_timeout: Duration,
     /// Blobs at least this long are fetched in ranges, several at a time, where the registry can do that.
     pub range_threshold: u64,
+    /// How long a range is.
+    pub range_chunk: u64,
+    /// Bytes a second of one connection from which on several are not worth it.
+    pub fast_enough: u64,
 }
 
 impl Default for RegistryConfig {
@@ -61,6 +75,8 @@ impl Default for RegistryConfig {
             connect_timeout: Duration::from_secs(15),
             read_timeout: Duration::from_secs(60),
             range_threshold: 32 << 20,
+            range_chunk: 4 << 20,
+            fast_enough: 100 << 20,
         }
     }
 }

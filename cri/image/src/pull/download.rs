@@ -1,0 +1,284 @@
+//! Blobs on their way into the store, each once however many pulls want it.
+//!
+//! A download writes into an ingest of the store while followers read from it. It has a lease of its own: it goes on
+//! when the pull that began it ends, as long as another one holds it. When nobody does, it stops, and what was
+//! written is removed.
+//!
+//! Order that matters: the outcome is told before the ingest is dropped, so that a follower's failure is never seen
+//! earlier than its cause.
+
+use super::error::PullError;
+use super::fetch::{Fetch, Piece, Sink, Stop};
+use crate::content::{BlobFile, Follower, Ingest};
+use crate::digest::Digest;
+use crate::error::StoreError;
+use crate::registry::client::Session;
+use crate::registry::failure::Failure;
+use crate::store::{Lease, Store};
+use oci_spec::image::Descriptor;
+use std::collections::HashMap;
+use std::io::Write;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use tokio::runtime::Handle;
+use tokio::sync::{mpsc, watch};
+use tokio_util::sync::{CancellationToken, DropGuard};
+
+/// Pieces between the network and the disk; a piece is what one read of a socket brings.
+const PIECES: usize = 16;
+
+/// The downloads of a process.
+#[derive(Debug, Default)]
+pub(crate) struct Downloads {
+    current: Mutex<HashMap<Digest, Weak<Download>>>,
+}
+
+/// One download, held by those who want the blob.
+#[derive(Debug)]
+pub(crate) struct Download {
+    pub digest: Digest,
+    shared: Arc<Shared>,
+    outcome: watch::Receiver<Outcome>,
+    _stop: DropGuard,
+}
+
+type Outcome = Option<Result<(), PullError>>;
+
+#[derive(Debug)]
+struct Shared {
+    /// `None` when the download is over or all bytes are being made durable.
+    ingest: Mutex<Option<Ingest>>,
+    done: Arc<AtomicU64>,
+    /// What keeps the blob until everybody has it under a lease of his own.
+    lease: Mutex<Option<Lease>>,
+}
+
+/// Where a layer's blob can be read.
+pub(crate) enum Source {
+    /// It is in the store.
+    Here(BlobFile),
+    /// It is on its way.
+    Coming(Arc<Download>, Follower),
+}
+
+impl Downloads {
+    /// The blob of a descriptor, or its download, begun now if need be. Blocks: not for async code.
+    ///
+    /// # Errors
+    /// What the store answers.
+    pub fn want(
+        &self,
+        store: &Store,
+        session: &Arc<Session>,
+        descriptor: &Descriptor,
+        digest: Digest,
+        lease: &Lease,
+    ) -> Result<Source, StoreError> {
+        loop {
+            if let Some(file) = lease.blob(&digest)? {
+                return Ok(Source::Here(file));
+            }
+            let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
+            current.retain(|_, download| download.strong_count() > 0);
+            match current.get(&digest).and_then(Weak::upgrade) {
+                Some(download) if !download.is_over() => {
+                    if let Some(ingest) = &*download.shared.ingest() {
+                        let follower = ingest.follow()?;
+                        return Ok(Source::Coming(Arc::clone(&download), follower));
+                    }
+                    drop(current);
+                    // Its last bytes are being made durable, or it fails this moment.
+                    let mut outcome = download.outcome.clone();
+                    let _ = Handle::current().block_on(outcome.wait_for(Option::is_some));
+                }
+                // One that ended well has left the blob: the next look finds it, unless it failed.
+                Some(download) if download.succeeded() && lease.blob(&digest)?.is_some() => {}
+                _ => {
+                    let (download, follower) = begin(store, session, descriptor, digest)?;
+                    current.insert(digest, Arc::downgrade(&download));
+                    return Ok(Source::Coming(download, follower));
+                }
+            }
+        }
+    }
+}
+
+impl Shared {
+    fn ingest(&self) -> MutexGuard<'_, Option<Ingest>> {
+        self.ingest.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Download {
+    /// Bytes so far.
+    pub fn done(&self) -> u64 {
+        self.shared.done.load(Ordering::Relaxed)
+    }
+
+    /// Waits for the end.
+    pub async fn end(&self) -> Result<(), PullError> {
+        let mut outcome = self.outcome.clone();
+        let over = outcome.wait_for(Option::is_some).await;
+        match over.map(|result| result.clone()) {
+            Ok(Some(result)) => result,
+            // Its task panicked: nothing says why.
+            _ => Err(PullError::from(StoreError::Cancelled {
+                what: format!("the download of {}", self.digest),
+            })),
+        }
+    }
+
+    /// Whether it is about to end: all bytes are here, or it fails this moment.
+    pub fn is_ending(&self) -> bool {
+        !self.is_over() && self.shared.ingest().is_none()
+    }
+
+    fn is_over(&self) -> bool {
+        self.outcome.borrow().is_some() || self.outcome.has_changed().is_err()
+    }
+
+    /// Whether it is over and did not succeed.
+    pub fn failed(&self) -> bool {
+        self.is_over() && !self.succeeded()
+    }
+
+    fn succeeded(&self) -> bool {
+        matches!(&*self.outcome.borrow(), Some(Ok(())))
+    }
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        // Releasing a lease writes to the catalog, which is not for async threads.
+        let lease = self.lease.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let (Some(lease), Ok(runtime)) = (lease, Handle::try_current()) else {
+            return;
+        };
+        runtime.spawn_blocking(move || drop(lease));
+    }
+}
+
+fn begin(
+    store: &Store,
+    session: &Arc<Session>,
+    descriptor: &Descriptor,
+    digest: Digest,
+) -> Result<(Arc<Download>, Follower), StoreError> {
+    let lease = store.lease(&format!("download of {digest}"))?;
+    let ingest = store.ingest(&lease)?;
+    let follower = ingest.follow()?;
+    let shared = Arc::new(Shared {
+        ingest: Mutex::new(Some(ingest)),
+        done: Arc::default(),
+        lease: Mutex::new(Some(lease)),
+    });
+    let (told, outcome) = watch::channel(None);
+    let stop = CancellationToken::new();
+    let task = Task {
+        store: store.clone(),
+        session: Arc::clone(session),
+        descriptor: descriptor.clone(),
+        digest,
+        shared: Arc::clone(&shared),
+    };
+    let stopped = stop.clone();
+    Handle::current().spawn(async move { task.run(stopped, told).await });
+    Ok((
+        Arc::new(Download {
+            digest,
+            shared,
+            outcome,
+            _stop: stop.drop_guard(),
+        }),
+        follower,
+    ))
+}
+
+struct Task {
+    store: Store,
+    session: Arc<Session>,
+    descriptor: Descriptor,
+    digest: Digest,
+    shared: Arc<Shared>,
+}
+
+impl Task {
+    async fn run(self, stop: CancellationToken, told: watch::Sender<Outcome>) {
+        let cancelled = || PullError::Cancelled {
+            reference: self.session.reference.clone(),
+        };
+        let result = tokio::select! {
+            biased;
+            () = stop.cancelled() => Err(cancelled()),
+            result = self.transfer() => result,
+        };
+        told.send_replace(Some(result));
+        let shared = self.shared;
+        // Removes the file, when there is one still.
+        let _ = tokio::task::spawn_blocking(move || shared.ingest().take()).await;
+    }
+
+    async fn transfer(&self) -> Result<(), PullError> {
+        // The semaphore is never closed.
+        let _turn = self.session.registry.transfers.acquire().await.ok();
+        let (pieces, received) = mpsc::channel(PIECES);
+        let (shared, root) = (Arc::clone(&self.shared), self.store.root().to_owned());
+        let (digest, size) = (self.digest, self.descriptor.size());
+        let writer = tokio::task::spawn_blocking(move || write(&shared, received, &digest, size, &root));
+        let sink = Sink {
+            pieces,
+            done: Arc::clone(&self.shared.done),
+        };
+        let mut fetch = Fetch::new(&self.session, &self.descriptor, digest, sink);
+        let fetched = fetch.run().await;
+        let hosts = fetch.hosts.join(" and ");
+        drop(fetch);
+        let (reference, what) = (&self.session.reference, format!("layer {digest}"));
+        if let Err(Stop::Failure(failure)) = fetched {
+            return Err(failure.pull(reference, &what));
+        }
+        let cancelled = StoreError::Cancelled {
+            what: format!("writing {what}"),
+        };
+        match writer.await.unwrap_or(Err(cancelled)) {
+            Ok(()) => Ok(()),
+            Err(error @ (StoreError::DigestMismatch { .. } | StoreError::SizeMismatch { .. })) => {
+                Err(Failure::Corrupt {
+                    host: hosts,
+                    detail: error.to_string(),
+                }
+                .pull(reference, &what))
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+}
+
+/// Takes the pieces to the ingest, and finishes it after the last.
+fn write(
+    shared: &Shared,
+    mut pieces: mpsc::Receiver<Piece>,
+    digest: &Digest,
+    size: u64,
+    root: &std::path::Path,
+) -> Result<(), StoreError> {
+    let cancelled = || StoreError::Cancelled {
+        what: format!("writing blob {digest}"),
+    };
+    while let Some(piece) = pieces.blocking_recv() {
+        match piece {
+            Piece::Bytes(bytes) => {
+                let mut ingest = shared.ingest();
+                let ingest = ingest.as_mut().ok_or_else(cancelled)?;
+                ingest
+                    .write_all(&bytes)
+                    .map_err(crate::error::at("write a blob under", root))?;
+            }
+            Piece::End => {
+                let ingest = shared.ingest().take().ok_or_else(cancelled)?;
+                return ingest.finish(Some(digest), Some(size)).map(drop);
+            }
+        }
+    }
+    Err(cancelled())
+}

@@ -1,0 +1,554 @@
+//! Pull from registries that fail in every way: nothing half-visible, a clear error, and whole again where it can
+//! be. Unpacking needs root.
+#![allow(clippy::unwrap_used)]
+
+mod registry_support;
+
+use registry_support::fake::{Fake, Reply, Seen, ranged, well};
+use registry_support::image::{self, Made, layer, noise, three_layers};
+use registry_support::{Heard, Node, amd64, chain, quick, root, write};
+use slipway_image::{Digest, ProgressEvent, PullError, RegistryConfig, Silent};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+fn app() -> Made {
+    image::oci(&three_layers("app"), "amd64")
+}
+
+/// One layer that does not compress.
+fn long(length: usize) -> Made {
+    image::oci(&[layer(&[("long", &noise(length, 3))])], "amd64")
+}
+
+async fn pull(fake: &Fake, node: &Node) -> Result<slipway_image::Image, PullError> {
+    node.puller(quick())
+        .pull(&fake.reference("app:v1"), None, &amd64(), &Silent)
+        .await
+}
+
+/// Serves an image, its first layer's GETs as `fault` says (told the request and how many came before).
+async fn faulty(made: &Made, fault: impl Fn(&Seen, usize, Reply) -> Reply + Send + Sync + 'static) -> Fake {
+    let (good, digest) = (well(&[("app:v1", made)]), made.layers[0].digest);
+    Fake::start(move |seen, before| match seen.is_blob(&digest) {
+        true => fault(seen, before, good(seen)),
+        false => good(seen),
+    })
+    .await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cut_transfer_goes_on_from_the_byte_it_reached() {
+    if !root() {
+        return;
+    }
+    let made = long(300_000);
+    let fake = faulty(
+        &made,
+        |_, before, good| if before < 7 { good.cut(40_000) } else { good },
+    )
+    .await;
+    let node = Node::new();
+    let heard = Heard::default();
+    let name = fake.reference("app:v1");
+    let image = node
+        .puller(quick())
+        .pull(&name, None, &amd64(), &heard)
+        .await
+        .unwrap();
+    assert_eq!(node.layer_file(&image, 0, "long").unwrap(), noise(300_000, 3));
+    let starts: Vec<usize> = fake
+        .seen()
+        .iter()
+        .filter(|seen| seen.is_blob(&made.layers[0].digest))
+        .map(|seen| seen.range().map_or(0, |(from, _)| from))
+        .collect();
+    assert_eq!(
+        starts,
+        (0..8).map(|n| n * 40_000).collect::<Vec<_>>(),
+        "more cuts than attempts, each with progress"
+    );
+    assert!(heard.any(|e| matches!(e, ProgressEvent::Retrying { .. })));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_without_ranges_is_read_from_the_start_and_what_is_known_is_skipped() {
+    if !root() {
+        return;
+    }
+    let made = long(300_000);
+    let body = made.layers[0].bytes.clone();
+    let fake = faulty(&made, move |_, before, _| {
+        let whole = Reply::new(200).body(body.clone());
+        if before < 3 {
+            whole.cut(50_000 * (before + 1))
+        } else {
+            whole
+        }
+    })
+    .await;
+    let node = Node::new();
+    let image = pull(&fake, &node).await.unwrap();
+    assert_eq!(node.layer_file(&image, 0, "long").unwrap(), noise(300_000, 3));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn bytes_with_a_wrong_digest_are_refused_and_nothing_of_them_stays() {
+    if !root() {
+        return;
+    }
+    let made = app();
+    let other = layer(&[("etc/", b""), ("etc/base", b"aqq")]);
+    let mut bytes = made.layers[0].bytes.clone();
+    // Another valid layer, filled up to the same length.
+    bytes.clear();
+    bytes.extend_from_slice(&other.bytes);
+    bytes.resize(made.layers[0].bytes.len(), 0);
+    let fake = faulty(&made, move |seen, _, _| ranged(seen, &bytes)).await;
+    let node = Node::new();
+    let error = pull(&fake, &node).await.unwrap_err();
+    let PullError::Corrupt { host, what, .. } = &error else {
+        panic!("{}", chain(&error))
+    };
+    assert_eq!(host, &fake.host);
+    assert!(what.contains(&made.layers[0].digest.to_string()), "{error}");
+    assert!(node.store.images().unwrap().is_empty());
+    assert!(
+        !node
+            .blobs()
+            .iter()
+            .any(|path| path.ends_with(made.layers[0].digest.hex()))
+    );
+    node.assert_nothing_half_there();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_blob_that_is_too_short_or_too_long_is_refused() {
+    if !root() {
+        return;
+    }
+    let made = app();
+    let short = made.layers[0].bytes[..made.layers[0].bytes.len() - 5].to_vec();
+    let fake = faulty(&made, move |_, _, _| Reply::new(200).body(short.clone())).await;
+    let node = Node::new();
+    let error = pull(&fake, &node).await.unwrap_err();
+    assert!(matches!(error, PullError::Registry { .. }), "{}", chain(&error));
+    assert!(error.to_string().contains("ended after"), "{error}");
+    node.assert_nothing_half_there();
+
+    let mut padded = made.layers[0].bytes.clone();
+    padded.extend_from_slice(&[0; 10]);
+    let fake = faulty(&made, move |_, _, _| Reply::new(200).body(padded.clone())).await;
+    let error = pull(&fake, &node).await.unwrap_err();
+    assert!(matches!(error, PullError::Corrupt { .. }), "{}", chain(&error));
+    node.assert_nothing_half_there();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_layer_that_is_not_what_the_configuration_says_is_refused() {
+    if !root() {
+        return;
+    }
+    let mut made = app();
+    // The manifest is right about the blob, the configuration wrong about its contents.
+    let lie = layer(&[("lie", b"lie")]);
+    let text = String::from_utf8(made.config.clone()).unwrap();
+    let text = text.replace(&made.layers[2].diff_id.to_string(), &lie.diff_id.to_string());
+    made.config = text.into_bytes();
+    let mut manifest: serde_json::Value = serde_json::from_slice(&made.manifest).unwrap();
+    manifest["config"]["digest"] = Digest::of(&made.config).to_string().into();
+    let made = image::with_manifest(made.config, &made.layers, manifest, &made.media_type);
+    let good = well(&[("app:v1", &made)]);
+    let fake = Fake::start(move |seen, _| good(seen)).await;
+    let node = Node::new();
+    let error = pull(&fake, &node).await.unwrap_err();
+    assert!(matches!(error, PullError::Unusable { .. }), "{}", chain(&error));
+    assert!(node.store.images().unwrap().is_empty());
+    node.assert_nothing_half_there();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_busy_registry_is_asked_again_after_the_time_it_wants_but_not_for_ever() {
+    if !root() {
+        return;
+    }
+    let made = app();
+    let good = well(&[("app:v1", &made)]);
+    let fake = Fake::start(move |seen, before| match before {
+        0 if seen.path.contains("/manifests/") => Reply::new(429).header("retry-after", "1"),
+        0 => Reply::new(503),
+        _ => good(seen),
+    })
+    .await;
+    let node = Node::new();
+    let begun = Instant::now();
+    pull(&fake, &node).await.unwrap();
+    assert!(
+        begun.elapsed() >= Duration::from_secs(1),
+        "the registry asked for a second"
+    );
+
+    let fake = Fake::start(|_, _| Reply::new(502).body("<html>bad gateway</html>")).await;
+    let error = pull(&fake, &Node::new()).await.unwrap_err();
+    assert!(
+        matches!(&error, PullError::Registry { detail, .. } if detail.contains("502")),
+        "{error}"
+    );
+    assert_eq!(fake.seen().len(), 5);
+
+    let fake = Fake::start(|_, _| Reply::new(429).header("retry-after", "86400")).await;
+    let error = pull(&fake, &Node::new()).await.unwrap_err();
+    assert!(matches!(error, PullError::TooManyRequests { .. }), "{error}");
+    assert_eq!(fake.seen().len(), 1, "nobody waits a day");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_registry_that_falls_silent_is_given_up_after_a_while() {
+    if !root() {
+        return;
+    }
+    let made = app();
+    let stall = Some(Duration::from_secs(20));
+    let fake = faulty(&made, move |_, _, good| Reply { stall, ..good }).await;
+    let node = Node::new();
+    let begun = Instant::now();
+    let error = pull(&fake, &node).await.unwrap_err();
+    assert!(error.to_string().contains("nothing came"), "{error}");
+    assert!(begun.elapsed() < Duration::from_secs(15), "{:?}", begun.elapsed());
+    node.assert_nothing_half_there();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn documents_without_measure_or_of_another_age_are_refused() {
+    if !root() {
+        return;
+    }
+    let node = Node::new();
+    let fake = Fake::start(|_, _| Reply::new(200).body(vec![b' '; 5 << 20])).await;
+    let error = pull(&fake, &node).await.unwrap_err();
+    assert!(error.to_string().contains("longer than 4194304 bytes"), "{error}");
+
+    let fake = Fake::start(|_, _| {
+        Reply::new(200)
+            .header(
+                "content-type",
+                "application/vnd.docker.distribution.manifest.v1+prettyjws",
+            )
+            .body(r#"{"schemaVersion":1,"fsLayers":[]}"#)
+    })
+    .await;
+    assert!(matches!(
+        pull(&fake, &node).await.unwrap_err(),
+        PullError::Schema1 { .. }
+    ));
+
+    let fake = Fake::start(|_, _| {
+        Reply::new(200)
+            .header("docker-content-digest", Digest::of(b"x").to_string())
+            .body("{}")
+    })
+    .await;
+    assert!(matches!(
+        pull(&fake, &node).await.unwrap_err(),
+        PullError::Corrupt { .. }
+    ));
+
+    // An index that names itself as deep as anybody follows.
+    let index = |digest: &str, size: usize| {
+        format!(
+            r#"{{"schemaVersion":2,"manifests":[{{"mediaType":"{}","digest":"{digest}","size":{size},"platform":{{"os":"linux","architecture":"amd64"}}}}]}}"#,
+            image::OCI_INDEX
+        )
+    };
+    let mut documents = vec![index(&Digest::of(b"x").to_string(), 1)];
+    for _ in 0..6 {
+        let last = documents.last().unwrap();
+        documents.push(index(&Digest::of(last.as_bytes()).to_string(), last.len()));
+    }
+    let fake = Fake::start(move |seen, _| {
+        let by_digest = documents
+            .iter()
+            .find(|d| seen.path.ends_with(&Digest::of(d.as_bytes()).to_string()));
+        let document = by_digest.or(documents.last()).unwrap();
+        Reply::new(200)
+            .header("content-type", image::OCI_INDEX)
+            .body(document.as_bytes())
+    })
+    .await;
+    let error = pull(&fake, &node).await.unwrap_err();
+    assert!(matches!(error, PullError::Unusable { .. }), "{error}");
+    assert!(fake.seen().len() < 6);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_index_that_does_not_say_its_platforms_is_looked_into() {
+    if !root() {
+        return;
+    }
+    let (arm, amd) = (
+        image::oci(&three_layers("r"), "arm64"),
+        image::oci(&three_layers("d"), "amd64"),
+    );
+    let (bytes, digest) = image::index(&[(&arm, None), (&amd, None)], image::OCI_INDEX);
+    let good = well(&[("app:arm", &arm), ("app:amd", &amd)]);
+    let fake = Fake::start(move |seen, _| match seen.path.ends_with("/manifests/v1") {
+        true => Reply::new(200)
+            .header("content-type", image::OCI_INDEX)
+            .body(bytes.clone()),
+        false => good(seen),
+    })
+    .await;
+    let node = Node::new();
+    let image = pull(&fake, &node).await.unwrap();
+    assert_eq!(image.id.digest(), &Digest::of(&amd.config));
+    assert!(image.repo_digests[0].ends_with(&digest.to_string()));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn long_blobs_come_in_ranges_at_a_time_and_broken_ranges_go_on() {
+    if !root() {
+        return;
+    }
+    let made = long(2 << 20);
+    let fake = faulty(&made, |seen, _, good| match seen.range() {
+        // One range in the middle breaks when it is asked for the first time.
+        Some((from, _)) if from == 5 * (100 << 10) => good.cut(33_333),
+        _ => good,
+    })
+    .await;
+    let node = Node::new();
+    let config = RegistryConfig {
+        range_threshold: 1 << 20,
+        range_chunk: 100 << 10,
+        fast_enough: u64::MAX,
+        ..quick()
+    };
+    let name = fake.reference("app:v1");
+    let image = node
+        .puller(config)
+        .pull(&name, None, &amd64(), &Silent)
+        .await
+        .unwrap();
+    assert_eq!(node.layer_file(&image, 0, "long").unwrap(), noise(2 << 20, 3));
+    let blob = made.layers[0].digest;
+    assert!(fake.count(|seen| seen.is_blob(&blob)) > 20);
+    assert_eq!(
+        fake.count(|seen| seen
+            .range()
+            .is_some_and(|(from, _)| from == 5 * (100 << 10) + 33_333)),
+        1
+    );
+
+    // A fast connection gets the rest in one piece.
+    let fake = faulty(&made, |_, _, good| good).await;
+    let config = RegistryConfig {
+        range_threshold: 1 << 20,
+        range_chunk: 100 << 10,
+        fast_enough: 1,
+        ..quick()
+    };
+    let name = fake.reference("app:v1");
+    Node::new()
+        .puller(config)
+        .pull(&name, None, &amd64(), &Silent)
+        .await
+        .unwrap();
+    assert_eq!(fake.count(|seen| seen.is_blob(&blob)), 2);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_same_image_at_the_same_time_is_pulled_once() {
+    if !root() {
+        return;
+    }
+    let made = app();
+    let stall = Some(Duration::from_millis(300));
+    let fake = faulty(&made, move |_, _, good| Reply { stall, ..good }).await;
+    let node = Node::new();
+    let puller = node.puller(quick());
+    let name = fake.reference("app:v1");
+    let pulls = (0..5).map(|_| {
+        let (puller, name) = (puller.clone(), name.clone());
+        tokio::spawn(async move {
+            let heard = Heard::default();
+            let image = puller.pull(&name, None, &amd64(), &heard).await.unwrap();
+            (image.id, heard)
+        })
+    });
+    for pull in pulls.collect::<Vec<_>>() {
+        let (id, heard) = pull.await.unwrap();
+        assert_eq!(id.digest(), &Digest::of(&made.config));
+        assert!(
+            heard.any(|e| matches!(e, ProgressEvent::Layers { .. })),
+            "everybody hears of it"
+        );
+    }
+    for seen in [&made.layers[0].digest, &made.layers[2].digest] {
+        assert_eq!(fake.count(|s| s.is_blob(seen)), 1);
+    }
+    assert_eq!(fake.count(|seen| seen.path.contains("/manifests/")), 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn images_that_share_a_layer_fetch_it_once_also_when_the_first_pull_is_dropped() {
+    if !root() {
+        return;
+    }
+    let shared = layer(&[("shared", &noise(200_000, 9))]);
+    let one = image::oci(&[shared.clone(), layer(&[("one", b"1")])], "amd64");
+    let two = image::oci(&[shared.clone(), layer(&[("two", b"2")])], "amd64");
+    let good = well(&[("one:v1", &one), ("two:v1", &two)]);
+    let digest = shared.digest;
+    let stall = Some(Duration::from_millis(400));
+    let fake = Fake::start(move |seen, _| match seen.is_blob(&digest) {
+        true => Reply { stall, ..good(seen) },
+        false => good(seen),
+    })
+    .await;
+    let node = Node::new();
+    let puller = node.puller(quick());
+    let (first, second) = (fake.reference("one:v1"), fake.reference("two:v1"));
+    let begun = tokio::spawn({
+        let (puller, first) = (puller.clone(), first.clone());
+        async move { puller.pull(&first, None, &amd64(), &Silent).await }
+    });
+    while fake.count(|seen| seen.is_blob(&digest)) == 0 {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let other = tokio::spawn({
+        let (puller, second) = (puller.clone(), second.clone());
+        async move { puller.pull(&second, None, &amd64(), &Silent).await }
+    });
+    while fake.count(|seen| seen.path.contains("/two/blobs/")) < 2 {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    begun.abort();
+    let image = other.await.unwrap().unwrap();
+    assert_eq!(node.layer_file(&image, 0, "shared").unwrap(), noise(200_000, 9));
+    assert_eq!(fake.count(|seen| seen.is_blob(&digest)), 1);
+    assert!(node.store.resolve(&first.to_string()).unwrap().is_none());
+    node.assert_nothing_half_there();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_dropped_pull_leaves_nothing_and_can_be_begun_anew() {
+    if !root() {
+        return;
+    }
+    let made = app();
+    let calls = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&calls);
+    let fake = faulty(&made, move |_, _, good| {
+        let first = counted.fetch_add(1, Ordering::Relaxed) == 0;
+        Reply {
+            stall: first.then_some(Duration::from_secs(20)),
+            ..good
+        }
+    })
+    .await;
+    let node = Node::new();
+    let puller = node.puller(RegistryConfig {
+        read_timeout: Duration::from_secs(30),
+        ..quick()
+    });
+    let name = fake.reference("app:v1");
+    let pull = tokio::spawn({
+        let (puller, name) = (puller.clone(), name.clone());
+        async move { puller.pull(&name, None, &amd64(), &Silent).await }
+    });
+    while calls.load(Ordering::Relaxed) == 0 {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    pull.abort();
+    assert!(pull.await.unwrap_err().is_cancelled());
+    node.assert_nothing_half_there();
+    let image = puller.pull(&name, None, &amd64(), &Silent).await.unwrap();
+    assert_eq!(node.layer_file(&image, 2, "hello").unwrap(), b"hello app");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_mirror_that_gives_rubbish_is_passed_over() {
+    if !root() {
+        return;
+    }
+    let made = app();
+    let rubbish = vec![7; made.layers[0].bytes.len()];
+    let mirror = faulty(&made, move |_, _, _| Reply::new(200).body(rubbish.clone())).await;
+    let upstream = faulty(&made, |_, _, good| good).await;
+    let certs = tempfile::tempdir().unwrap();
+    let hosts = format!(
+        "server = \"http://{}\"\n[host.\"http://{}\"]\n",
+        upstream.host, mirror.host
+    );
+    write(certs.path(), "hub.test/hosts.toml", &hosts);
+    let config = RegistryConfig {
+        certs_dir: Some(certs.path().to_owned()),
+        ..quick()
+    };
+    let node = Node::new();
+    let name = slipway_image::Reference::parse("hub.test/app:v1").unwrap();
+    let image = node
+        .puller(config)
+        .pull(&name, None, &amd64(), &Silent)
+        .await
+        .unwrap();
+    assert_eq!(node.layer_file(&image, 2, "hello").unwrap(), b"hello app");
+    assert_eq!(mirror.count(|seen| seen.is_blob(&made.layers[0].digest)), 1);
+    assert!(
+        mirror.seen().iter().all(|seen| seen.query == "ns=hub.test"),
+        "a mirror is told whose images are meant"
+    );
+    node.assert_nothing_half_there();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_full_disk_is_said_and_the_space_given_back() {
+    if !root() {
+        return;
+    }
+    let dir = tempfile::Builder::new()
+        .prefix("slipway-test-")
+        .tempdir()
+        .unwrap();
+    let mount = |args: &[&str]| {
+        std::process::Command::new(args[0])
+            .args(&args[1..])
+            .status()
+            .unwrap()
+            .success()
+    };
+    let path = dir.path().to_str().unwrap().to_owned();
+    if !mount(&["mount", "-t", "tmpfs", "-o", "size=48m", "tmpfs", &path]) {
+        eprintln!("SKIPPED: cannot mount a tmpfs");
+        return;
+    }
+    let made = long(60 << 20);
+    let fake = faulty(&made, |_, _, good| good).await;
+    let store =
+        slipway_image::Store::open(&dir.path().join("root"), slipway_image::OwnerKind::Daemon).unwrap();
+    let puller = slipway_image::Puller::new(store.clone(), quick());
+    let error = puller
+        .pull(&fake.reference("app:v1"), None, &amd64(), &Silent)
+        .await
+        .unwrap_err();
+    assert!(error.is_disk_full(), "{}", chain(&error));
+    let small = app();
+    let good = well(&[("app:v1", &small)]);
+    let fake = Fake::start(move |seen, _| good(seen)).await;
+    let mut result = puller
+        .pull(&fake.reference("app:v1"), None, &amd64(), &Silent)
+        .await;
+    for _ in 0..20 {
+        if result.is_ok() {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        result = puller
+            .pull(&fake.reference("app:v1"), None, &amd64(), &Silent)
+            .await;
+    }
+    assert!(result.is_ok(), "service goes on");
+    drop((result, puller, store));
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert!(mount(&["umount", "-l", &path]));
+}
