@@ -153,7 +153,7 @@ impl fmt::Display for StepFailure {
 #[non_exhaustive]
 pub enum StepError {
     /// The command ended with a code.
-    #[error("{command} exited with code {code}{}", hint(*code))]
+    #[error("`{command}` exited with code {code}{}", hint(*code))]
     Exit {
         /// The command, shortened.
         command: String,
@@ -162,7 +162,7 @@ pub enum StepError {
     },
     /// The kernel killed it for want of memory.
     #[error(
-        "{command} was killed because the memory was full (out of memory); give the build more, or use less"
+        "`{command}` was killed because the memory was full (out of memory); give the build more, or use less"
     )]
     OutOfMemory {
         /// The command, shortened.

@@ -12,7 +12,7 @@ use slipway_dockerfile::step::RunStep;
 use slipway_shim_client::{CreateContainer, Exit, Output, Shim, Stdin};
 use slipway_snapshot::Root;
 use slipway_spec::user::FILE_LIMIT;
-use slipway_spec::{Mount, PodFiles, RunStep as RunInput};
+use slipway_spec::{Mount, RunStep as RunInput};
 
 use super::{StepContext, StepResult, mounts};
 use crate::error::StepError;
@@ -122,18 +122,10 @@ async fn describe(
     // As runc does; a directory that the command runs in stays in the layer.
     root.mkdir_all(Path::new(&step.cwd), 0o755, None)
         .map_err(io("make the directory", Path::new(&step.cwd)))?;
-    let mut files = PodFiles::default();
     let mut binds = Vec::new();
-    for (path, source, slot) in [
-        ("/etc/resolv.conf", resolv, &mut files.resolv_conf),
-        ("/etc/hosts", hosts, &mut files.hosts),
-    ] {
+    for (path, source) in [("/etc/resolv.conf", resolv), ("/etc/hosts", hosts)] {
         let real = stubs.ensure(root, Path::new(path), Point::File)?;
-        if real == Path::new(path) {
-            *slot = Some(source);
-        } else {
-            binds.push(bind(&real, &source, true));
-        }
+        binds.push(bind(&real, &source, true));
     }
     if let Some(script) = &step.script {
         // Below /dev, which is a mount of its own: nothing of it can reach the layer.
@@ -168,7 +160,6 @@ async fn describe(
         passwd: read("/etc/passwd")?.unwrap_or_default(),
         group: read("/etc/group")?.unwrap_or_default(),
         mounts: binds,
-        files,
         network: network.namespace,
         hostname: crate::sandbox::HOSTNAME.to_owned(),
         cgroups_path: format!("{}/{id}", sandbox.cgroup()),

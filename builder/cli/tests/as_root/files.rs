@@ -1,0 +1,146 @@
+//! What lands in images.
+
+use crate::lab::{BASE, Lab};
+
+#[test]
+fn a_run_leaves_no_trace_of_what_was_mounted_for_it() {
+    let Some(lab) = Lab::new() else { return };
+    let dir = lab.context(
+        "c",
+        &format!("FROM {BASE}\nRUN cat /etc/resolv.conf /etc/hosts > /dev/null; stat -c %Y /etc > /was\n"),
+    );
+    lab.build(&["-t", "t:1", &dir]).ok();
+    let said = lab.look("t:1", "ls -a /etc; ls -d /was");
+    assert!(said.contains("passwd") && said.contains("/was"), "{said}");
+    // Those that are there now were mounted for this look; the image's own layers have none.
+    let tar = lab.path("t.tar").display().to_string();
+    lab.run(&["save", "-o", &tar, "t:1"]).ok();
+    let list = std::process::Command::new("sh")
+        .args(["-c", &format!("cd {} && mkdir x && tar xf t.tar -C x && for l in $(find x -type f); do tar tf $l 2>/dev/null; done", lab.path("").display())])
+        .output()
+        .unwrap();
+    let list = String::from_utf8_lossy(&list.stdout);
+    assert!(list.contains("was"), "{list}");
+    assert!(
+        !list.contains("resolv.conf") && !list.contains("etc/hosts"),
+        "{list}"
+    );
+}
+
+#[test]
+fn stages_give_their_files_and_hard_links_owners_and_modes_come_along() {
+    let Some(lab) = Lab::new() else { return };
+    let dir = lab.context(
+        "c",
+        &format!(
+            "FROM {BASE} AS make\nRUN mkdir /out && echo x > /out/a && ln /out/a /out/b && chown 5:6 /out/a && chmod 4711 /out/a && ln -s a /out/c\n\
+             FROM {BASE}\nCOPY --from=make /out/ /got/\nCOPY --from=make --chown=app:root --chmod=640 /out/a /mine\n"
+        ),
+    );
+    lab.build(&["-t", "t:1", &dir]).ok();
+    let said = lab.look(
+        "t:1",
+        "stat -c '%n %u:%g %a %h' /got/a /got/b /mine; readlink /got/c",
+    );
+    assert_eq!(
+        said,
+        "/got/a 5:6 4711 2\n/got/b 5:6 4711 2\n/mine 1000:0 640 1\na\n"
+    );
+}
+
+#[test]
+fn a_working_directory_belongs_to_the_user_in_force_and_a_number_has_no_group() {
+    let Some(lab) = Lab::new() else { return };
+    let dir = lab.context(
+        "c",
+        &format!(
+            "FROM {BASE}\nWORKDIR /first\nUSER app\nWORKDIR /second/third\nRUN id -u > me && id -g >> me && echo $HOME >> me\n\
+             USER 1234\nRUN id -u; id -g; pwd\n"
+        ),
+    );
+    let said = lab.build(&["-t", "t:1", &dir]).ok();
+    assert!(
+        said.out.contains("1234\n") && said.out.contains(" 0\n"),
+        "{}",
+        said.out
+    );
+    let said = lab.look(
+        "t:1",
+        "stat -c '%n %u:%g' /first /second /second/third; cat /second/third/me",
+    );
+    assert_eq!(
+        said,
+        "/first 0:0\n/second 1000:1001\n/second/third 1000:1001\n1000\n1001\n/home/app\n"
+    );
+}
+
+#[test]
+fn add_unpacks_archives_of_the_context_and_copy_does_not() {
+    let Some(lab) = Lab::new() else { return };
+    let dir = lab.context(
+        "c",
+        &format!("FROM {BASE}\nADD a.tgz /added/\nCOPY a.tgz /copied/\nADD --unpack=false a.tgz /kept/\n"),
+    );
+    std::fs::create_dir_all(lab.path("c/d")).unwrap();
+    lab.write("c/d/f", "text");
+    let packed = std::process::Command::new("tar")
+        .args(["czf", "a.tgz", "d"])
+        .current_dir(lab.path("c"))
+        .status()
+        .unwrap();
+    assert!(packed.success());
+    lab.build(&["-t", "t:1", &dir]).ok();
+    assert_eq!(
+        lab.look("t:1", "cat /added/d/f; echo; ls /copied /kept"),
+        "text\n/copied:\na.tgz\n\n/kept:\na.tgz\n"
+    );
+}
+
+#[test]
+fn many_layers_are_no_trouble() {
+    let Some(lab) = Lab::new() else { return };
+    let steps: String = (0..140).map(|n| format!("COPY f /d/{n}\n")).collect();
+    let dir = lab.context("c", &format!("FROM {BASE}\n{steps}"));
+    lab.write("c/f", "x");
+    lab.build(&["-t", "t:1", &dir]).ok();
+    assert_eq!(lab.look("t:1", "ls /d | wc -l").trim(), "140");
+}
+
+#[test]
+fn mounts_of_a_run_come_and_go() {
+    let Some(lab) = Lab::new() else { return };
+    lab.write("c/req/file", "from the context");
+    lab.write("c/ignored", "secret");
+    lab.write("c/.dockerignore", "ignored\n");
+    let dir = lab.context(
+        "c",
+        &format!(
+            "FROM {BASE} AS other\nRUN echo from the stage > /made\n\
+             FROM {BASE}\n\
+             RUN --mount=type=bind,target=/ctx cat /ctx/req/file; ls /ctx; ! touch /ctx/x\n\
+             RUN --mount=type=bind,target=/ctx,rw touch /ctx/req/new && ls /ctx/req\n\
+             RUN --mount=from=other,source=/made,target=/m cat /m\n\
+             RUN --mount=type=cache,target=/cache echo run >> /cache/log; wc -l < /cache/log > /n\n\
+             RUN --mount=type=tmpfs,target=/tmp/fast touch /tmp/fast/x; grep -c /tmp/fast /proc/mounts\n"
+        ),
+    );
+    let first = lab.build(&["-t", "t:1", &dir]).ok();
+    for want in ["from the context", "from the stage"] {
+        assert!(first.out.contains(want), "{want}: {}", first.out);
+    }
+    assert!(
+        !first.out.lines().any(|l| l.ends_with(" ignored")),
+        "{}",
+        first.out
+    );
+    assert!(
+        !lab.path("c/req/new").exists(),
+        "writes to the context are thrown away"
+    );
+    lab.build(&["--no-cache", "-t", "t:1", &dir]).ok();
+    assert_eq!(
+        lab.look("t:1", "cat /n; ls -d /ctx /m /cache /tmp 2>/dev/null || true"),
+        "2\n"
+    );
+    assert_eq!(lab.run(&["prune"]).ok().out.matches("1 cache mounts").count(), 1);
+}
