@@ -115,6 +115,10 @@ impl Lab {
     /// A mount, process, cgroup or file of this test is still there.
     pub fn finish(self) -> Result<()> {
         crate::leftovers::remove_bridge(&self.bridge());
+        // The parent of the pods' cgroups is the client's, as kubelet's are; it goes if nothing is left in it.
+        for dir in crate::leftovers::cgroups_named(self.cgroup().trim_start_matches('/')) {
+            let _ = std::fs::remove_dir(dir);
+        }
         crate::leftovers::check(&self)?;
         let path = self.dir.path().to_owned();
         self.dir

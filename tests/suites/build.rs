@@ -338,7 +338,7 @@ fn what_is_not_built_yet_is_an_error_that_names_it() -> Result<()> {
         ("RUN --mount=type=ssh true", "ssh"),
         ("RUNN true", "RUN"),
         ("COPY --from=nowhere /a /b", "nowhere"),
-        ("COPY --frm=x /a /b", "--from"),
+        ("COPY --frm=x /a /b", "did you mean"),
     ] {
         let dir = context(&lab, "c", &[("Dockerfile", &format!("FROM {BUSYBOX}\n{line}\n"))])?;
         let o = build(&lab, &[&dir])?;

@@ -231,16 +231,32 @@ async fn a_port_mapping_reaches_the_container_from_the_host() -> Result<()> {
             config,
         )
         .await?;
-    let ask = format!(
-        "for i in 1 2 3 4 5 6 7 8 9 10; do wget -q -T 2 -O - http://127.0.0.1:{port}/ && exit 0; sleep 0.3; done; exit 1"
-    );
-    let o = harness::cmd::run(
-        &mut harness::cmd::command("busybox", ["sh", "-c", &ask]),
-        std::time::Duration::from_secs(40),
-    )?
-    .ok()?;
-    assert!(o.stdout.contains("hello"), "{o:?}");
+    let answer = ask(port).await?;
+    assert!(answer.contains("hello"), "{answer:?}");
     w.finish().await
+}
+
+/// What the server behind a port of this host says; asked again for a few seconds, until it is up.
+async fn ask(port: u16) -> Result<String> {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let mut last = anyhow::anyhow!("not asked");
+    for _ in 0..20 {
+        let once = async {
+            let mut s = tokio::net::TcpStream::connect(("127.0.0.1", port)).await?;
+            s.write_all(b"GET / HTTP/1.0\r\n\r\n").await?;
+            let mut answer = Vec::new();
+            s.read_to_end(&mut answer).await?;
+            anyhow::ensure!(!answer.is_empty(), "an empty answer");
+            anyhow::Ok(String::from_utf8_lossy(&answer).into_owned())
+        };
+        match tokio::time::timeout(std::time::Duration::from_secs(3), once).await {
+            Ok(Ok(answer)) => return Ok(answer),
+            Ok(Err(e)) => last = e,
+            Err(_) => last = anyhow::anyhow!("no answer within 3 s"),
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(300)).await;
+    }
+    Err(last)
 }
 
 #[tokio::test]
