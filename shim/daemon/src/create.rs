@@ -1,4 +1,4 @@
-//! How a container comes to be and to run: cgroup, streams, worker, init, start. Each step that leaves something outside
+//! How a container comes to be: cgroup, streams, worker, init. Each step that leaves something outside
 //! the shim is written down before; a failure anywhere goes through `ending`, which takes all of it back.
 
 use crate::conn::Reply;
@@ -20,15 +20,9 @@ use slipway_sys::cgroup::{Cgroup, CgroupPath};
 use slipway_sys::process::{Child, Status};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
-use std::time::Duration;
 
 /// Containers in one pod.
 const MAX_CONTAINERS: usize = 1000;
-/// How long init may take from its start to its program's first instruction.
-const START_DEADLINE: Duration = Duration::from_secs(10);
-/// How often, and in which distance, is looked for a killing that was announced.
-const OOM_LOOKS: u32 = 10;
-const OOM_PAUSE: Duration = Duration::from_millis(20);
 const SIGKILL: i32 = 9;
 
 impl Shim {
@@ -104,9 +98,11 @@ impl Shim {
             stdio::open(&stdin, [&outputs[0], &outputs[1]], fds, spec.owner)?
         };
         let key = self.number();
+        let asked_terminal = request.terminal;
         let streams = Streams {
             log: ours.log,
             stdin: ours.stdin,
+            stdin_fifo: ours.stdin_fifo,
             stdin_once: stdin == Stdin::Keep { once: true },
             fifos: ours.fifos,
             ..Streams::default()
@@ -145,6 +141,9 @@ impl Shim {
         }
         if let Some(fd) = ours.stderr {
             self.read_output(key, From::Stderr, fd);
+        }
+        if !asked_terminal {
+            self.use_stdin_fifo(key);
         }
         if let Err(e) = self.save() {
             self.close_streams(key);
@@ -329,7 +328,7 @@ impl Shim {
         }
     }
 
-    fn creation_failed(&mut self, key: u32, error: WorkerError) {
+    pub(crate) fn creation_failed(&mut self, key: u32, error: WorkerError) {
         let Some(container) = self.containers.get(&key) else {
             return;
         };
@@ -361,126 +360,6 @@ impl Shim {
             self.early.clear();
         }
         self.look_at_ending(key);
-    }
-
-    /// A worker, or an init on its way to its program, has had its time.
-    pub fn on_deadline(&mut self, key: u32) {
-        let Some(container) = self.containers.get(&key) else {
-            return;
-        };
-        match &container.phase {
-            Phase::Creating(_) => self.creation_failed(
-                key,
-                WorkerError::Deadline {
-                    after: worker::DEADLINE,
-                },
-            ),
-            Phase::Starting(_) => self.start_failed(
-                key,
-                WorkerError::Deadline {
-                    after: START_DEADLINE,
-                },
-            ),
-            _ => {}
-        }
-    }
-
-    /// Task.Start of a container: answered when init runs its program.
-    ///
-    /// # Errors
-    /// When it is not created, or its init does not listen.
-    pub fn start(&mut self, reply: Reply, id: &str) -> Result<Option<Vec<u8>>, Fault> {
-        let deadline = std::time::Instant::now() + START_DEADLINE;
-        let (key, container) = self.find_mut(id)?;
-        container.starting(reply, deadline)?;
-        if let Err(e) = worker::release(&container.bundle, id) {
-            // It is dead or about to be: its exit follows.
-            let _ = container.running();
-            if let Some(init) = container.phase.init() {
-                kill(init);
-            }
-            return Err(Fault::failed(format_args!("start container {id}"), &e));
-        }
-        if container.start_report.is_none() {
-            self.started(key);
-            return Ok(None);
-        }
-        let deadline = self.reactor.after(START_DEADLINE, Timer::Worker(key));
-        if let Some(container) = self.containers.get_mut(&key)
-            && let Phase::Starting(starting) = &mut container.phase
-        {
-            starting.deadline = deadline;
-        }
-        Ok(None)
-    }
-
-    /// Init runs its program (or ended without telling why not; then its exit follows).
-    fn started(&mut self, key: u32) {
-        let Some(container) = self.containers.get_mut(&key) else {
-            return;
-        };
-        // The socket of a created container ends when its init does, too.
-        let Ok((reply, deadline)) = container.running() else {
-            return;
-        };
-        self.reactor.cancel(deadline, Timer::Worker(key));
-        let pid = container.phase.init().map_or(0, |init| init.pid);
-        let container_id = container.id.clone();
-        info!("container {container_id} runs");
-        self.publish(
-            topic::START,
-            "containerd.events.TaskStart",
-            &events::TaskStart { container_id, pid },
-        );
-        self.answer(reply, Ok(task::StartResponse { pid }.encode_to_vec()));
-    }
-
-    fn start_failed(&mut self, key: u32, error: WorkerError) {
-        let Some(container) = self.containers.get_mut(&key) else {
-            return;
-        };
-        if let Some(report) = container.start_report.take() {
-            self.reactor.forget(report.fd());
-        }
-        let fault = Fault::from(error).during(format_args!("start container {}", container.id));
-        warning!("{fault}");
-        let Ok((reply, deadline)) = container.running() else {
-            return;
-        };
-        self.reactor.cancel(deadline, Timer::Worker(key));
-        if let Some(init) = container.phase.init() {
-            kill(init);
-        }
-        self.answer(reply, Err(fault));
-    }
-
-    /// The kernel has killed something in a container for want of memory, or its cgroup is going.
-    pub fn on_oom(&mut self, key: u32) {
-        let Some(container) = self.containers.get_mut(&key) else {
-            return;
-        };
-        let Some(watch) = &mut container.oom else { return };
-        let killed = watch.take(&container.cgroup).unwrap_or(0);
-        if killed == 0 {
-            // v1 tells of the want of memory before the killing.
-            if container.oom_looks < OOM_LOOKS {
-                container.oom_looks += 1;
-                self.reactor.after(OOM_PAUSE, Timer::Oom(key));
-            }
-            return;
-        }
-        container.oom_looks = 0;
-        let container_id = container.id.clone();
-        info!("the kernel killed {killed} processes of container {container_id} for want of memory");
-        self.happened(
-            &container_id,
-            slipway_shim_api::pod::event::What::Oom(slipway_shim_api::pod::Oom {}),
-        );
-        self.publish(
-            topic::OOM,
-            "containerd.events.TaskOOM",
-            &events::TaskOom { container_id },
-        );
     }
 }
 

@@ -119,6 +119,7 @@ impl Shim {
     /// Nothing of a container runs, and all it said is written.
     fn ended(&mut self, key: u32) {
         self.close_streams(key);
+        self.finish_oom(key);
         let Some(container) = self.containers.get_mut(&key) else {
             return;
         };
@@ -254,9 +255,6 @@ impl Shim {
         let Some(mut container) = self.containers.remove(&key) else {
             return;
         };
-        if let Some(watch) = &container.oom {
-            self.reactor.forget(watch);
-        }
         for exec in std::mem::take(&mut container.execs) {
             self.drop_exec(key, exec);
         }

@@ -19,13 +19,13 @@ use crate::spec;
 use crate::stdio::{self, Output, Stdin};
 use crate::streams::Owner;
 use crate::task::{Asked, Phase};
+use crate::tree;
 use prost::Message;
 use slipway_shim_api::names::topic;
 use slipway_shim_api::status::Code;
 use slipway_shim_api::{events, pod, process, task, timestamp};
 use slipway_sys::exec::{ExecError, ExecPlan, Process};
 use slipway_sys::process::{Child, Status};
-use std::collections::BTreeSet;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
@@ -33,7 +33,6 @@ use std::time::{Duration, Instant};
 const MAX_EXECS: usize = 1000;
 /// How long a killed exec may take to die before its caller is answered without.
 const DEATH: Duration = Duration::from_secs(5);
-const SIGKILL: i32 = 9;
 
 /// Who runs an exec.
 #[derive(Debug)]
@@ -70,8 +69,6 @@ pub struct Exec {
     asked: Asked,
     deadline: Option<Instant>,
     timed_out: bool,
-    /// The fifo its stdin comes from, until CloseIO.
-    stdin: Option<OwnedFd>,
     /// Held open so that a client may come and go.
     fifos: Vec<OwnedFd>,
     terminal: Option<OwnedFd>,
@@ -89,7 +86,6 @@ impl Exec {
             asked,
             deadline: None,
             timed_out: false,
-            stdin: None,
             fifos: Vec::new(),
             terminal: None,
             pumps: Vec::new(),
@@ -102,11 +98,6 @@ impl Exec {
             State::Running(child) => Some(child.pid),
             _ => None,
         }
-    }
-
-    /// Closes the shim's side of its stdin.
-    pub fn close_stdin(&mut self) {
-        self.stdin = None;
     }
 
     /// Its terminal's master.
@@ -359,40 +350,40 @@ impl Shim {
         let pid = child.pid;
         if let Some(exec) = self.exec_mut(key, serial) {
             exec.state = State::Running(child);
-            exec.stdin = ours.stdin;
             exec.fifos = ours.fifos;
         }
-        if let Some(master) = terminal
-            && let Err(e) = self.use_exec_terminal(key, serial, master)
-        {
-            warning!("use an exec's terminal: {e}");
+        let to = match terminal {
+            Some(master) => Some(
+                self.use_exec_terminal(key, serial, master)
+                    .map_err(|e| Fault::failed("use its terminal", &e))?,
+            ),
+            None => ours.stdin,
+        };
+        if let (Some(fifo), Some(to)) = (ours.stdin_fifo, to) {
+            let id = self.start_pump_from_fifo(fifo, to, Owner::Exec(key, serial));
+            if let Some(exec) = self.exec_mut(key, serial) {
+                exec.pumps.push(id);
+            }
         }
         Ok(pid)
     }
 
-    fn use_exec_terminal(&mut self, key: u32, serial: u32, master: OwnedFd) -> std::io::Result<()> {
+    /// Begins to copy a terminal's output; answers where its input goes.
+    fn use_exec_terminal(&mut self, key: u32, serial: u32, master: OwnedFd) -> std::io::Result<OwnedFd> {
         slipway_sys::fd::set_nonblocking(&master, true)?;
-        let (read, write) = (
-            rustix::io::fcntl_dupfd_cloexec(&master, 3)?,
-            rustix::io::fcntl_dupfd_cloexec(&master, 3)?,
-        );
-        let Some(exec) = self.exec_mut(key, serial) else {
-            return Ok(());
-        };
-        exec.terminal = Some(master);
-        let (from, to) = (exec.stdin.take(), exec.fifos.pop());
-        let owner = Owner::Exec(key, serial);
-        let mut pumps = Vec::new();
-        if let Some(to) = to {
-            pumps.push(self.start_pump(read, to, owner, true));
+        let read = rustix::io::fcntl_dupfd_cloexec(&master, 3)?;
+        let write = rustix::io::fcntl_dupfd_cloexec(&master, 3)?;
+        let fifo = self.exec_mut(key, serial).and_then(|exec| {
+            exec.terminal = Some(master);
+            exec.fifos.pop()
+        });
+        if let Some(to) = fifo {
+            let id = self.start_pump(read, to, Owner::Exec(key, serial), true);
+            if let Some(exec) = self.exec_mut(key, serial) {
+                exec.pumps.push(id);
+            }
         }
-        if let Some(from) = from {
-            pumps.push(self.start_pump(from, write, owner, false));
-        }
-        if let Some(exec) = self.exec_mut(key, serial) {
-            exec.pumps = pumps;
-        }
-        Ok(())
+        Ok(write)
     }
 
     /// An exec by its container and id.
@@ -517,7 +508,6 @@ impl Shim {
             pid: exec.pid().unwrap_or(0),
         };
         exec.state = State::Stopped(exit);
-        exec.stdin = None;
         exec.fifos = Vec::new();
         if let Caller::Pod(reply) = exec.caller {
             let timed_out = exec.timed_out;
@@ -571,119 +561,11 @@ impl Shim {
             warning!("list the processes of container {}: {}", container.id, Chain(&e));
             Vec::new()
         });
-        kill_tree(child, procs, || container.cgroup.procs().unwrap_or_default());
+        tree::kill(child, procs, || container.cgroup.procs().unwrap_or_default());
         let deadline = self.reactor.after(DEATH, Timer::Exec(key, serial));
         if let Some(exec) = self.exec_mut(key, serial) {
             exec.timed_out = true;
             exec.deadline = Some(deadline);
         }
-    }
-}
-
-/// Kills a process and what can be found of what it started, until nothing new is found.
-fn kill_tree(root: &Child, procs: Vec<u32>, list_again: impl Fn() -> Vec<u32>) {
-    let mut killed = BTreeSet::new();
-    let mut procs = procs;
-    for _ in 0..16 {
-        let relations: Vec<Relation> = procs.iter().filter_map(|pid| Relation::of(*pid)).collect();
-        let found = descendants(root.pid, &relations, &killed);
-        let fresh: Vec<u32> = found.difference(&killed).copied().collect();
-        if fresh.is_empty() {
-            break;
-        }
-        for pid in fresh {
-            let before = relations.iter().find(|r| r.pid == pid).map(|r| r.start_time);
-            if let Ok(pidfd) = slipway_sys::process::pidfd_open(pid)
-                && Relation::of(pid).map(|now| now.start_time) == before
-            {
-                let _ = slipway_sys::process::send_signal(pidfd.as_fd(), SIGKILL);
-            }
-            killed.insert(pid);
-        }
-        procs = list_again();
-    }
-    crate::create::kill(root);
-}
-
-/// What `/proc/<pid>/stat` says of a process's relations.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Relation {
-    pid: u32,
-    parent: u32,
-    session: u32,
-    /// With the pid, it names one process and no other.
-    start_time: u64,
-}
-
-impl Relation {
-    fn of(pid: u32) -> Option<Relation> {
-        let stat = std::fs::read(format!("/proc/{pid}/stat")).ok()?;
-        // The second field is the command in parentheses, which may itself hold anything.
-        let end = stat.iter().rposition(|b| *b == b')')?;
-        let mut fields = std::str::from_utf8(stat.get(end + 1..)?)
-            .ok()?
-            .split_ascii_whitespace();
-        let parent = fields.nth(1)?.parse().ok()?;
-        let session = fields.nth(1)?.parse().ok()?;
-        let start_time = fields.nth(15)?.parse().ok()?;
-        Some(Relation {
-            pid,
-            parent,
-            session,
-            start_time,
-        })
-    }
-}
-
-/// A process, its session, and everything below those; `known` were found before and may be gone by now.
-fn descendants(root: u32, relations: &[Relation], known: &BTreeSet<u32>) -> BTreeSet<u32> {
-    let mut found: BTreeSet<u32> = known.clone();
-    found.insert(root);
-    loop {
-        let before = found.len();
-        for relation in relations {
-            if relation.session == root || found.contains(&relation.parent) {
-                found.insert(relation.pid);
-            }
-        }
-        if found.len() == before {
-            return found;
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_an_exec_started_is_found_by_session_and_by_descent() {
-        let relation = |pid, parent, session| Relation {
-            pid,
-            parent,
-            session,
-            start_time: 0,
-        };
-        let relations = [
-            relation(1, 0, 1),    // init
-            relation(10, 0, 10),  // the exec
-            relation(11, 10, 10), // its child
-            relation(12, 1, 10),  // a grandchild whose parent is gone
-            relation(13, 11, 13), // one that left the session
-            relation(14, 13, 13), // its child
-            relation(20, 1, 1),   // init's
-        ];
-        let found = descendants(10, &relations, &BTreeSet::new());
-        assert_eq!(found.into_iter().collect::<Vec<_>>(), [10, 11, 12, 13, 14]);
-    }
-
-    #[test]
-    fn a_process_knows_its_relations() {
-        let own = Relation::of(std::process::id()).expect("we run");
-        assert_eq!(own.parent, std::os::unix::process::parent_id());
-        assert_eq!(
-            own.start_time,
-            slipway_sys::process::start_time(own.pid).expect("we run")
-        );
     }
 }

@@ -1,7 +1,7 @@
 //! containerd-shim-slipway-v1: holds one pod's containers, whatever becomes of who started them.
 //!
 //! A single thread around an epoll loop ([`shim`]): ttrpc in and out ([`conn`], [`service`]), containers ([`task`],
-//! [`create`], [`ending`], [`exec`]), their streams ([`stdio`], [`streams`], [`pump`], [`log`]), the pod around them
+//! [`create`], [`start`], [`ending`], [`exec`]), their streams ([`stdio`], [`streams`], [`pump`], [`log`]), the pod around them
 //! ([`pod`]). It links neither an async runtime nor libcontainer: what those would cost is paid once a pod. Containers are
 //! created by a program of their own ([`worker`]).
 #![forbid(unsafe_code)]
@@ -19,6 +19,7 @@ mod exec;
 mod fault;
 mod log;
 mod mounts;
+mod oom;
 mod pod;
 mod publish;
 mod pump;
@@ -27,10 +28,12 @@ mod record;
 mod service;
 mod shim;
 mod spec;
+mod start;
 mod stats;
 mod stdio;
 mod streams;
 mod task;
+mod tree;
 mod worker;
 
 use args::Command;

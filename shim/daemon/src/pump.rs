@@ -18,6 +18,7 @@ pub struct Pump {
     to: OwnedFd,
     left: Vec<u8>,
     output: bool,
+    last: bool,
 }
 
 /// What a pump waits for next.
@@ -41,7 +42,13 @@ impl Pump {
             to,
             left: Vec::new(),
             output,
+            last: false,
         }
+    }
+
+    /// What its source holds now is the last of it.
+    pub fn finish(&mut self) {
+        self.last = true;
     }
 
     /// Whether it carries what a process says.
@@ -78,6 +85,7 @@ impl Pump {
             let n = match rustix::io::read(&self.from, &mut *scratch) {
                 Ok(0) => return Flow::Ended,
                 Ok(n) => n,
+                Err(Errno::AGAIN) if self.last => return Flow::Ended,
                 Err(Errno::AGAIN) => return Flow::NeedsInput,
                 Err(Errno::INTR) => continue,
                 // EIO: nobody has the terminal open any more, or never had and will.

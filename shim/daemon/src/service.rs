@@ -3,6 +3,7 @@
 use crate::conn::{Incoming, Reply};
 use crate::fault::Fault;
 use crate::shim::Shim;
+use crate::streams::Owner;
 use crate::task::Phase;
 use prost::Message;
 use rustix::termios::Winsize;
@@ -258,12 +259,12 @@ impl Shim {
         if !request.stdin {
             return Ok(());
         }
-        if request.exec_id.is_empty() {
-            if !container.asked.terminal {
-                container.streams.stdin = None;
-            }
-        } else {
-            self.find_exec(key, &request.exec_id)?.close_stdin();
+        if !request.exec_id.is_empty() {
+            let serial = self.find_exec(key, &request.exec_id)?.serial;
+            self.finish_stdin(|owner| owner == Owner::Exec(key, serial));
+        } else if !container.asked.terminal {
+            container.streams.stdin = None;
+            self.finish_stdin(|owner| owner == Owner::Stdin(key));
         }
         Ok(())
     }

@@ -6,6 +6,7 @@ use crate::conn::{Broken, Conn, Reply};
 use crate::diag::{Chain, debug, error, warning};
 use crate::events::Events;
 use crate::fault::Fault;
+use crate::oom::OomScore;
 use crate::pod::Pod;
 use crate::publish::Publisher;
 use crate::reactor::{Interest, Reactor, Ready, Source, Timer};
@@ -29,8 +30,6 @@ const MAX_CONNS: usize = 64;
 /// Exits of processes nobody has claimed, kept while something is being created.
 const MAX_EARLY: usize = 1024;
 
-/// Wanted for the shim, given where the kernel permits.
-const OOM_SCORE_ADJ: i32 = -998;
 /// How long the last answers and events may take.
 const FAREWELL: Duration = Duration::from_secs(2);
 
@@ -56,43 +55,6 @@ pub struct Poll {
     after: u64,
     reply: Reply,
     until: Instant,
-}
-
-/// The shim's own oom_score_adj: it must outlive its containers, which must not inherit that.
-#[derive(Debug, Clone, Copy)]
-pub struct OomScore {
-    inherited: i32,
-    wanted: i32,
-}
-
-impl OomScore {
-    /// As near to `wanted` as the kernel permits from now on.
-    ///
-    /// # Errors
-    /// When `/proc` is not there.
-    pub fn take(wanted: i32) -> io::Result<OomScore> {
-        let inherited = slipway_sys::process::oom_score_adj(None)?;
-        let wanted = slipway_sys::process::set_oom_score_adj(wanted.min(inherited))?;
-        Ok(OomScore { inherited, wanted })
-    }
-
-    /// For the moment of a fork: as it was.
-    pub fn as_inherited(self) {
-        self.set(self.inherited);
-    }
-
-    /// And back.
-    pub fn as_wanted(self) {
-        self.set(self.wanted);
-    }
-
-    fn set(self, value: i32) {
-        if self.inherited != self.wanted
-            && let Err(e) = slipway_sys::process::set_oom_score_adj(value)
-        {
-            warning!("{}", Chain(&e));
-        }
-    }
 }
 
 /// Everything.
@@ -148,7 +110,7 @@ impl Shim {
         Ok(Shim {
             config,
             reactor,
-            oom_score: OomScore::take(OOM_SCORE_ADJ)?,
+            oom_score: OomScore::take()?,
             layout: Layout::detect().map_err(io::Error::other)?,
             pod: Pod::default(),
             containers: BTreeMap::new(),
@@ -214,7 +176,7 @@ impl Shim {
             Source::Worker(key) => self.on_report(key),
             Source::Stdout(key) => self.on_output(key, crate::log::Source::Stdout),
             Source::Stderr(key) => self.on_output(key, crate::log::Source::Stderr),
-            Source::Oom(key) => self.on_oom(key),
+            Source::Oom(key) => self.on_oom_event(key),
             Source::PumpFrom(id) | Source::PumpTo(id) => self.run_pump(id),
             Source::Sink(id) => self.on_sink(id, ready),
         }

@@ -4,7 +4,8 @@
 //! | string | the process gets | the shim keeps |
 //! |---|---|---|
 //! | `""` | /dev/null | nothing |
-//! | a fifo's path, `fifo://` | the fifo itself | the fifo, open both ways: its client may come and go |
+//! | a fifo's path, `fifo://` | stdout, stderr: the fifo itself | the fifo, open both ways: its client may come and go |
+//! | the same for stdin | a pipe | its other end and the fifo: stdin ends when the client that came has gone |
 //! | `file://` | the file, appending | nothing |
 //! | `cri-log://` | pipes | their other ends, and the log |
 //! | `pipe:` | the descriptors sent along | nothing |
@@ -144,8 +145,10 @@ pub struct Theirs {
 /// What the shim keeps.
 #[derive(Debug, Default)]
 pub struct Ours {
-    /// The other end of a kept stdin, or the fifo it comes from.
+    /// The other end of stdin's pipe.
     pub stdin: Option<OwnedFd>,
+    /// The fifo that stdin comes from.
+    pub stdin_fifo: Option<OwnedFd>,
     /// The other end of stdout's pipe.
     pub stdout: Option<OwnedFd>,
     /// The other end of stderr's pipe.
@@ -174,9 +177,10 @@ pub fn open(
     match stdin {
         Stdin::Null => {}
         Stdin::Fifo(path) => {
-            // Both ways first: it never waits for the client, and stdin does not end before CloseIO says so.
-            ours.stdin = Some(open_fifo(path, OFlags::RDWR | OFlags::NONBLOCK, "stdin")?);
-            theirs.fds[0] = Some(open_fifo(path, OFlags::RDONLY, "stdin")?);
+            ours.stdin_fifo = Some(open_fifo(path, OFlags::RDONLY | OFlags::NONBLOCK, "stdin")?);
+            let (read, write) = pipe("stdin")?;
+            ours.stdin = Some(nonblocking(write, "stdin")?);
+            theirs.fds[0] = Some(read);
         }
         Stdin::Keep { .. } => {
             let (read, write) = pipe("stdin")?;
@@ -231,7 +235,7 @@ pub fn open(
 pub fn open_for_terminal(stdin: &Stdin, stdout: &Output) -> Result<Ours, StdioError> {
     let mut ours = Ours::default();
     if let Stdin::Fifo(path) = stdin {
-        ours.stdin = Some(open_fifo(path, OFlags::RDWR | OFlags::NONBLOCK, "stdin")?);
+        ours.stdin_fifo = Some(open_fifo(path, OFlags::RDONLY | OFlags::NONBLOCK, "stdin")?);
     }
     match stdout {
         Output::Null => {}
@@ -356,7 +360,7 @@ mod tests {
             "the process does not see a non-blocking stdout"
         );
         rustix::io::write(&out, b"x").expect("written with no reader but the shim's hold");
-        assert_eq!((ours.fifos.len(), ours.stdin.is_some()), (1, true));
+        assert_eq!((ours.fifos.len(), ours.stdin_fifo.is_some()), (1, true));
     }
 
     #[test]

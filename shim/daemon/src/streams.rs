@@ -250,17 +250,49 @@ impl Shim {
 
     /// Starts copying from one descriptor to another.
     pub fn start_pump(&mut self, from: OwnedFd, to: OwnedFd, owner: Owner, output: bool) -> u32 {
-        let id = self.number();
-        self.pumps.insert(
-            id,
-            PumpEntry {
-                pump: Pump::new(from, to, output),
-                owner,
-                watched: None,
-            },
-        );
+        let id = self.add_pump(from, to, owner, output);
         self.run_pump(id);
         id
+    }
+
+    /// Starts copying from a fifo whose client may not have come yet: until then reading it would find its end.
+    pub fn start_pump_from_fifo(&mut self, fifo: OwnedFd, to: OwnedFd, owner: Owner) -> u32 {
+        let id = self.add_pump(fifo, to, owner, false);
+        if let Some(entry) = self.pumps.get_mut(&id) {
+            match self
+                .reactor
+                .watch(entry.pump.from(), Source::PumpFrom(id), Interest::Read)
+            {
+                Ok(_) => entry.watched = Some(Flow::NeedsInput),
+                Err(e) => warning!("watch a fifo: {e}"),
+            }
+        }
+        id
+    }
+
+    fn add_pump(&mut self, from: OwnedFd, to: OwnedFd, owner: Owner, output: bool) -> u32 {
+        let id = self.number();
+        let entry = PumpEntry {
+            pump: Pump::new(from, to, output),
+            owner,
+            watched: None,
+        };
+        self.pumps.insert(id, entry);
+        id
+    }
+
+    /// CloseIO: what an owner's stdin holds now is the last of it.
+    pub fn finish_stdin(&mut self, is_owner: impl Fn(Owner) -> bool) {
+        let mut finished = Vec::new();
+        for (id, entry) in &mut self.pumps {
+            if is_owner(entry.owner) && !entry.pump.is_output() {
+                entry.pump.finish();
+                finished.push(*id);
+            }
+        }
+        for id in finished {
+            self.run_pump(id);
+        }
     }
 
     /// Copies what can be copied now, and watches for what is needed to go on.
@@ -441,7 +473,7 @@ impl Shim {
             return Ok(());
         };
         container.streams.terminal = Some(master);
-        let asked_fifo = container.streams.stdin.take();
+        let asked_fifo = container.streams.stdin_fifo.take();
         let fifo = container.streams.fifos.pop();
         if container.streams.log.is_some() {
             container.streams.stdin = Some(write);
@@ -454,7 +486,7 @@ impl Shim {
         }
         match asked_fifo {
             Some(from) => {
-                let id = self.start_pump(from, write, Owner::Terminal(key), false);
+                let id = self.start_pump_from_fifo(from, write, Owner::Terminal(key));
                 self.keep_pump(key, id);
             }
             None => {
@@ -464,6 +496,20 @@ impl Shim {
             }
         }
         Ok(())
+    }
+
+    /// Begins to copy a container's stdin from its fifo.
+    pub fn use_stdin_fifo(&mut self, key: u32) {
+        let Some(container) = self.containers.get_mut(&key) else {
+            return;
+        };
+        let streams = &mut container.streams;
+        if let Some(fifo) = streams.stdin_fifo.take()
+            && let Some(to) = streams.stdin.take()
+        {
+            let id = self.start_pump_from_fifo(fifo, to, Owner::Stdin(key));
+            self.keep_pump(key, id);
+        }
     }
 
     fn keep_pump(&mut self, key: u32, id: u32) {

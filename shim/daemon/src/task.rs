@@ -177,8 +177,10 @@ pub struct Streams {
     pub stderr: Option<Stream>,
     /// Where they are written to.
     pub log: Option<LogFile>,
-    /// A kept stdin's other end, or the fifo it comes from.
+    /// A kept stdin's other end.
     pub stdin: Option<OwnedFd>,
+    /// The fifo that stdin is to come from.
+    pub stdin_fifo: Option<OwnedFd>,
     /// The kept stdin is closed when the first attached one has ended.
     pub stdin_once: bool,
     /// The terminal's master.

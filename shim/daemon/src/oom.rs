@@ -1,0 +1,100 @@
+//! Want of memory: hearing of what the kernel kills in containers, and not being killed oneself.
+
+use crate::diag::{Chain, info, warning};
+use crate::reactor::Timer;
+use crate::shim::Shim;
+use slipway_shim_api::names::topic;
+use slipway_shim_api::{events, pod};
+use std::io;
+use std::time::Duration;
+
+/// How often, and in which distance, is looked for a killing that was announced.
+const OOM_LOOKS: u32 = 10;
+const OOM_PAUSE: Duration = Duration::from_millis(20);
+/// Wanted for the shim, given where the kernel permits.
+const WANTED: i32 = -998;
+
+/// The shim's own oom_score_adj: it must outlive its containers, which must not inherit that.
+#[derive(Debug, Clone, Copy)]
+pub struct OomScore {
+    inherited: i32,
+    wanted: i32,
+}
+
+impl OomScore {
+    /// As near to what is wanted as the kernel permits from now on.
+    ///
+    /// # Errors
+    /// When `/proc` is not there.
+    pub fn take() -> io::Result<OomScore> {
+        let inherited = slipway_sys::process::oom_score_adj(None)?;
+        let wanted = slipway_sys::process::set_oom_score_adj(WANTED.min(inherited))?;
+        Ok(OomScore { inherited, wanted })
+    }
+
+    /// For the moment of a fork: as it was.
+    pub fn as_inherited(self) {
+        self.set(self.inherited);
+    }
+
+    /// And back.
+    pub fn as_wanted(self) {
+        self.set(self.wanted);
+    }
+
+    fn set(self, value: i32) {
+        if self.inherited != self.wanted
+            && let Err(e) = slipway_sys::process::set_oom_score_adj(value)
+        {
+            warning!("{}", Chain(&e));
+        }
+    }
+}
+
+impl Shim {
+    /// A container wants memory, or its cgroup is going.
+    pub fn on_oom_event(&mut self, key: u32) {
+        if let Some(container) = self.containers.get_mut(&key) {
+            container.oom_looks = 0;
+        }
+        self.on_oom(key);
+    }
+
+    /// A container has ended: the last look.
+    pub fn finish_oom(&mut self, key: u32) {
+        self.on_oom(key);
+        let watch = self
+            .containers
+            .get_mut(&key)
+            .and_then(|container| container.oom.take());
+        if let Some(watch) = watch {
+            self.reactor.forget(watch);
+        }
+    }
+
+    /// Looks whether the kernel has killed something of a container since the last look.
+    pub fn on_oom(&mut self, key: u32) {
+        let Some(container) = self.containers.get_mut(&key) else {
+            return;
+        };
+        let Some(watch) = &mut container.oom else { return };
+        let killed = watch.take(&container.cgroup).unwrap_or(0);
+        if killed == 0 {
+            // v1 tells of the want of memory before the killing.
+            if container.oom_looks < OOM_LOOKS {
+                container.oom_looks += 1;
+                self.reactor.after(OOM_PAUSE, Timer::Oom(key));
+            }
+            return;
+        }
+        container.oom_looks = 0;
+        let container_id = container.id.clone();
+        info!("the kernel killed {killed} processes of container {container_id} for want of memory");
+        self.happened(&container_id, pod::event::What::Oom(pod::Oom {}));
+        self.publish(
+            topic::OOM,
+            "containerd.events.TaskOOM",
+            &events::TaskOom { container_id },
+        );
+    }
+}
