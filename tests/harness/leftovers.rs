@@ -142,3 +142,31 @@ pub fn remove_bridge(name: &str) {
         );
     }
 }
+
+/// Removes the NAT rules and chains of a CNI network and the cgroups of a test: what a reboot takes with it.
+///
+/// # Errors
+/// A program could not be run.
+pub fn forget_as_a_reboot_does(lab: &Lab) -> Result<()> {
+    let mut chains = Vec::new();
+    for rule in firewall_rules_naming(&lab.network()) {
+        chains.extend(
+            rule.split(' ')
+                .filter(|w| w.starts_with("CNI-") && w.len() > 20)
+                .map(str::to_owned),
+        );
+        let delete = rule.replacen("-A ", "-D ", 1);
+        crate::cmd::sh(&format!("iptables -w -t nat {delete} || true"))?;
+    }
+    chains.sort();
+    chains.dedup();
+    for chain in chains {
+        crate::cmd::sh(&format!(
+            "iptables -w -t nat -F {chain}; iptables -w -t nat -X {chain} || true"
+        ))?;
+    }
+    for top in cgroups_named(lab.cgroup().trim_start_matches('/')) {
+        crate::cmd::sh(&format!("find {top} -depth -type d -exec rmdir {{}} +  || true"))?;
+    }
+    Ok(())
+}

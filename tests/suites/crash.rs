@@ -289,6 +289,8 @@ async fn a_reboot_is_told_from_a_restart_and_undone() -> Result<()> {
         );
     }
     std::fs::remove_dir_all(w.daemon.state())?;
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    harness::leftovers::forget_as_a_reboot_does(&w.lab)?;
     w.restart(&Setup {
         env: vec![("SLIPWAY_BOOT_ID".into(), "another-boot".into())],
         ..Default::default()

@@ -55,7 +55,7 @@ fn context(lab: &Lab, seed: &str) -> Result<String> {
         ))?;
         if seed == "base" {
             cmd::sh(&format!(
-                "mkdir -p {0}/rootfs/bin {0}/rootfs/tmp {0}/rootfs/root && chmod 1777 {0}/rootfs/tmp && cp $(readlink -f $(command -v busybox)) {0}/rootfs/bin/busybox && chmod 755 {0}/rootfs/bin/busybox && for a in sh bash cat cp echo grep id ls mkdir mv rm sed tr true chmod chown ln touch test env find sort; do ln -s busybox {0}/rootfs/bin/$a; done; chmod 755 {0}/bin/*",
+                "mkdir -p {0}/rootfs/bin {0}/rootfs/lib64 {0}/rootfs/lib/x86_64-linux-gnu {0}/rootfs/tmp {0}/rootfs/root && chmod 1777 {0}/rootfs/tmp && cp $(readlink -f $(command -v busybox)) {0}/rootfs/bin/busybox && chmod 755 {0}/rootfs/bin/busybox && for a in cat cp echo grep id ls mkdir mv rm sed tr true chmod chown ln touch test env find sort; do ln -s busybox {0}/rootfs/bin/$a; done; cp -L /bin/dash {0}/rootfs/bin/sh && cp -L /lib64/ld-linux-x86-64.so.2 {0}/rootfs/lib64/ && cp -L /lib/x86_64-linux-gnu/libc.so.6 {0}/rootfs/lib/x86_64-linux-gnu/; printf '#!/bin/sh\\nexec /bin/sh \"$@\"\\n' > {0}/rootfs/bin/bash && chmod 755 {0}/rootfs/bin/bash {0}/bin/*",
                 to.display()
             ))?;
         }
