@@ -19,6 +19,8 @@ mod push;
 mod reference;
 mod registry;
 mod store;
+#[cfg(test)]
+mod testing;
 
 pub use archive::ArchiveFormat;
 pub use content::{BlobFile, Follower, Ingest};

@@ -1,10 +1,10 @@
 //! Writing an archive. The OCI form also carries docker's `manifest.json`, so that both loaders read it.
 
-use super::{DockerImage, NAME, REF_NAME};
+use super::{ArchiveFormat, DockerImage, NAME, REF_NAME};
 use crate::digest::Digest;
 use crate::error::{Result, StoreError};
 use crate::image::Image;
-use crate::store::{ArchiveFormat, Compression, Lease, Manifest, Store};
+use crate::store::{Compression, Lease, Manifest, Store};
 use slipway_snapshot::tar::{Header, Kind, Writer};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Read, Write};

@@ -69,7 +69,7 @@ fn parse<T: serde::de::DeserializeOwned>(bytes: &[u8], what: &str) -> Result<T> 
 fn decompressed<'a>(tar: &'a mut dyn Read) -> Result<Box<dyn Read + 'a>> {
     let io = |source| StoreError::Read { what: "the image archive".into(), source };
     let mut magic = Vec::with_capacity(4);
-    tar.by_ref().take(4).read_to_end(&mut magic).map_err(io)?;
+    (&mut *tar).take(4).read_to_end(&mut magic).map_err(io)?;
     let (first, rest) = (magic.clone(), io::Cursor::new(magic).chain(tar));
     Ok(match first[..] {
         [0x1f, 0x8b, ..] => Box::new(flate2::read::MultiGzDecoder::new(rest)),

@@ -235,3 +235,6 @@ fn open_catalog(root: &Path) -> Result<Catalog> {
 fn boot_id() -> String {
     std::fs::read_to_string("/proc/sys/kernel/random/boot_id").map(|id| id.trim().to_owned()).unwrap_or_default()
 }
+
+#[cfg(test)]
+mod tests;
