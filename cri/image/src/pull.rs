@@ -4,10 +4,12 @@
 //! downloads. The protocol is [`crate::registry`]'s, unpacking and committing are the store's.
 
 mod board;
+mod choose;
 mod download;
 mod error;
 mod fetch;
 mod flight;
+mod layers;
 mod run;
 
 pub use error::PullError;

@@ -82,7 +82,7 @@ impl Pusher {
     ) -> Result<Digest, PushError> {
         if to.digest().is_some() {
             return Err(PushError::Digest {
-                reference: to.clone(),
+                reference: to.to_string(),
             });
         }
         let (news, mut told) = mpsc::unbounded_channel();

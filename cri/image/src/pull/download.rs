@@ -205,7 +205,7 @@ struct Task {
 impl Task {
     async fn run(self, stop: CancellationToken, told: watch::Sender<Outcome>) {
         let cancelled = || PullError::Cancelled {
-            reference: self.session.reference.clone(),
+            reference: self.session.reference.to_string(),
         };
         let result = tokio::select! {
             biased;

@@ -5,7 +5,6 @@
 
 use crate::error::StoreError;
 use crate::platform::Platform;
-use crate::reference::Reference;
 use std::sync::Arc;
 
 /// A pull failed. Every variant names the reference and, where the user can do something, what.
@@ -16,7 +15,7 @@ pub enum PullError {
     #[error("{reference} is not in the registry {host}: check name and tag, and that it was pushed")]
     NotFound {
         /// What was asked for.
-        reference: Reference,
+        reference: String,
         /// Who was asked last.
         host: String,
     },
@@ -26,7 +25,7 @@ pub enum PullError {
     )]
     Unauthorized {
         /// What was asked for.
-        reference: Reference,
+        reference: String,
         /// Who refuses.
         host: String,
         /// In the registry's words.
@@ -38,7 +37,7 @@ pub enum PullError {
     )]
     Unreachable {
         /// What was asked for.
-        reference: Reference,
+        reference: String,
         /// Who does not answer.
         host: String,
         /// The causes.
@@ -50,7 +49,7 @@ pub enum PullError {
     )]
     TooManyRequests {
         /// What was asked for.
-        reference: Reference,
+        reference: String,
         /// Who refuses.
         host: String,
     },
@@ -58,7 +57,7 @@ pub enum PullError {
     #[error("the registry {host} could not give {what} of {reference}: {detail}")]
     Registry {
         /// What was asked for.
-        reference: Reference,
+        reference: String,
         /// Who failed.
         host: String,
         /// Which part.
@@ -72,7 +71,7 @@ pub enum PullError {
     )]
     Corrupt {
         /// What was asked for.
-        reference: Reference,
+        reference: String,
         /// Who gave it.
         host: String,
         /// Which part.
@@ -84,7 +83,7 @@ pub enum PullError {
     #[error("{what} of {reference} cannot be used: {reason}")]
     Unusable {
         /// What was asked for.
-        reference: Reference,
+        reference: String,
         /// Which part.
         what: String,
         /// Why.
@@ -97,9 +96,9 @@ pub enum PullError {
     )]
     NoPlatform {
         /// What was asked for.
-        reference: Reference,
+        reference: String,
         /// For which platform.
-        wanted: Platform,
+        wanted: Box<Platform>,
         /// What there is.
         available: Vec<Platform>,
     },
@@ -109,13 +108,13 @@ pub enum PullError {
     )]
     Schema1 {
         /// What was asked for.
-        reference: Reference,
+        reference: String,
     },
     /// hosts.toml, config.json, a certificate or a credential helper of this node is at fault.
     #[error("{reference} cannot be pulled because of this node's configuration: {detail}")]
     Config {
         /// What was asked for.
-        reference: Reference,
+        reference: String,
         /// What is wrong with which file.
         detail: String,
     },
@@ -123,7 +122,7 @@ pub enum PullError {
     #[error("the pull of {reference} was cancelled")]
     Cancelled {
         /// What was asked for.
-        reference: Reference,
+        reference: String,
     },
     /// The store failed: also a full disk.
     #[error(transparent)]

@@ -85,7 +85,7 @@ impl Flight {
     pub async fn land(&self, reference: &Reference, progress: &dyn Progress) -> Result<Image, PullError> {
         let cancelled = || {
             Err(PullError::Cancelled {
-                reference: reference.clone(),
+                reference: reference.to_string(),
             })
         };
         let (told, mut news) = self.board.listen();

@@ -8,39 +8,29 @@
 //! unpacking gives up; both clean up after themselves. Refuses to know who waits.
 
 use super::board::Board;
-use super::download::{Download, Downloads, Source};
+use super::choose::Chosen;
+use super::download::Downloads;
 use super::error::PullError;
-use super::fetch::{downloaded, fetch_small};
 use super::flight::Key;
-use crate::digest::{ChainId, DiffId, Digest, ImageId};
+use crate::digest::Digest;
 use crate::error::StoreError;
 use crate::image::{Image, NewImage, PulledManifest, Writer};
-use crate::progress::{LayerProgress, ProgressEvent};
+use crate::platform::Platform;
+use crate::progress::ProgressEvent;
+use crate::registry::LocalBuilds;
 use crate::registry::client::{Access, Fetched, Registry, Session, Target};
 use crate::registry::failure::{Failure, chain};
-use crate::registry::manifest::{self, ConfigFacts, Document, LONGEST_CONFIG, ManifestError};
-use crate::store::{LayerSource, Lease, Store, UnpackOptions};
-use futures_util::StreamExt;
-use futures_util::stream::FuturesUnordered;
-use oci_spec::image::Descriptor;
-use std::io::{self, Read};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
+use crate::registry::manifest::ConfigFacts;
+use crate::store::{Lease, Store};
+use slipway_snapshot::unpack::UnpackError;
+use std::sync::Arc;
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
-/// How often running totals are told.
-const TELL: Duration = Duration::from_millis(100);
-/// Indexes inside indexes.
-const DEEPEST_INDEX: usize = 3;
-/// Entries of an index that do not say their platform are looked into; at most so many.
-const MOST_LOOKED_INTO: usize = 4;
 /// Another host is tried after a corrupt object, so often.
 const MOST_CORRUPT: usize = 3;
 /// How long the registry may take to say what a tag means when a build on this node has that name.
 const PATIENCE_WITH_BUILD: Duration = Duration::from_secs(10);
-/// How long the cause of a broken layer may stay unknown.
-const CAUSE: Duration = Duration::from_secs(10);
 
 /// What a pull needs.
 pub(crate) struct Run {
@@ -51,41 +41,13 @@ pub(crate) struct Run {
     pub board: Arc<Board>,
 }
 
-/// The one image of a reference that is for our platform.
-struct Chosen {
-    /// What the reference means: a manifest or an index.
-    top: Digest,
-    bytes: Vec<u8>,
-    media_type: String,
-    config: Descriptor,
-    config_digest: Digest,
-    layers: Vec<Descriptor>,
-}
-
-/// A layer on its way.
-struct Coming {
-    digest: Digest,
-    size: u64,
-    download: Option<Arc<Download>>,
-    unpacked: Arc<AtomicU64>,
-}
-
-/// Sets the flag when it goes out of scope: what runs on blocking threads gives up.
-struct GiveUp(Arc<AtomicBool>);
-
-impl Drop for GiveUp {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
-    }
-}
-
 impl Run {
     /// Pulls, and falls back to a build on this node where the registry has no say.
     pub async fn run(self, stop: CancellationToken) -> Result<Image, PullError> {
         let run = Arc::new(self);
         let result = tokio::select! {
             biased;
-            () = stop.cancelled() => Err(PullError::Cancelled { reference: run.key.reference.clone() }),
+            () = stop.cancelled() => Err(PullError::Cancelled { reference: run.key.reference.to_string() }),
             result = run.pull() => result,
         };
         match result {
@@ -215,305 +177,6 @@ impl Run {
         .await
     }
 
-    /// Goes from an index to the manifest for our platform.
-    async fn choose(&self, session: &Session, top: Fetched) -> Result<Chosen, PullError> {
-        let top_digest = top.digest;
-        let mut fetched = top;
-        for _ in 0..=DEEPEST_INDEX {
-            let entries = match self.parse(&fetched)? {
-                Document::Image { config, layers } => {
-                    return self.chosen(top_digest, fetched, config, layers);
-                }
-                Document::Index { entries } => entries,
-            };
-            let platforms: Vec<_> = entries.iter().map(manifest::platform_of).collect();
-            let at = self.key.platform.choose(platforms.iter().map(Option::as_ref));
-            fetched = match at {
-                Some(at) => self.entry(session, &entries[at]).await?,
-                None => match self.look_into(session, &entries).await? {
-                    Some(found) => found,
-                    None => {
-                        let available: Vec<_> = platforms.into_iter().flatten().collect();
-                        return Err(self.no_platform(available));
-                    }
-                },
-            };
-        }
-        Err(self.unusable(
-            "the index",
-            format!("indexes are nested more than {DEEPEST_INDEX} deep"),
-        ))
-    }
-
-    fn chosen(
-        &self,
-        top: Digest,
-        fetched: Fetched,
-        config: Descriptor,
-        layers: Vec<Descriptor>,
-    ) -> Result<Chosen, PullError> {
-        let config_digest = Digest::try_from(config.digest())
-            .map_err(|error| self.unusable("the manifest", error.to_string()))?;
-        let media_type = manifest::media_type(&fetched.bytes, &fetched.media_type);
-        Ok(Chosen {
-            top,
-            bytes: fetched.bytes,
-            media_type,
-            config,
-            config_digest,
-            layers,
-        })
-    }
-
-    async fn entry(&self, session: &Session, entry: &Descriptor) -> Result<Fetched, PullError> {
-        let digest = Digest::try_from(entry.digest())
-            .map_err(|error| self.unusable("the index", error.to_string()))?;
-        let what = format!("manifest {digest}");
-        let failed = |failure| match failure {
-            // The image is there; a part of it is not.
-            Failure::NotFound { host } => {
-                let detail = "the index names it, but it is not there".to_owned();
-                self.failed(Failure::Protocol { host, detail }, &what)
-            }
-            failure => self.failed(failure, &what),
-        };
-        let fetched = session.document(Target::Digest(digest)).await.map_err(failed)?;
-        if fetched.bytes.len() as u64 != entry.size() {
-            let detail = format!(
-                "it has {} bytes, the index says {}",
-                fetched.bytes.len(),
-                entry.size()
-            );
-            return Err(self.failed(
-                Failure::Corrupt {
-                    host: fetched.host,
-                    detail,
-                },
-                &what,
-            ));
-        }
-        Ok(fetched)
-    }
-
-    /// Entries that do not say their platform: their configurations do.
-    async fn look_into(
-        &self,
-        session: &Session,
-        entries: &[Descriptor],
-    ) -> Result<Option<Fetched>, PullError> {
-        let silent = entries.iter().filter(|entry| entry.platform().is_none());
-        for entry in silent.take(MOST_LOOKED_INTO) {
-            let fetched = self.entry(session, entry).await?;
-            match self.parse(&fetched) {
-                Ok(Document::Index { .. }) => return Ok(Some(fetched)),
-                Ok(Document::Image { config, layers }) => {
-                    let chosen = self.chosen(fetched.digest, fetched.clone(), config, layers)?;
-                    match self.config(session, &chosen).await {
-                        Ok(_) => return Ok(Some(fetched)),
-                        Err(PullError::NoPlatform { .. }) => {}
-                        Err(error) => return Err(error),
-                    }
-                }
-                // Signatures and the like live in indexes too.
-                Err(_) => {}
-            }
-        }
-        Ok(None)
-    }
-
-    fn parse(&self, fetched: &Fetched) -> Result<Document, PullError> {
-        manifest::parse(&fetched.bytes, &fetched.media_type).map_err(|error| match error {
-            ManifestError::Schema1 => PullError::Schema1 {
-                reference: self.key.reference.clone(),
-            },
-            error => self.unusable("the manifest", chain(&error)),
-        })
-    }
-
-    /// The configuration, checked against the manifest and our platform, and its DiffIDs.
-    async fn config(&self, session: &Session, chosen: &Chosen) -> Result<(Vec<u8>, Vec<DiffId>), PullError> {
-        let (store, id) = (self.store.clone(), ImageId::from(chosen.config_digest));
-        let here = tokio::task::spawn_blocking(move || store.config(&id).ok())
-            .await
-            .ok()
-            .flatten();
-        let bytes = match here {
-            Some(bytes) => bytes,
-            None => fetch_small(session, &chosen.config, chosen.config_digest, LONGEST_CONFIG)
-                .await
-                .map_err(|failure| match failure {
-                    Failure::NotFound { host } => {
-                        let detail = "the manifest names it, but it is not there".to_owned();
-                        self.failed(Failure::Protocol { host, detail }, "the configuration")
-                    }
-                    failure => self.failed(failure, "the configuration"),
-                })?,
-        };
-        let facts = ConfigFacts::parse(&bytes)
-            .map_err(|error| self.unusable("the configuration", error.to_string()))?;
-        if let Some(platform) = facts.platform()
-            && self.key.platform.rank(&platform).is_none()
-        {
-            return Err(self.no_platform(vec![platform]));
-        }
-        let (layers, diffs) = (chosen.layers.len(), facts.diff_ids().len());
-        if layers != diffs {
-            let reason = format!("it has {diffs} layers, the manifest {layers}");
-            return Err(self.unusable("the configuration", reason));
-        }
-        let diff_ids = facts.diff_ids().iter().copied().map(DiffId::from).collect();
-        Ok((bytes, diff_ids))
-    }
-
-    /// Downloads and unpacks what is missing.
-    async fn layers(
-        self: &Arc<Run>,
-        session: &Arc<Session>,
-        chosen: &Chosen,
-        diff_ids: &[DiffId],
-        lease: &Arc<Lease>,
-    ) -> Result<(), PullError> {
-        let give_up = GiveUp(Arc::default());
-        let (sources, coming) = self.sources(session, chosen, diff_ids, lease, &give_up).await?;
-        if sources.is_empty() {
-            return Ok(());
-        }
-        let counters: Vec<Arc<AtomicU64>> = coming.iter().map(|layer| Arc::clone(&layer.unpacked)).collect();
-        let progress = move |position: usize, bytes: u64| {
-            if let Some(counter) = counters.get(position) {
-                counter.fetch_add(bytes, Ordering::Relaxed);
-            }
-        };
-        let options = UnpackOptions {
-            progress: Some(Arc::new(progress)),
-            cancelled: Some(Arc::clone(&give_up.0)),
-            ..UnpackOptions::default()
-        };
-        let (store, held) = (self.store.clone(), Arc::clone(lease));
-        let unpack =
-            tokio::task::spawn_blocking(move || store.unpack_layers(sources, &options, &held).map(drop));
-        let unpack = async {
-            let cancelled = || StoreError::Cancelled {
-                what: "unpacking".to_owned(),
-            };
-            unpack.await.unwrap_or_else(|_| Err(cancelled()))
-        };
-        let result = tokio::select! {
-            biased;
-            result = both(unpack, &coming, &give_up) => result.map_err(|error| self.stored(error)),
-            never = self.tell(&coming) => never,
-        };
-        self.post_totals(&coming);
-        result
-    }
-
-    /// Looks for each layer in the store, and begins to fetch those that are not there.
-    async fn sources(
-        self: &Arc<Run>,
-        session: &Arc<Session>,
-        chosen: &Chosen,
-        diff_ids: &[DiffId],
-        lease: &Arc<Lease>,
-        give_up: &GiveUp,
-    ) -> Result<(Vec<LayerSource>, Vec<Coming>), PullError> {
-        let descriptors = chosen.layers.clone();
-        let diff_ids = diff_ids.to_vec();
-        let (session, lease, flag) = (Arc::clone(session), Arc::clone(lease), Arc::clone(&give_up.0));
-        self.blocking(move |run| {
-            let mut sources = Vec::with_capacity(descriptors.len());
-            let mut coming = Vec::with_capacity(descriptors.len());
-            let mut told = Vec::with_capacity(descriptors.len());
-            let mut missing = false;
-            for ((descriptor, diff_id), chain) in
-                descriptors.iter().zip(&diff_ids).zip(ChainId::all(&diff_ids))
-            {
-                let digest = Digest::try_from(descriptor.digest()).map_err(|source| StoreError::Digest {
-                    what: "a layer in the manifest",
-                    source,
-                })?;
-                let mut layer = Coming {
-                    digest,
-                    size: descriptor.size(),
-                    download: None,
-                    unpacked: Arc::default(),
-                };
-                let reader: Box<dyn Read + Send> = if lease.layer(&chain)?.is_some() {
-                    Box::new(io::empty())
-                } else {
-                    missing = true;
-                    let (store, downloads) = (&run.store, &run.downloads);
-                    match downloads.want(store, &session, descriptor, digest, &lease)? {
-                        Source::Here(file) => Box::new(file.open()?),
-                        Source::Coming(download, follower) => {
-                            layer.download = Some(download);
-                            Box::new(follower.cancel_when(Arc::clone(&flag)))
-                        }
-                    }
-                };
-                let present = layer.download.is_none();
-                told.push(LayerProgress {
-                    digest,
-                    size: layer.size,
-                    present,
-                });
-                let descriptor = descriptor.clone();
-                sources.push(LayerSource {
-                    descriptor,
-                    reader,
-                    verified: true,
-                    diff_id: *diff_id,
-                });
-                coming.push(layer);
-            }
-            run.board.post(ProgressEvent::Layers { layers: told });
-            if !missing {
-                sources.clear();
-            }
-            Ok((sources, coming))
-        })
-        .await
-    }
-
-    /// Tells the running totals, for ever.
-    async fn tell(&self, coming: &[Coming]) -> Result<(), PullError> {
-        let mut before = 0;
-        loop {
-            tokio::time::sleep(TELL).await;
-            self.post_totals(coming);
-            let arrived = coming
-                .iter()
-                .all(|layer| layer.download.as_ref().is_none_or(|d| d.done() == layer.size));
-            let unpacked: u64 = coming
-                .iter()
-                .map(|layer| layer.unpacked.load(Ordering::Relaxed))
-                .sum();
-            // Nothing more comes and nothing more is unpacked: what is left is to make it durable.
-            if arrived && unpacked == before && unpacked > 0 {
-                self.board.post(ProgressEvent::Committing);
-                return std::future::pending().await;
-            }
-            before = unpacked;
-        }
-    }
-
-    fn post_totals(&self, coming: &[Coming]) {
-        for layer in coming {
-            if let Some(download) = &layer.download {
-                let done = download.done();
-                if done > 0 {
-                    self.board.post(downloaded(layer.digest, done, layer.size));
-                }
-            }
-            let done = layer.unpacked.load(Ordering::Relaxed);
-            if done > 0 {
-                self.board.post(ProgressEvent::Unpacked {
-                    layer: layer.digest,
-                    done,
-                });
-            }
-        }
-    }
-
     async fn commit(
         self: &Arc<Run>,
         chosen: Chosen,
@@ -549,7 +212,7 @@ impl Run {
 
     /// The build on this node that has the name, in place of an error (design: "Built here, nowhere else").
     async fn answer_with_build(self: &Arc<Run>, error: PullError) -> Result<Image, PullError> {
-        let wanted = self.key.local_builds == crate::registry::LocalBuilds::Answer;
+        let wanted = self.key.local_builds == LocalBuilds::Answer;
         let (image, built) = match wanted {
             true => self.local().await?,
             false => (None, false),
@@ -568,7 +231,7 @@ impl Run {
         }
     }
 
-    async fn blocking<T: Send + 'static>(
+    pub(super) async fn blocking<T: Send + 'static>(
         self: &Arc<Run>,
         work: impl FnOnce(&Run) -> Result<T, StoreError> + Send + 'static,
     ) -> Result<T, PullError> {
@@ -576,21 +239,31 @@ impl Run {
         match tokio::task::spawn_blocking(move || work(&run)).await {
             Ok(result) => result.map_err(PullError::from),
             Err(_) => Err(PullError::Cancelled {
-                reference: self.key.reference.clone(),
+                reference: self.key.reference.to_string(),
             }),
         }
     }
 
-    fn failed(&self, failure: Failure, what: &str) -> PullError {
+    pub(super) fn failed(&self, failure: Failure, what: &str) -> PullError {
         failure.pull(&self.key.reference, what)
     }
 
     /// What the store finds wrong with the image is said of the image; the rest is the store's own trouble.
-    fn stored(&self, error: PullError) -> PullError {
+    pub(super) fn stored(&self, error: PullError) -> PullError {
         let PullError::Store(inner) = &error else {
             return error;
         };
-        match **inner {
+        match &**inner {
+            // We set no limit of our own, so the limit is the room there is.
+            StoreError::Unpack {
+                what,
+                source: UnpackError::TooLarge {
+                    what: "bytes", limit, ..
+                },
+            } => {
+                let act = format!("unpack {what}, which holds more than the {limit} bytes there are");
+                PullError::from(StoreError::DiskFull { act })
+            }
             StoreError::DigestMismatch { .. }
             | StoreError::SizeMismatch { .. }
             | StoreError::Unpack { .. }
@@ -601,20 +274,23 @@ impl Run {
         }
     }
 
-    fn unusable(&self, what: &str, reason: String) -> PullError {
+    pub(super) fn unusable(&self, what: &str, reason: String) -> PullError {
         PullError::Unusable {
-            reference: self.key.reference.clone(),
+            reference: self.key.reference.to_string(),
             what: what.to_owned(),
             reason,
         }
     }
 
-    fn no_platform(&self, mut available: Vec<crate::platform::Platform>) -> PullError {
+    pub(super) fn no_platform(&self, mut available: Vec<Platform>) -> PullError {
         available.retain(|platform| platform.os != "unknown");
         available.sort();
         available.dedup();
         available.truncate(50);
-        let (reference, wanted) = (self.key.reference.clone(), self.key.platform.clone());
+        let (reference, wanted) = (
+            self.key.reference.to_string(),
+            Box::new(self.key.platform.clone()),
+        );
         PullError::NoPlatform {
             reference,
             wanted,
@@ -627,46 +303,4 @@ impl Run {
 enum Top {
     Known(Box<Image>),
     Fetched(Fetched),
-}
-
-/// Downloads and unpacking together: each stops the other when it fails, and the cause is the answer.
-async fn both(
-    unpack: impl Future<Output = Result<(), StoreError>>,
-    coming: &[Coming],
-    give_up: &GiveUp,
-) -> Result<(), PullError> {
-    let failed_download: OnceLock<PullError> = OnceLock::new();
-    let watch = async {
-        let mut ends: FuturesUnordered<_> = coming
-            .iter()
-            .filter_map(|layer| layer.download.as_ref())
-            .map(|download| download.end())
-            .collect();
-        while let Some(end) = ends.next().await {
-            if let Err(error) = end {
-                let _ = failed_download.set(error);
-                give_up.0.store(true, Ordering::Relaxed);
-                break;
-            }
-        }
-        std::future::pending::<()>().await;
-    };
-    let unpacked = tokio::select! {
-        biased;
-        result = unpack => result,
-        () = watch => return Ok(()),
-    };
-    let Err(error) = unpacked else { return Ok(()) };
-    if let Some(cause) = failed_download.into_inner() {
-        return Err(cause);
-    }
-    // A reader that failed may have been the first to know that its download did.
-    for download in coming.iter().filter_map(|layer| layer.download.as_ref()) {
-        if (download.is_ending() || download.failed())
-            && let Ok(Err(cause)) = tokio::time::timeout(CAUSE, download.end()).await
-        {
-            return Err(cause);
-        }
-    }
-    Err(error.into())
 }

@@ -1,7 +1,6 @@
 //! What a push can fail with: every variant names the destination and, where the user can do something, what.
 
 use crate::error::StoreError;
-use crate::reference::Reference;
 
 /// A push failed. Every variant names the reference and, where the user can do something, what.
 #[derive(Debug, thiserror::Error)]
@@ -11,7 +10,7 @@ pub enum PushError {
     #[error("{reference} has a digest: push to a tag")]
     Digest {
         /// The destination.
-        reference: Reference,
+        reference: String,
     },
     /// The registry wants credentials, or others than it got.
     #[error(
@@ -19,7 +18,7 @@ pub enum PushError {
     )]
     Unauthorized {
         /// The destination.
-        reference: Reference,
+        reference: String,
         /// Who refuses.
         host: String,
         /// In the registry's words.
@@ -31,7 +30,7 @@ pub enum PushError {
     )]
     Unreachable {
         /// The destination.
-        reference: Reference,
+        reference: String,
         /// Who does not answer.
         host: String,
         /// The causes.
@@ -41,7 +40,7 @@ pub enum PushError {
     #[error("the registry {host} did not take {what} of {reference}: {detail}")]
     Registry {
         /// The destination.
-        reference: Reference,
+        reference: String,
         /// Who failed.
         host: String,
         /// Which part.
@@ -53,7 +52,7 @@ pub enum PushError {
     #[error("{reference} cannot be pushed to because of this node's configuration: {detail}")]
     Config {
         /// The destination.
-        reference: Reference,
+        reference: String,
         /// What is wrong with which file.
         detail: String,
     },

@@ -132,7 +132,7 @@ impl Failure {
 
     /// As the failure of a pull.
     pub fn pull(self, reference: &Reference, what: &str) -> PullError {
-        let (reference, what) = (reference.clone(), what.to_owned());
+        let (reference, what) = (reference.to_string(), what.to_owned());
         match self {
             Failure::NotFound { host } => PullError::NotFound { reference, host },
             Failure::Denied { host, detail } => PullError::Unauthorized {
@@ -172,7 +172,7 @@ impl Failure {
 
     /// As the failure of a push.
     pub fn push(self, reference: &Reference, what: &str) -> PushError {
-        let (reference, what) = (reference.clone(), what.to_owned());
+        let (reference, what) = (reference.to_string(), what.to_owned());
         match self {
             Failure::Denied { host, detail } => PushError::Unauthorized {
                 reference,

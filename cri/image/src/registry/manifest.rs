@@ -40,7 +40,7 @@ pub(crate) const ACCEPT: &str = "application/vnd.oci.image.index.v1+json, \
 pub(crate) enum Document {
     /// One image.
     Image {
-        config: Descriptor,
+        config: Box<Descriptor>,
         layers: Vec<Descriptor>,
     },
     /// Images for several platforms.
@@ -135,7 +135,10 @@ pub(crate) fn parse(bytes: &[u8], media_type: &str) -> Result<Document, Manifest
     for descriptor in layers.iter().chain([&config]) {
         Digest::try_from(descriptor.digest())?;
     }
-    Ok(Document::Image { config, layers })
+    Ok(Document::Image {
+        config: Box::new(config),
+        layers,
+    })
 }
 
 /// The media type that a manifest is kept and pushed under.

@@ -39,7 +39,8 @@ impl Node {
     fn names(&self, below: &str) -> Vec<PathBuf> {
         let dir = self.dir.path().join("root").join(below);
         let entries = std::fs::read_dir(dir).unwrap();
-        entries.map(|entry| entry.unwrap().path()).collect()
+        let visible = |path: &PathBuf| !path.file_name().unwrap().to_string_lossy().starts_with('.');
+        entries.map(|entry| entry.unwrap().path()).filter(visible).collect()
     }
 
     /// The files of complete blobs.
@@ -60,7 +61,7 @@ impl Node {
         let deadline = Instant::now() + Duration::from_secs(10);
         loop {
             let ingests = self.names("content/ingest");
-            let snapshots = self.names("snapshots").len();
+            let snapshots = self.names("snapshots");
             let mut layers: Vec<_> = self
                 .store
                 .images()
@@ -70,12 +71,12 @@ impl Node {
                 .collect();
             layers.sort();
             layers.dedup();
-            if ingests.is_empty() && snapshots <= layers.len() {
+            if ingests.is_empty() && snapshots.len() <= layers.len() {
                 return;
             }
             assert!(
                 Instant::now() < deadline,
-                "left over: {ingests:?}, {snapshots} snapshots"
+                "left over: {ingests:?}, {snapshots:?}"
             );
             std::thread::sleep(Duration::from_millis(20));
         }
@@ -125,6 +126,32 @@ pub fn chain(error: &dyn std::error::Error) -> String {
         cause = error.source();
     }
     text
+}
+
+/// A small filesystem of its own, unmounted in the end.
+pub struct Small(pub TempDir);
+
+impl Small {
+    /// `None`, loudly, where nothing may be mounted.
+    pub fn mount(size: &str) -> Option<Small> {
+        let dir = tempfile::Builder::new().prefix("slipway-test-").tempdir().unwrap();
+        let status = std::process::Command::new("mount")
+            .args(["-t", "tmpfs", "-o", &format!("size={size}"), "tmpfs"])
+            .arg(dir.path())
+            .status();
+        if status.is_ok_and(|status| status.success()) {
+            return Some(Small(dir));
+        }
+        eprintln!("SKIPPED: cannot mount a tmpfs");
+        None
+    }
+}
+
+impl Drop for Small {
+    fn drop(&mut self) {
+        let done = std::process::Command::new("umount").arg("-l").arg(self.0.path()).status();
+        assert!(done.is_ok_and(|status| status.success()) || std::thread::panicking());
+    }
 }
 
 /// Whether we may change owners and mount; says so loudly when not.
