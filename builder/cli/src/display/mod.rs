@@ -39,7 +39,11 @@ pub fn summary(built: &Built) -> String {
     let image = &built.image;
     let names: Vec<String> = image.names.iter().map(|n| n.familiar()).collect();
     let layers = image.layers.len();
-    let mut out = format!("\nBuilt in {}", text::time(built.elapsed));
+    let mut out = format!(
+        "\nBuilt in {} (runnable {} after its last step)",
+        text::time(built.elapsed),
+        text::time(built.committing)
+    );
     out.push_str(&format!("\n  image  {}", image.id));
     out.push_str(&format!(
         "\n  size   {} in {layers} layer{}",

@@ -31,10 +31,6 @@ impl Said {
         assert_ne!(self.code, 0, "--- stdout\n{}\n--- stderr\n{}", self.out, self.err);
         self
     }
-
-    pub fn both(&self) -> String {
-        format!("{}{}", self.out, self.err)
-    }
 }
 
 impl From<Output> for Said {

@@ -3,6 +3,7 @@
 
 use std::ffi::OsStr;
 use std::io::{self, BufReader, Read, Write};
+use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -167,6 +168,7 @@ pub fn unpack(
         root: Root::from_fd(fd.into(), &dir),
         owner: to.owner,
         directories: Vec::new(),
+        last: None,
         cancel,
     };
     extract.all(&mut reader, first).map_err(|e| match e {
@@ -200,6 +202,7 @@ pub fn unpack_into(dir: &Path, stream: impl Read, cancel: &Cancel) -> Result<(),
         root,
         owner: None,
         directories: Vec::new(),
+        last: None,
         cancel,
     };
     extract.all(&mut reader, first).map_err(convert)
@@ -245,6 +248,8 @@ struct Extract<'a> {
     owner: Option<(u32, u32)>,
     /// Their times come last.
     directories: Vec<(PathBuf, Timestamps)>,
+    /// The directory of the last entry: the next one is nearly always in it as well.
+    last: Option<(PathBuf, OwnedFd)>,
     cancel: &'a Cancel,
 }
 
@@ -273,13 +278,13 @@ impl Extract<'_> {
             // The archive's own top: the destination keeps what it has.
             return Ok(());
         };
-        let parent = path.parent().unwrap_or(Path::new("/"));
-        self.root.mkdir_all(parent, 0o755, None)?;
-        let (dir, _) = self.root.parent(&path)?;
+        let dir = self.directory(path.parent().unwrap_or(Path::new("/")))?;
         if let Ok(stat) = rustix::fs::statat(&dir, &name, AtFlags::SYMLINK_NOFOLLOW) {
             let there = FileType::from_raw_mode(stat.st_mode) == FileType::Directory;
             if !(there && header.kind == Kind::Directory) {
                 self.root.remove_all(&path)?;
+                // It may have been on the way to the directory that is kept open.
+                self.last = None;
             }
         }
         let new = Mode::from_raw_mode(0o600);
@@ -323,10 +328,24 @@ impl Extract<'_> {
         self.attributes(header, &dir, &name, path)
     }
 
+    /// Opens the directory an entry goes into, making it if the archive did not.
+    fn directory(&mut self, path: &Path) -> Result<OwnedFd, ExtractError> {
+        if let Some((last, fd)) = &self.last
+            && last == path
+        {
+            return Ok(fd.try_clone()?);
+        }
+        self.root.mkdir_all(path, 0o755, None)?;
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let fd = OwnedFd::from(self.root.open_file(path, flags)?);
+        self.last = Some((path.to_path_buf(), fd.try_clone()?));
+        Ok(fd)
+    }
+
     fn attributes(
         &mut self,
         header: &Header,
-        dir: &std::os::fd::OwnedFd,
+        dir: &OwnedFd,
         name: &OsStr,
         path: PathBuf,
     ) -> Result<(), ExtractError> {
@@ -383,11 +402,10 @@ fn inside(name: &[u8]) -> Result<PathBuf, ExtractError> {
     for part in Path::new(OsStr::from_bytes(name)).components() {
         match part {
             Component::Normal(part) => path.push(part),
+            Component::ParentDir if path.pop() => {}
             Component::ParentDir => {
-                if !path.pop() {
-                    let why = format!("{:?} leads out of the archive", String::from_utf8_lossy(name));
-                    return Err(io::Error::new(io::ErrorKind::InvalidData, why).into());
-                }
+                let why = format!("{:?} leads out of the archive", String::from_utf8_lossy(name));
+                return Err(io::Error::new(io::ErrorKind::InvalidData, why).into());
             }
             _ => {}
         }
