@@ -391,19 +391,77 @@ fn errno_of(number: i32) -> Errno {
 /// `child` may only make async-signal-safe calls and must not touch locks or allocate.
 pub(crate) unsafe fn fork<F: FnOnce() -> std::convert::Infallible>(child: F) -> io::Result<Child> {
     // SAFETY: passed on.
-    let made = unsafe { clone(0, child) };
+    let made = unsafe { clone(None, child) };
     made.map_err(io::Error::from)
 }
 
-/// clone3 with `flags`, a pidfd and SIGCHLD; memory is copied. The child runs `child`.
+/// As [`fork`], in a cgroup: the child has joined it when it runs `child`, or has reported that it cannot on `report`.
 ///
 /// # Safety
 /// As [`fork`].
-pub(crate) unsafe fn clone<F: FnOnce() -> std::convert::Infallible>(flags: u64, child: F) -> Sys<Child> {
+pub(crate) unsafe fn fork_in<F: FnOnce() -> std::convert::Infallible>(
+    join: Option<&crate::cgroup::Join>,
+    report: RawFd,
+    child: F,
+) -> io::Result<Child> {
+    let enter = |born: bool| {
+        if let Some(join) = join {
+            Report::of(report).check(Stage::Cgroup, join.enter(born));
+        }
+    };
+    if let Some(dir) = join.and_then(crate::cgroup::Join::birthplace) {
+        let child = std::cell::Cell::new(Some(child));
+        // SAFETY: passed on. The cell is taken from in the child only, so here it is still full on an error.
+        let made = unsafe {
+            clone(Some(dir), || {
+                enter(true);
+                match child.take() {
+                    Some(child) => child(),
+                    None => exit(127),
+                }
+            })
+        };
+        match (made, child.take()) {
+            (Ok(made), _) => return Ok(made),
+            // Not by this kernel, or not into this cgroup in this way: then by moving.
+            (Err(_), Some(child)) => {
+                // SAFETY: passed on.
+                return unsafe {
+                    fork(move || {
+                        enter(false);
+                        child()
+                    })
+                };
+            }
+            (Err(e), None) => return Err(e.into()),
+        }
+    }
+    // SAFETY: passed on.
+    unsafe {
+        fork(move || {
+            enter(false);
+            child()
+        })
+    }
+}
+
+/// clone3 with a pidfd and SIGCHLD, into a v2 cgroup if one is given; memory is copied. The child runs `child`.
+///
+/// # Safety
+/// As [`fork`].
+unsafe fn clone<F: FnOnce() -> std::convert::Infallible>(
+    cgroup: Option<BorrowedFd<'_>>,
+    child: F,
+) -> Sys<Child> {
+    const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
     let mut pidfd: libc::c_int = -1;
     // SAFETY: all-zero is a valid clone_args.
     let mut args: libc::clone_args = unsafe { std::mem::zeroed() };
-    args.flags = flags | libc::CLONE_PIDFD as u64;
+    args.flags = libc::CLONE_PIDFD as u64;
+    if let Some(dir) = cgroup {
+        args.flags |= CLONE_INTO_CGROUP;
+        args.cgroup = dir.as_raw_fd() as u64;
+    }
     args.pidfd = std::ptr::from_mut(&mut pidfd) as u64;
     args.exit_signal = libc::SIGCHLD as u64;
     // SAFETY: without CLONE_VM the child has its own copy of everything, stack included; args lives across the call.
@@ -508,7 +566,7 @@ pub(crate) fn exit(code: i32) -> ! {
 }
 
 pub(crate) fn unshare(flags: i32) -> Sys<()> {
-    // SAFETY: in a forked child of one thread; touches no memory.
+    // SAFETY: touches no memory; what it changes is the calling thread's.
     cvt(unsafe { libc::unshare(flags) }.into()).map(drop)
 }
 

@@ -291,6 +291,37 @@ pub fn idmapped_clone(source: &Path, userns: BorrowedFd<'_>, recursive: bool) ->
     Ok(tree)
 }
 
+/// A detached copy of the mount at `source` (and of those below): [`attach`] puts it somewhere.
+///
+/// # Errors
+/// What `open_tree(2)` says, naming `source`.
+pub fn clone_tree(source: &Path, recursive: bool) -> io::Result<OwnedFd> {
+    let mut flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    flags.set(OpenTreeFlags::AT_RECURSIVE, recursive);
+    rustix::mount::open_tree(CWD, source, flags)
+        .map_err(failed(|| format!("copy the mount {}", source.display())))
+}
+
+/// Makes a detached mount nosuid, nodev and noexec, and read-only if asked.
+///
+/// # Errors
+/// What `mount_setattr(2)` says.
+pub fn restrict(tree: BorrowedFd<'_>, recursive: bool, read_only: bool) -> io::Result<()> {
+    let mut set = MountAttrFlags::MOUNT_ATTR_NOSUID
+        | MountAttrFlags::MOUNT_ATTR_NODEV
+        | MountAttrFlags::MOUNT_ATTR_NOEXEC;
+    set.set(MountAttrFlags::MOUNT_ATTR_RDONLY, read_only);
+    set_attributes(tree, recursive, set, None)
+}
+
+/// Gives the calling thread a mount namespace of its own: a copy, whose shared mounts still hear of each other.
+///
+/// # Errors
+/// What `unshare(2)` says.
+pub fn unshare() -> io::Result<()> {
+    crate::fork::unshare(libc::CLONE_NEWNS).map_err(failed(|| "get a mount namespace".to_string()))
+}
+
 /// `mount_setattr(2)` on what the descriptor holds, adding `set`.
 fn set_attributes(
     mount: BorrowedFd<'_>,

@@ -374,12 +374,9 @@ pub fn spawn(program: &Program<'_>) -> io::Result<Child> {
     let parent = rustix::process::getpid();
     // SAFETY: the child's closure makes async-signal-safe calls only: it works on what was prepared above.
     let child = unsafe {
-        fork::fork(|| {
+        fork::fork_in(program.cgroup, theirs.as_raw_fd(), || {
             let report = Report::of(theirs.as_raw_fd());
             report.check(fork::Stage::Signals, fork::reset_signals());
-            if let Some(join) = program.cgroup {
-                report.check(fork::Stage::Cgroup, join.enter());
-            }
             if program.new_session {
                 report.check(fork::Stage::Session, fork::setsid());
             }

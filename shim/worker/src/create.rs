@@ -1,5 +1,6 @@
 //! The story of one create: read, put right, prepare what is ours, let libcontainer do the rest, say how it went.
 
+use crate::cgroups;
 use crate::executor::{Confined, parse_mark};
 use crate::idmap::{self, IdmapError, Staged};
 use crate::normalise::{self, Facts, SpecError};
@@ -121,7 +122,7 @@ pub fn create(asked: &Asked, report: &Report) -> Result<Created, CreateError> {
     let facts = Facts {
         rootfs: rootfs.clone(),
         apparmor: slipway_sys::exec::apparmor_enabled(),
-        cgroup: PathBuf::new(),
+        cgroup: cgroups::neutralise(&mut spec).map_err(step("keep libcontainer from the cgroups"))?,
         home: passwd::home(&root, process.user.uid),
     };
     let filter = filter(&spec, &asked.bundle)?;

@@ -26,6 +26,7 @@
 //! Unsafe is forbidden here: what needs it is slipway-sys's.
 #![forbid(unsafe_code)]
 
+mod cgroups;
 mod create;
 mod executor;
 mod idmap;

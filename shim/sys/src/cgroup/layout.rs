@@ -91,6 +91,11 @@ impl Layout {
         names
     }
 
+    /// The calling process's own cgroup in v2, below its mount; `None` without v2.
+    pub fn own_v2(&self) -> Option<&Path> {
+        self.hierarchies.iter().find(|h| h.v2).map(|h| h.own.as_path())
+    }
+
     pub(crate) fn parse(mountinfo: &str, own: &str) -> Layout {
         let mut hierarchies: Vec<Hierarchy> = Vec::new();
         for line in mountinfo.lines() {

@@ -18,6 +18,7 @@ mod resources;
 mod stats;
 mod v1;
 mod v2;
+mod view;
 mod write;
 
 use std::io;
@@ -30,6 +31,7 @@ pub use resources::{
     BlockIo, Cpu, DeviceRule, HugepageLimit, InterfacePriority, Memory, Network, Pids, Rdma, Resources,
     ThrottleDevice, WeightDevice,
 };
+pub use view::{hide_behind_view, is_covered};
 
 /// Why something about a cgroup failed.
 #[derive(Debug, thiserror::Error)]

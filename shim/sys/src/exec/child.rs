@@ -11,7 +11,6 @@
 
 use super::caps;
 use super::prepared::Prepared;
-use crate::cgroup::Join;
 use crate::fork::{self, FdPlan, Report, Stage, Sys, cvt};
 use rustix::fs::{CWD, Mode, OFlags};
 use rustix::io::Errno;
@@ -22,13 +21,10 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 pub(super) const PIDFD: RawFd = 3;
 
 /// The first child.
-pub(super) fn first(p: &Prepared, join: Option<&Join>, fds: &FdPlan, report: RawFd) -> Infallible {
+pub(super) fn first(p: &Prepared, fds: &FdPlan, report: RawFd) -> Infallible {
     let report = Report::of(report);
     report.check(Stage::Signals, fork::reset_signals());
     report.check(Stage::Signals, fork::set_undumpable());
-    if let Some(join) = join {
-        report.check(Stage::Cgroup, join.enter());
-    }
     // Lowering it may be forbidden; then what we have stays.
     let _ = fork::write_file(c"/proc/self/oom_score_adj", &p.oom_score_adj);
     if let Some((file, label)) = &p.label {

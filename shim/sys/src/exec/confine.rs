@@ -90,6 +90,10 @@ impl Confinement {
             (Ok(args), Ok(env)) => (args, env),
             (Err(e), _) | (_, Err(e)) => return e,
         };
+        // Our own runtime ignores SIGPIPE; what is ignored stays so across an exec.
+        if let Err(e) = fork::reset_signals().map_err(step(Stage::Signals)) {
+            return e;
+        }
         if self.process.no_new_privileges
             && let Err(e) = self.load_filter()
         {

@@ -58,7 +58,11 @@ pub fn spawn(plan: &ExecPlan<'_>) -> Result<Spawned, ExecError> {
     let (report, theirs) = fork::report_socket().map_err(io("make a socket"))?;
     let fds = fd_plan(plan, null.as_fd(), theirs.as_fd()).map_err(io("arrange descriptors"))?;
     // SAFETY: the child's code makes async-signal-safe calls only, on what is prepared.
-    let first = unsafe { fork::fork(|| child::first(&prepared, join.as_ref(), &fds, theirs.as_raw_fd())) };
+    let first = unsafe {
+        fork::fork_in(join.as_ref(), theirs.as_raw_fd(), || {
+            child::first(&prepared, &fds, theirs.as_raw_fd())
+        })
+    };
     let first = first.map_err(io("fork"))?;
     drop(theirs);
     match fork::listen(report.as_fd(), &first, PATIENCE).into_child() {

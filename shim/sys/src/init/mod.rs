@@ -77,7 +77,11 @@ pub fn spawn(plan: &InitPlan<'_>) -> Result<Child, InitError> {
     let (report, theirs) = fork::report_socket().map_err(step("make a socket"))?;
     let fds = fd_plan(program.as_fd(), &join, theirs.as_fd()).map_err(step("arrange descriptors"))?;
     // SAFETY: the child's code makes async-signal-safe calls only, on what is prepared.
-    let first = unsafe { fork::fork(|| first_child(&prepared, cgroup.as_ref(), &fds, theirs.as_raw_fd())) };
+    let first = unsafe {
+        fork::fork_in(cgroup.as_ref(), theirs.as_raw_fd(), || {
+            first_child(&prepared, &fds, theirs.as_raw_fd())
+        })
+    };
     let first = first.map_err(step("fork"))?;
     drop(theirs);
     let heard = fork::listen(report.as_fd(), &first, crate::exec::PATIENCE);
@@ -131,18 +135,10 @@ struct Prepared {
     env: fork::CArray,
 }
 
-fn first_child(
-    p: &Prepared,
-    cgroup: Option<&crate::cgroup::Join>,
-    fds: &FdPlan,
-    report: RawFd,
-) -> Infallible {
+fn first_child(p: &Prepared, fds: &FdPlan, report: RawFd) -> Infallible {
     let report = Report::of(report);
     report.check(Stage::Signals, fork::reset_signals());
     report.check(Stage::Signals, fork::set_undumpable());
-    if let Some(join) = cgroup {
-        report.check(Stage::Cgroup, join.enter());
-    }
     // Lowering it may be forbidden; then what we have stays.
     let _ = fork::write_file(c"/proc/self/oom_score_adj", &p.oom_score_adj);
     let report = Report::of(report.check(Stage::Descriptors, fds.apply()));
