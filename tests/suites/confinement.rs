@@ -10,7 +10,7 @@ use harness::image::BUSYBOX;
 use harness::{World, v1};
 
 /// What a process says of itself, sorted by name.
-const LOOK: &str = "grep -E '^(Uid|Gid|Groups|CapInh|CapPrm|CapEff|CapBnd|CapAmb|NoNewPrivs|Seccomp|Seccomp_filters):' /proc/self/status; \
+const LOOK: &str = "grep -E '^(Uid|Gid|Groups|CapInh|CapPrm|CapEff|CapBnd|CapAmb|NoNewPrivs|Seccomp|Seccomp_filters|SigBlk|SigIgn):' /proc/self/status; \
     sed 's/^/uid_map:/' /proc/self/uid_map; sed 's/^/cgroup:/' /proc/self/cgroup; \
     for n in cgroup ipc mnt net pid user uts; do echo ns_$n:$(readlink /proc/self/ns/$n); done; \
     echo oom:$(cat /proc/self/oom_score_adj); echo cwd:$(pwd); ulimit -a | sed 's/^/limit:/'; umask | sed 's/^/umask:/'; \
@@ -87,6 +87,7 @@ async fn exec_is_confined_as_init_by_default() -> Result<()> {
     })
     .await?;
     assert_eq!(seen["Seccomp"], ["2"]);
+    assert_eq!((&seen["SigBlk"][0][..], &seen["SigIgn"][0][..]), ("0000000000000000", "0000000000000000"));
     // CHOWN DAC_OVERRIDE FOWNER FSETID KILL SETGID SETUID SETPCAP NET_BIND_SERVICE
     assert_eq!(seen["CapBnd"], ["00000000000005fb"]);
     w.finish().await
