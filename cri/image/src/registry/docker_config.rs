@@ -335,6 +335,79 @@ mod tests {
         );
     }
 
+    /// Run by the test below, with a helper of its making on the PATH.
+    #[tokio::test]
+    #[ignore = "the child of another test"]
+    async fn as_a_child_with_helpers() {
+        let find = async |host: &str| {
+            let config =
+                r#"{"credHelpers":{"own.x":"one"},"credsStore":"all","auths":{"file.x":{"auth":"dTpw"}}}"#;
+            let config: DockerConfig = serde_json::from_str(config).unwrap();
+            config.credentials(host, "a").await
+        };
+        assert_eq!(
+            find("own.x").await.unwrap(),
+            Some(Credentials::basic("own.x", "one"))
+        );
+        assert_eq!(
+            find("docker.io").await.unwrap(),
+            Some(Credentials::Identity {
+                token: DOCKER_HUB_KEY.into()
+            })
+        );
+        assert_eq!(
+            find("file.x").await.unwrap(),
+            Some(Credentials::basic("u", "p")),
+            "the store does not know it"
+        );
+        let error = find("broken.x").await.unwrap_err().to_string();
+        assert!(
+            error.contains("docker-credential-all") && error.contains("the keychain is locked"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn helpers_are_asked_before_the_file_and_their_failure_is_told() {
+        use std::os::unix::fs::PermissionsExt;
+        let dir = tempfile::tempdir().unwrap();
+        let helper = |name: &str, script: &str| {
+            let path = dir.path().join(format!("docker-credential-{name}"));
+            std::fs::write(
+                &path,
+                format!("#!/bin/sh\n[ \"$1\" = get ] || exit 9\nread host\n{script}\n"),
+            )
+            .unwrap();
+            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+        };
+        helper(
+            "one",
+            r#"echo "{\"ServerURL\":\"x\",\"Username\":\"$host\",\"Secret\":\"one\"}""#,
+        );
+        let all = r#"case "$host" in
+            file.x) echo "credentials not found in native keychain"; exit 1;;
+            broken.x) echo "the keychain is locked"; exit 1;;
+            *) echo "{\"Username\":\"<token>\",\"Secret\":\"$host\"}";;
+        esac"#;
+        helper("all", all);
+        let path = format!("{}:{}", dir.path().display(), std::env::var("PATH").unwrap());
+        let child = std::process::Command::new(std::env::current_exe().unwrap())
+            .args([
+                "--ignored",
+                "--exact",
+                "registry::docker_config::tests::as_a_child_with_helpers",
+            ])
+            .env("PATH", path)
+            .output()
+            .unwrap();
+        assert!(
+            child.status.success(),
+            "{}",
+            String::from_utf8_lossy(&child.stdout)
+        );
+        assert!(String::from_utf8_lossy(&child.stdout).contains("1 passed"));
+    }
+
     #[test]
     fn a_file_that_is_not_there_has_no_credentials_and_a_broken_one_is_named() {
         let dir = tempfile::tempdir().unwrap();

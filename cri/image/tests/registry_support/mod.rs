@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
 /// A store in a temporary directory.
+#[derive(Debug)]
 pub struct Node {
     pub dir: TempDir,
     pub store: Store,
@@ -40,7 +41,10 @@ impl Node {
         let dir = self.dir.path().join("root").join(below);
         let entries = std::fs::read_dir(dir).unwrap();
         let visible = |path: &PathBuf| !path.file_name().unwrap().to_string_lossy().starts_with('.');
-        entries.map(|entry| entry.unwrap().path()).filter(visible).collect()
+        entries
+            .map(|entry| entry.unwrap().path())
+            .filter(visible)
+            .collect()
     }
 
     /// The files of complete blobs.
@@ -74,10 +78,7 @@ impl Node {
             if ingests.is_empty() && snapshots.len() <= layers.len() {
                 return;
             }
-            assert!(
-                Instant::now() < deadline,
-                "left over: {ingests:?}, {snapshots:?}"
-            );
+            assert!(Instant::now() < deadline, "left over: {ingests:?}, {snapshots:?}");
             std::thread::sleep(Duration::from_millis(20));
         }
     }
@@ -134,7 +135,10 @@ pub struct Small(pub TempDir);
 impl Small {
     /// `None`, loudly, where nothing may be mounted.
     pub fn mount(size: &str) -> Option<Small> {
-        let dir = tempfile::Builder::new().prefix("slipway-test-").tempdir().unwrap();
+        let dir = tempfile::Builder::new()
+            .prefix("slipway-test-")
+            .tempdir()
+            .unwrap();
         let status = std::process::Command::new("mount")
             .args(["-t", "tmpfs", "-o", &format!("size={size}"), "tmpfs"])
             .arg(dir.path())
@@ -149,7 +153,10 @@ impl Small {
 
 impl Drop for Small {
     fn drop(&mut self) {
-        let done = std::process::Command::new("umount").arg("-l").arg(self.0.path()).status();
+        let done = std::process::Command::new("umount")
+            .arg("-l")
+            .arg(self.0.path())
+            .status();
         assert!(done.is_ok_and(|status| status.success()) || std::thread::panicking());
     }
 }

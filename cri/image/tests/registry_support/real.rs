@@ -19,8 +19,13 @@ pub struct Registry {
 impl Registry {
     /// Starts it; `None`, loudly, where it is not installed.
     pub fn start(password: bool) -> Option<Registry> {
+        Registry::start_with(if password { HTPASSWD } else { "" }, "")
+    }
+
+    /// Starts it with users and with more lines under `http:`.
+    pub fn start_with(htpasswd: &str, http: &str) -> Option<Registry> {
         for _ in 0..5 {
-            match Registry::try_start(password) {
+            match Registry::try_start(htpasswd, http) {
                 Start::Up(registry) => return Some(registry),
                 Start::Missing => {
                     eprintln!("SKIPPED: docker-registry is not installed");
@@ -33,7 +38,7 @@ impl Registry {
         panic!("docker-registry does not start");
     }
 
-    fn try_start(password: bool) -> Start {
+    fn try_start(htpasswd: &str, http: &str) -> Start {
         let dir = tempfile::Builder::new()
             .prefix("slipway-test-registry-")
             .tempdir()
@@ -46,12 +51,12 @@ impl Registry {
         let host = format!("127.0.0.1:{port}");
         let mut config = format!(
             "version: 0.1\nlog:\n  level: error\n  accesslog:\n    disabled: true\nstorage:\n  filesystem:\n    \
-             rootdirectory: {}\n  delete:\n    enabled: true\nhttp:\n  addr: {host}\n",
+             rootdirectory: {}\n  delete:\n    enabled: true\nhttp:\n  addr: {host}\n{http}",
             dir.path().join("data").display()
         );
-        if password {
+        if !htpasswd.is_empty() {
             let file = dir.path().join("htpasswd");
-            std::fs::write(&file, HTPASSWD).unwrap();
+            std::fs::write(&file, htpasswd).unwrap();
             config.push_str(&format!(
                 "auth:\n  htpasswd:\n    realm: test\n    path: {}\n",
                 file.display()
@@ -77,7 +82,7 @@ impl Registry {
                     child,
                     dir,
                     host,
-                    user: password.then_some(("me", "secret")),
+                    user: (!htpasswd.is_empty()).then_some(("me", "secret")),
                 });
             }
             if child.try_wait().unwrap().is_some() {

@@ -1,0 +1,241 @@
+//! Push to registries that fail: cut in the middle, no chunks, forgetful, slow to answer. Unpacking needs root.
+#![allow(clippy::unwrap_used)]
+
+mod registry_support;
+
+use registry_support::fake::{Fake, Reply, Seen, well};
+use registry_support::image::{self, Made, layer, noise};
+use registry_support::{Heard, Node, amd64, chain, quick, root};
+use slipway_image::{Digest, Image, ProgressEvent, PushError, Silent};
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+
+/// What a fake registry that is pushed to has got.
+#[derive(Default)]
+struct Got {
+    uploads: HashMap<String, Vec<u8>>,
+    blobs: HashMap<String, Vec<u8>>,
+    manifests: HashMap<String, Vec<u8>>,
+    opened: usize,
+}
+
+type Shared = Arc<Mutex<Got>>;
+
+/// Takes uploads as the distribution specification has them.
+fn taking(got: &Shared) -> impl Fn(&Seen) -> Reply + Send + Sync + use<> {
+    let got = Arc::clone(got);
+    move |seen| {
+        let mut got = got.lock().unwrap();
+        let rest = seen.path.strip_prefix("/v2/to/").unwrap_or_default().to_owned();
+        let digest = url::form_urlencoded::parse(seen.query.as_bytes()).find(|(name, _)| name == "digest");
+        if let Some(blob) = rest.strip_prefix("blobs/sha256:") {
+            let there = got.blobs.contains_key(&format!("sha256:{blob}"));
+            return Reply::new(if there { 200 } else { 404 });
+        }
+        if let Some(tag) = rest.strip_prefix("manifests/") {
+            got.manifests.insert(tag.to_owned(), seen.body.clone());
+            return Reply::new(201).header("docker-content-digest", Digest::of(&seen.body).to_string());
+        }
+        if rest == "blobs/uploads/" && seen.method == "POST" {
+            got.opened += 1;
+            let location = format!("/v2/to/blobs/uploads/u{}?state=x", got.opened);
+            return Reply::new(202).header("location", location);
+        }
+        let location = format!("{}?state=y", seen.path);
+        let upload = got.uploads.entry(rest).or_default();
+        match seen.method.as_str() {
+            "PATCH" => {
+                let from = seen
+                    .header("content-range")
+                    .and_then(|range| range.split('-').next()?.parse().ok());
+                if from.is_some_and(|from: usize| from != upload.len()) {
+                    return Reply::new(416);
+                }
+                upload.extend_from_slice(&seen.body);
+                let range = format!("0-{}", upload.len() - 1);
+                Reply::new(202)
+                    .header("location", location)
+                    .header("range", range)
+            }
+            "GET" => {
+                let range = format!("0-{}", upload.len().max(1) - 1);
+                Reply::new(204)
+                    .header("location", location)
+                    .header("range", range)
+            }
+            "PUT" => {
+                upload.extend_from_slice(&seen.body);
+                let (bytes, found) = (upload.clone(), Digest::of(upload).to_string());
+                match digest {
+                    Some((_, digest)) if digest == found => {
+                        got.blobs.insert(found, bytes);
+                        Reply::new(201)
+                    }
+                    _ => Reply::new(400).body(r#"{"errors":[{"code":"DIGEST_INVALID","message":"no"}]}"#),
+                }
+            }
+            _ => Reply::new(204),
+        }
+    }
+}
+
+/// An image of one long and one short layer, in a node's store.
+async fn pulled(node: &Node, long: usize) -> (Made, Image) {
+    let made = image::oci(
+        &[layer(&[("long", &noise(long, 5))]), layer(&[("short", b"short")])],
+        "amd64",
+    );
+    let good = well(&[("from:v1", &made)]);
+    let fake = Fake::start(move |seen, _| good(seen)).await;
+    let image = node
+        .puller(quick())
+        .pull(&fake.reference("from:v1"), None, &amd64(), &Silent)
+        .await;
+    (made, image.unwrap_or_else(|e| panic!("{}", chain(&e))))
+}
+
+fn assert_whole(got: &Shared, made: &Made) {
+    let got = got.lock().unwrap();
+    assert_eq!(got.manifests["v1"], made.manifest);
+    for layer in &made.layers {
+        assert_eq!(Digest::of(&got.blobs[&layer.digest.to_string()]), layer.digest);
+    }
+    assert!(got.blobs.contains_key(&Digest::of(&made.config).to_string()));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_chunk_that_fails_goes_on_from_what_the_registry_has() {
+    if !root() {
+        return;
+    }
+    let node = Node::new();
+    let (made, image) = pulled(&node, 20 << 20).await;
+    let got = Shared::default();
+    let (take, inner) = (taking(&got), Arc::clone(&got));
+    let fake = Fake::start(move |seen, before| {
+        if seen.method == "PATCH" && before == 0 {
+            // It keeps a part and then breaks.
+            let name = seen.path.strip_prefix("/v2/to/").unwrap().to_owned();
+            inner
+                .lock()
+                .unwrap()
+                .uploads
+                .insert(name, seen.body[..5_000_000].to_vec());
+            return Reply::new(503);
+        }
+        take(seen)
+    })
+    .await;
+    let heard = Heard::default();
+    let pushed = node
+        .pusher(quick())
+        .push(&image, &fake.reference("to:v1"), None, &heard)
+        .await;
+    assert_eq!(pushed.unwrap_or_else(|e| panic!("{}", chain(&e))), made.digest);
+    assert_whole(&got, &made);
+    let resumed = fake
+        .seen()
+        .iter()
+        .filter_map(|s| s.header("content-range").map(str::to_owned))
+        .next_back();
+    assert!(resumed.unwrap().starts_with("5000000-"));
+    assert!(heard.any(|e| matches!(e, ProgressEvent::Retrying { .. })));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_registry_without_chunks_gets_one_piece_and_a_forgetful_one_a_new_upload() {
+    if !root() {
+        return;
+    }
+    let node = Node::new();
+    let (made, image) = pulled(&node, 20 << 20).await;
+    for refusal in [405, 404, 416] {
+        let got = Shared::default();
+        let take = taking(&got);
+        let fake = Fake::start(move |seen, _| match seen.method.as_str() {
+            "PATCH" => Reply::new(refusal),
+            _ => take(seen),
+        })
+        .await;
+        let pushed = node
+            .pusher(quick())
+            .push(&image, &fake.reference("to:v1"), None, &Silent)
+            .await;
+        assert_eq!(
+            pushed.unwrap_or_else(|e| panic!("{refusal}: {}", chain(&e))),
+            made.digest
+        );
+        assert_whole(&got, &made);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_registry_that_breaks_is_asked_again_and_one_that_refuses_is_quoted() {
+    if !root() {
+        return;
+    }
+    let node = Node::new();
+    let (made, image) = pulled(&node, 1000).await;
+    let got = Shared::default();
+    let take = taking(&got);
+    let faults = AtomicUsize::new(0);
+    let fake = Fake::start(move |seen, _| match seen.method.as_str() {
+        "POST" | "PUT" if faults.fetch_add(1, Ordering::Relaxed) % 3 == 0 => Reply::new(500),
+        _ => take(seen),
+    })
+    .await;
+    let pushed = node
+        .pusher(quick())
+        .push(&image, &fake.reference("to:v1"), None, &Silent)
+        .await;
+    assert_eq!(pushed.unwrap_or_else(|e| panic!("{}", chain(&e))), made.digest);
+    assert_whole(&got, &made);
+
+    let got = Shared::default();
+    let take = taking(&got);
+    let fake = Fake::start(move |seen, _| match seen.path.contains("/manifests/") {
+        true => {
+            Reply::new(400).body(r#"{"errors":[{"code":"MANIFEST_INVALID","message":"quota exceeded"}]}"#)
+        }
+        false => take(seen),
+    })
+    .await;
+    let to = fake.reference("to:v1");
+    let error = node
+        .pusher(quick())
+        .push(&image, &to, None, &Silent)
+        .await
+        .unwrap_err();
+    assert!(
+        matches!(&error, PushError::Registry { what, .. } if what == "the manifest"),
+        "{error}"
+    );
+    assert!(error.to_string().contains("quota exceeded"), "{error}");
+    let known = node
+        .store
+        .resolve(&image.id.to_string())
+        .unwrap()
+        .unwrap()
+        .repo_digests;
+    assert_eq!(
+        known.len(),
+        2,
+        "where it came from and where it was pushed first, not where it was refused: {known:?}"
+    );
+
+    let by_digest = to.with_digest(made.digest);
+    let error = node
+        .pusher(quick())
+        .push(&image, &by_digest, None, &Silent)
+        .await
+        .unwrap_err();
+    assert!(matches!(error, PushError::Digest { .. }), "{error}");
+    let closed = slipway_image::Reference::parse("127.0.0.1:1/to:v1").unwrap();
+    let error = node
+        .pusher(quick())
+        .push(&image, &closed, None, &Silent)
+        .await
+        .unwrap_err();
+    assert!(matches!(error, PushError::Unreachable { .. }), "{error}");
+}
