@@ -92,7 +92,12 @@ mod tests {
 
     #[test]
     fn what_is_no_size_or_never_ends_is_refused() {
-        for wrong in [r#"{"Width":70000,"Height":1}"#, "[1]", "nonsense", r#"{"Width":1}"#] {
+        for wrong in [
+            r#"{"Width":70000,"Height":1}"#,
+            "[1]",
+            "nonsense",
+            r#"{"Width":1}"#,
+        ] {
             assert_eq!(take_sizes(&mut wrong.as_bytes().to_vec()), None, "{wrong}");
         }
         let mut endless = format!("{{\"{}", "x".repeat(MAX_OBJECT)).into_bytes();

@@ -62,14 +62,21 @@ impl Outcome {
         let (reason, details, code) = match self {
             Outcome::Success => ("", None, None),
             Outcome::ExitCode(code) => {
-                let cause = Cause { reason: "ExitCode", message: code.to_string() };
+                let cause = Cause {
+                    reason: "ExitCode",
+                    message: code.to_string(),
+                };
                 ("NonZeroExitCode", Some(Details { causes: [cause] }), None)
             }
             Outcome::Failure(_) => ("InternalError", None, Some(500)),
         };
         let status = Status {
             metadata: Empty {},
-            status: if *self == Outcome::Success { "Success" } else { "Failure" },
+            status: if *self == Outcome::Success {
+                "Success"
+            } else {
+                "Failure"
+            },
             message: &message,
             reason,
             details,
@@ -124,7 +131,10 @@ mod tests {
             Outcome::ExitCode(3).encode(StatusFormat::Text),
             b"command terminated with exit code 3"
         );
-        assert_eq!(Outcome::Failure("why".to_owned()).encode(StatusFormat::Text), b"why");
+        assert_eq!(
+            Outcome::Failure("why".to_owned()).encode(StatusFormat::Text),
+            b"why"
+        );
         let long = Outcome::Failure("ä".repeat(10_000)).encode(StatusFormat::Text);
         assert_eq!(String::from_utf8(long).unwrap(), "ä".repeat(4096));
     }

@@ -26,19 +26,29 @@ const TOKEN_LEN: usize = 22;
 /// What a token stands for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Request {
+    Command(Command),
+    PortForward(PortForwardRequest),
+}
+
+/// The requests whose streams are those of a command.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Command {
     Exec(ExecRequest),
     Attach(AttachRequest),
-    PortForward(PortForwardRequest),
 }
 
 impl Request {
     fn weight(&self) -> usize {
         match self {
-            Request::Exec(exec) => {
+            Request::Command(Command::Exec(exec)) => {
                 exec.container.len()
-                    + exec.command.iter().map(|word| word.len() + size_of::<String>()).sum::<usize>()
+                    + exec
+                        .command
+                        .iter()
+                        .map(|word| word.len() + size_of::<String>())
+                        .sum::<usize>()
             }
-            Request::Attach(attach) => attach.container.len(),
+            Request::Command(Command::Attach(attach)) => attach.container.len(),
             Request::PortForward(forward) => forward.pod.len(),
         }
     }
@@ -59,7 +69,10 @@ pub(crate) struct Tokens {
 
 impl Tokens {
     pub fn new(lifetime: Duration) -> Tokens {
-        Tokens { lifetime, waiting: Mutex::default() }
+        Tokens {
+            lifetime,
+            waiting: Mutex::default(),
+        }
     }
 
     /// Keeps `request` and returns the token for it.
@@ -75,7 +88,10 @@ impl Tokens {
     fn issue_at(&self, request: Request, now: Instant) -> Result<String, RequestError> {
         let weight = request.weight();
         if weight > MAX_REQUEST {
-            return Err(RequestError::TooLarge { bytes: weight, limit: MAX_REQUEST });
+            return Err(RequestError::TooLarge {
+                bytes: weight,
+                limit: MAX_REQUEST,
+            });
         }
         let mut random = [0u8; 16];
         getrandom::fill(&mut random).map_err(|source| RequestError::Random { source })?;
@@ -91,7 +107,12 @@ impl Tokens {
         if waiting.len() >= MAX_IN_FLIGHT || total + weight > MAX_TOTAL {
             return Err(RequestError::TooManyInFlight);
         }
-        waiting.push_back(Waiting { token, expires: now + self.lifetime, weight, request });
+        waiting.push_back(Waiting {
+            token,
+            expires: now + self.lifetime,
+            weight,
+            request,
+        });
         Ok(String::from_utf8_lossy(&token).into_owned())
     }
 
@@ -116,7 +137,9 @@ impl Tokens {
 impl fmt::Debug for Tokens {
     /// Without the tokens.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Tokens").field("waiting", &self.lock().len()).finish_non_exhaustive()
+        f.debug_struct("Tokens")
+            .field("waiting", &self.lock().len())
+            .finish_non_exhaustive()
     }
 }
 
@@ -135,7 +158,10 @@ mod tests {
     #[test]
     fn a_token_is_good_once() {
         let tokens = tokens();
-        let (a, b) = (tokens.issue(request("a")).unwrap(), tokens.issue(request("b")).unwrap());
+        let (a, b) = (
+            tokens.issue(request("a")).unwrap(),
+            tokens.issue(request("b")).unwrap(),
+        );
         assert_ne!(a, b);
         assert_eq!(tokens.redeem(&b), Some(request("b")));
         assert_eq!(tokens.redeem(&b), None);
@@ -150,7 +176,10 @@ mod tests {
         let (tokens, now) = (tokens(), Instant::now());
         let a = tokens.issue_at(request("a"), now).unwrap();
         let b = tokens.issue_at(request("b"), now).unwrap();
-        assert_eq!(tokens.redeem_at(&a, now + Duration::from_secs(59)), Some(request("a")));
+        assert_eq!(
+            tokens.redeem_at(&a, now + Duration::from_secs(59)),
+            Some(request("a"))
+        );
         assert_eq!(tokens.redeem_at(&b, now + Duration::from_secs(60)), None);
     }
 
@@ -160,8 +189,13 @@ mod tests {
         for _ in 0..MAX_IN_FLIGHT {
             tokens.issue_at(request("p"), now).unwrap();
         }
-        assert!(matches!(tokens.issue_at(request("p"), now), Err(RequestError::TooManyInFlight)));
-        tokens.issue_at(request("p"), now + Duration::from_secs(60)).unwrap();
+        assert!(matches!(
+            tokens.issue_at(request("p"), now),
+            Err(RequestError::TooManyInFlight)
+        ));
+        tokens
+            .issue_at(request("p"), now + Duration::from_secs(60))
+            .unwrap();
         assert_eq!(tokens.lock().len(), 1);
     }
 
@@ -172,6 +206,9 @@ mod tests {
         for _ in 0..MAX_TOTAL / MAX_REQUEST {
             tokens.issue(big.clone()).unwrap();
         }
-        assert!(matches!(tokens.issue(request("p")), Err(RequestError::TooManyInFlight)));
+        assert!(matches!(
+            tokens.issue(request("p")),
+            Err(RequestError::TooManyInFlight)
+        ));
     }
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use crate::server::Gauge;
-use crate::token::{Request, Tokens};
+use crate::token::{Command, Request, Tokens};
 
 /// A command in a container.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -96,11 +96,17 @@ impl Urls {
     /// # Errors
     /// What is wrong with the request; [`RequestError::TooManyInFlight`] when too many URLs are unused.
     pub fn exec(&self, request: ExecRequest) -> Result<String, RequestError> {
-        check_container(&request.container, request.tty, request.stdin, request.stdout, request.stderr)?;
+        check_container(
+            &request.container,
+            request.tty,
+            request.stdin,
+            request.stdout,
+            request.stderr,
+        )?;
         if request.command.is_empty() {
             return Err(RequestError::NoCommand);
         }
-        self.issue("exec", Request::Exec(request))
+        self.issue("exec", Request::Command(Command::Exec(request)))
     }
 
     /// A URL to attach to a container, good for one use.
@@ -108,8 +114,14 @@ impl Urls {
     /// # Errors
     /// As [`exec`](Self::exec).
     pub fn attach(&self, request: AttachRequest) -> Result<String, RequestError> {
-        check_container(&request.container, request.tty, request.stdin, request.stdout, request.stderr)?;
-        self.issue("attach", Request::Attach(request))
+        check_container(
+            &request.container,
+            request.tty,
+            request.stdin,
+            request.stdout,
+            request.stderr,
+        )?;
+        self.issue("attach", Request::Command(Command::Attach(request)))
     }
 
     /// A URL to forward ports of a pod, good for one use (which is one client's session, of many connections).
@@ -182,7 +194,9 @@ mod tests {
         let url = urls().exec(exec()).unwrap();
         let token = url.strip_prefix("http://127.0.0.1:1/exec/").unwrap();
         assert_eq!(token.len(), 22);
-        let url = urls().port_forward(PortForwardRequest { pod: "p".to_owned() }).unwrap();
+        let url = urls()
+            .port_forward(PortForwardRequest { pod: "p".to_owned() })
+            .unwrap();
         assert!(url.starts_with("http://127.0.0.1:1/portforward/"));
     }
 
@@ -191,12 +205,49 @@ mod tests {
         use RequestError as E;
         let urls = urls();
         let of = |request| urls.exec(request).unwrap_err();
-        assert!(matches!(of(ExecRequest { container: String::new(), ..exec() }), E::NoContainer));
-        assert!(matches!(of(ExecRequest { command: vec![], ..exec() }), E::NoCommand));
-        assert!(matches!(of(ExecRequest { tty: true, stderr: true, ..exec() }), E::TtyWithStderr));
-        assert!(matches!(of(ExecRequest { stdout: false, ..exec() }), E::NoStream));
-        assert!(matches!(of(ExecRequest { command: vec!["x".repeat(3 << 20)], ..exec() }), E::TooLarge { .. }));
-        assert!(matches!(urls.port_forward(PortForwardRequest::default()), Err(E::NoPod)));
-        assert!(matches!(urls.attach(AttachRequest::default()), Err(E::NoContainer)));
+        assert!(matches!(
+            of(ExecRequest {
+                container: String::new(),
+                ..exec()
+            }),
+            E::NoContainer
+        ));
+        assert!(matches!(
+            of(ExecRequest {
+                command: vec![],
+                ..exec()
+            }),
+            E::NoCommand
+        ));
+        assert!(matches!(
+            of(ExecRequest {
+                tty: true,
+                stderr: true,
+                ..exec()
+            }),
+            E::TtyWithStderr
+        ));
+        assert!(matches!(
+            of(ExecRequest {
+                stdout: false,
+                ..exec()
+            }),
+            E::NoStream
+        ));
+        assert!(matches!(
+            of(ExecRequest {
+                command: vec!["x".repeat(3 << 20)],
+                ..exec()
+            }),
+            E::TooLarge { .. }
+        ));
+        assert!(matches!(
+            urls.port_forward(PortForwardRequest::default()),
+            Err(E::NoPod)
+        ));
+        assert!(matches!(
+            urls.attach(AttachRequest::default()),
+            Err(E::NoContainer)
+        ));
     }
 }

@@ -139,7 +139,7 @@ impl<T: Transport> Driver<T> {
     fn exchange(&mut self, cx: &Context<'_>) -> Result<Work, Ended> {
         let State { framing, table } = &mut *self.shared.lock();
         register(&mut table.driver, cx);
-        if !self.input.is_empty() && !table.blocked && table.out.len() < 2 * OUT_BUFFER {
+        if !table.blocked && table.out.len() < 2 * OUT_BUFFER {
             match framing.receive(&mut self.input, table) {
                 Ok(Received::Taken) => {}
                 Ok(Received::Goodbye) => return Err(Ended::Goodbye),

@@ -135,7 +135,10 @@ impl AsyncWrite for Output {
 
 /// Ends the sending half of a stream, if it has not ended.
 fn finish(State { framing, table }: &mut State, id: StreamId) {
-    let open = table.streams.get(&id).is_some_and(|stream| stream.sending == Half::Open);
+    let open = table
+        .streams
+        .get(&id)
+        .is_some_and(|stream| stream.sending == Half::Open);
     if open && !table.ended {
         framing.finish(id, table);
         table.wake_driver();

@@ -7,6 +7,9 @@ pub(crate) struct Headers(pub Vec<(String, String)>);
 impl Headers {
     /// The value of `name`, which is given in lower case; the empty string when there is none.
     pub fn get(&self, name: &str) -> &str {
-        self.0.iter().find(|(key, _)| key == name).map_or("", |(_, value)| value.as_str())
+        self.0
+            .iter()
+            .find(|(key, _)| key == name)
+            .map_or("", |(_, value)| value.as_str())
     }
 }

@@ -94,6 +94,3 @@ pub(crate) trait Framing: Send {
         std::mem::swap(&mut table.out, writing);
     }
 }
-
-#[cfg(test)]
-mod tests;

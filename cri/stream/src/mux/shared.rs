@@ -43,7 +43,12 @@ impl Mux {
         let mut table = Table::default();
         framing.greet(&mut table);
         let state = Mutex::new(State { framing, table });
-        Mux { shared: Arc::new(Shared { state, hangup: CancellationToken::new() }) }
+        Mux {
+            shared: Arc::new(Shared {
+                state,
+                hangup: CancellationToken::new(),
+            }),
+        }
     }
 
     /// The next stream the peer opens; `None` once the connection is over.
@@ -66,7 +71,12 @@ impl Mux {
     /// The ends of a stream that [`next`](Self::next) gave, once.
     pub fn accept(&self, id: StreamId) -> (Input, Output) {
         let state = &mut *self.shared.lock();
-        if state.table.streams.get(&id).is_some_and(|stream| stream.sending == Half::Open) {
+        if state
+            .table
+            .streams
+            .get(&id)
+            .is_some_and(|stream| stream.sending == Half::Open)
+        {
             state.framing.accept(id, &mut state.table);
             state.table.wake_driver();
         }
@@ -80,7 +90,10 @@ impl Mux {
     }
 
     fn ends(&self, id: StreamId) -> (Input, Output) {
-        (Input::new(self.shared.clone(), id), Output::new(self.shared.clone(), id))
+        (
+            Input::new(self.shared.clone(), id),
+            Output::new(self.shared.clone(), id),
+        )
     }
 
     /// Turns away a stream that [`next`](Self::next) gave.
@@ -92,9 +105,11 @@ impl Mux {
     /// Ends a stream both ways, unless both have ended.
     pub fn reset(&self, id: StreamId, why: Refusal) {
         let state = &mut *self.shared.lock();
-        let open = state.table.streams.get(&id).is_some_and(|stream| {
-            stream.receiving == Half::Open || stream.sending == Half::Open
-        });
+        let open = state
+            .table
+            .streams
+            .get(&id)
+            .is_some_and(|stream| stream.receiving == Half::Open || stream.sending == Half::Open);
         if open && !state.table.ended {
             state.framing.reset(id, why, &mut state.table);
             state.table.wake_driver();

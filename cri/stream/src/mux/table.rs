@@ -106,7 +106,9 @@ impl Table {
 
     /// Whether this stream has been reset by either side.
     pub fn is_reset(&self, id: StreamId) -> bool {
-        self.streams.get(&id).is_some_and(|stream| stream.receiving == Half::Reset)
+        self.streams
+            .get(&id)
+            .is_some_and(|stream| stream.receiving == Half::Reset)
     }
 
     pub fn window(&mut self, id: StreamId) -> Option<&mut Window> {
@@ -264,7 +266,11 @@ impl Table {
         if self.out.is_empty() {
             self.out = BytesMut::new();
         }
-        for stream in self.streams.values_mut().filter(|stream| stream.inbound.is_empty()) {
+        for stream in self
+            .streams
+            .values_mut()
+            .filter(|stream| stream.inbound.is_empty())
+        {
             stream.inbound = BytesMut::new();
         }
     }
