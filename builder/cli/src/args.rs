@@ -88,7 +88,7 @@ pub enum Command {
     Inspect(InspectArgs),
     /// Show the steps an image is made of
     History(HistoryArgs),
-    /// Free what no image and no container needs: build cache, layers, blobs that can be made again
+    /// Free what nobody needs: the build cache, builds without a name, layers, blobs that can be made again
     Prune(PruneArgs),
     /// Print a completion script for a shell
     Completion {

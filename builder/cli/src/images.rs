@@ -207,29 +207,43 @@ pub async fn prune(store: &Store, args: &PruneArgs) -> Result<()> {
         keep_bytes: args.keep_storage,
     };
     let store = store.clone();
-    let (entries, mounts, report) = blocking(move || {
+    let pruned = blocking(move || {
         let entries = store.cache_prune(which).context("cannot prune the build cache")?;
         let mounts = slipway_engine::prune_cache_mounts(store.root(), which.unused_for, which.all)
             .context("cannot prune cache mounts")?;
-        Ok((entries, mounts, store.gc().context("cannot collect garbage")?))
+        // A build whose name another one took, and that was never pushed: nobody can mean it any more.
+        let unnamed = |i: &&Image| i.built_here && i.names.is_empty() && i.repo_digests.is_empty();
+        let mut images = 0;
+        let mut freed = mounts.bytes;
+        for image in store.images()?.iter().filter(unnamed) {
+            freed += store
+                .remove_image(&image.id)
+                .context("cannot remove an unnamed image")?
+                .freed;
+            images += 1;
+        }
+        let report = store.gc().context("cannot collect garbage")?;
+        Ok(json!({
+            "images": images, "cache_entries": entries, "cache_mounts": mounts.removed,
+            "blobs": report.blobs, "snapshots": report.snapshots, "bytes": freed + report.bytes,
+        }))
     })
     .await?;
-    let bytes = report.bytes + mounts.bytes;
     if args.format.format == Format::Json {
-        let json = json!({
-            "cache_entries": entries, "cache_mounts": mounts.removed, "blobs": report.blobs,
-            "snapshots": report.snapshots, "bytes": bytes,
-        });
-        println!("{}", serde_json::to_string_pretty(&json)?);
-    } else {
-        println!(
-            "freed {}: {} of the build cache, {} cache mounts, {} snapshots, {} blobs",
-            text::size(bytes),
-            entries,
-            mounts.removed,
-            report.snapshots,
-            report.blobs
-        );
+        println!("{}", serde_json::to_string_pretty(&pruned)?);
+        return Ok(());
+    }
+    println!("freed {}", text::size(pruned["bytes"].as_u64().unwrap_or(0)));
+    for (key, what) in [
+        ("images", "unnamed images"),
+        ("cache_entries", "steps of the build cache"),
+        ("cache_mounts", "cache mounts"),
+        ("snapshots", "snapshots"),
+        ("blobs", "blobs"),
+    ] {
+        if let Some(count) = pruned[key].as_u64().filter(|n| *n > 0) {
+            println!("  {count} {what}");
+        }
     }
     Ok(())
 }

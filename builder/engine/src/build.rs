@@ -188,7 +188,13 @@ impl Build {
                 })?;
             build.progress.event(Event::Committing);
             let last_step = Instant::now();
-            let image = build.commit(target, &done).await?;
+            // Nothing runs any more: what is outside the store goes while the last layer is hashed.
+            let (image, ended) = tokio::join!(build.commit(target, &done), build.sandbox.end());
+            if let Err(left) = ended {
+                // `end` tries once more and tells.
+                tracing::debug!(error = %left, "the build's sandbox does not go at once");
+            }
+            let image = image?;
             Ok(Built {
                 image,
                 elapsed: began.elapsed(),

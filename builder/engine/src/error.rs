@@ -153,12 +153,18 @@ impl fmt::Display for StepFailure {
 #[non_exhaustive]
 pub enum StepError {
     /// The command ended with a code.
-    #[error("`{command}` exited with code {code}{}", hint(*code))]
+    #[error(
+        "`{command}` exited with code {code}{}{}",
+        hint(*code),
+        if *disk_full { "; there is no space left on the file system of the store" } else { "" }
+    )]
     Exit {
         /// The command, shortened.
         command: String,
         /// Its exit code.
         code: u32,
+        /// The store's file system had no room when it ended: the likely reason.
+        disk_full: bool,
     },
     /// The kernel killed it for want of memory.
     #[error(

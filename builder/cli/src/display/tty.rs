@@ -53,7 +53,7 @@ impl Running {
 
     /// What stands right of the step's name.
     fn state(&self) -> String {
-        let time = text::time(self.began.elapsed());
+        let time = running_time(self.began.elapsed());
         let (done, total) = self
             .transfers
             .values()
@@ -227,6 +227,15 @@ fn columns(c: char) -> usize {
         | 0x1f900..=0x1f9ff
         | 0x20000..=0x3fffd => 2,
         _ => 1,
+    }
+}
+
+/// Time of what still runs: no digits that flicker.
+fn running_time(time: Duration) -> String {
+    if time < Duration::from_secs(60) {
+        format!("{:.1} s", time.as_secs_f64())
+    } else {
+        text::time(time)
     }
 }
 

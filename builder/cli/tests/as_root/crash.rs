@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 
-use crate::lab::{BASE, Lab, signal};
+use crate::lab::{BASE, Lab, Said, signal};
 
 fn sleeping(lab: &Lab, name: &str) -> String {
     lab.context(
@@ -76,4 +76,87 @@ fn a_killed_shim_is_an_error_and_nothing_stays() {
     assert!(!build.wait().unwrap().success());
     assert!(began.elapsed() < Duration::from_secs(30), "{:?}", began.elapsed());
     lab.clean();
+}
+
+#[test]
+fn a_build_killed_while_it_commits_leaves_a_store_that_builds_the_same_again() {
+    let Some(lab) = Lab::new() else { return };
+    let text = format!("FROM {BASE}\nWORKDIR /w\nRUN echo x > f\nCOPY Dockerfile .\n");
+    let dir = lab.context("c", &text);
+    for point in [
+        "prepare.after_row",
+        "commit.before_sync",
+        "commit.after_sync",
+        "commit_image.before_row",
+        "commit_image.after_row",
+    ] {
+        lab.run(&["prune"]).ok();
+        let killed = lab
+            .command(&["build", "-q", "-t", "t:1", &dir])
+            .env("SLIPWAY_STORE_FAILPOINT", point)
+            .output()
+            .unwrap();
+        assert_eq!(killed.status.code(), None, "{point} was not reached: {killed:?}");
+        // The next build undoes and succeeds; everything it uses is whole.
+        let id = lab.run(&["build", "-q", "-t", "t:2", &dir]).ok().out;
+        assert_eq!(
+            lab.look("t:2", "cat /w/f; ls /w"),
+            "x\nDockerfile\nf\n",
+            "{point}"
+        );
+        assert_eq!(lab.inspect("t:2")["id"], id.trim());
+        lab.clean();
+        lab.run(&["rmi", "-f", id.trim()]).ok();
+    }
+    lab.run(&["rmi", BASE]).ok();
+    lab.run(&["prune"]).ok();
+    let left: Vec<_> = std::fs::read_dir(lab.path("root/snapshots"))
+        .unwrap()
+        .map(|e| e.unwrap().file_name())
+        .filter(|n| n != ".empty")
+        .collect();
+    assert!(left.is_empty(), "{left:?}");
+}
+
+#[test]
+fn a_full_disk_is_a_clear_error_and_gives_the_space_back() {
+    let Some(lab) = Lab::new() else { return };
+    let small = lab.path("small");
+    std::fs::create_dir(&small).unwrap();
+    let mount = |args: &[&str]| {
+        assert!(
+            std::process::Command::new(args[0])
+                .args(&args[1..])
+                .status()
+                .unwrap()
+                .success()
+        )
+    };
+    mount(&[
+        "mount",
+        "-t",
+        "tmpfs",
+        "-o",
+        "size=24m",
+        "none",
+        small.to_str().unwrap(),
+    ]);
+    let root = small.join("root");
+    let run = |args: &[&str]| Said::from(lab.command_at(&root, args).output().unwrap());
+    let tar = lab.path("base.tar").display().to_string();
+    lab.run(&["save", "-o", &tar, BASE]).ok();
+    run(&["load", "-i", &tar]).ok();
+    let dir = lab.context(
+        "c",
+        &format!("FROM {BASE}\nRUN head -c 60000000 /dev/urandom > /big\n"),
+    );
+    let full = run(&["build", "--progress", "plain", &dir]).failed();
+    assert!(full.err.to_lowercase().contains("no space left"), "{}", full.err);
+    lab.write("d/big", &"x".repeat(40_000_000));
+    let dir = lab.context("d", &format!("FROM {BASE}\nCOPY big /\n"));
+    let full = run(&["build", "--progress", "plain", &dir]).failed();
+    assert!(full.err.to_lowercase().contains("no space left"), "{}", full.err);
+    let dir = lab.context("e", &format!("FROM {BASE}\nRUN echo it goes on > /f\n"));
+    run(&["build", "-q", "-t", "t:1", &dir]).ok();
+    mount(&["umount", small.to_str().unwrap()]);
 }

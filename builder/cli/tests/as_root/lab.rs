@@ -117,16 +117,23 @@ impl Lab {
     }
 
     pub fn command(&self, args: &[&str]) -> Command {
+        self.command_at(&self.path("root"), args)
+    }
+
+    /// On another store.
+    pub fn command_at(&self, root: &Path, args: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_slipway"));
         command
             .args(&args[..1])
             .arg("--root")
-            .arg(self.path("root"))
+            .arg(root)
             .arg("--state")
             .arg(self.path("state"));
         command
             .arg("--cni-conf-dir")
-            .arg(self.path("no-network"))
+            .arg(self.path("net"))
+            .arg("--cni-bin-dir")
+            .arg("/usr/lib/cni")
             .args(&args[1..]);
         command.env_remove("SOURCE_DATE_EPOCH").stdin(Stdio::null());
         command
@@ -198,6 +205,33 @@ impl Lab {
             .filter(|(time, _)| time.parse::<f64>().is_ok())
             .map(|(_, text)| format!("{text}\n"))
             .collect()
+    }
+
+    /// From here on builds are networked by CNI: point to point, addresses leased under the lab. `false`: no plugins.
+    pub fn network(&self, third: u8) -> bool {
+        if !Path::new("/usr/lib/cni/ptp").exists() {
+            eprintln!("SKIPPED: the standard CNI plugins are not installed (containernetworking-plugins)");
+            return false;
+        }
+        let list = serde_json::json!({
+            "cniVersion": "1.0.0", "name": "slipway-engine-test",
+            "plugins": [{ "type": "ptp", "ipMasq": false, "ipam": {
+                "type": "host-local", "dataDir": self.path("ipam"),
+                "ranges": [[{ "subnet": format!("10.211.{third}.0/24") }]] } }]
+        });
+        self.write("net/10-test.conflist", &list.to_string());
+        true
+    }
+
+    /// Addresses that are leased now.
+    pub fn leases(&self) -> usize {
+        let dir = std::fs::read_dir(self.path("ipam/slipway-engine-test"));
+        let names = dir
+            .into_iter()
+            .flatten()
+            .flatten()
+            .map(|e| e.file_name().to_string_lossy().into_owned());
+        names.filter(|n| n.parse::<std::net::IpAddr>().is_ok()).count()
     }
 
     /// Everything of this lab that is on the machine now.

@@ -8,4 +8,5 @@ mod crash;
 mod files;
 mod lab;
 mod language;
+mod network;
 mod results;

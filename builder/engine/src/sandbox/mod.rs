@@ -8,7 +8,7 @@ mod stubs;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use slipway_image::Store;
 use slipway_network::{Cni, NetworkStatus, PodNetwork};
@@ -79,6 +79,7 @@ pub struct Sandbox {
     host: OnceCell<HostFacts>,
     networks: Mutex<HashMap<(usize, Connection), Shared>>,
     next: AtomicU32,
+    gone: AtomicBool,
 }
 
 /// A network namespace of a stage.
@@ -114,6 +115,7 @@ impl Sandbox {
             host: OnceCell::new(),
             networks: Mutex::new(HashMap::new()),
             next: AtomicU32::new(1),
+            gone: AtomicBool::new(false),
         })
     }
 
@@ -293,6 +295,9 @@ impl Sandbox {
     /// # Errors
     /// What would not go; the estate stays in the store then, for the next one to try.
     pub async fn end(&self) -> Result<(), EstateError> {
+        if self.gone.load(Ordering::Relaxed) {
+            return Ok(());
+        }
         let estate = self.estate.lock().await.clone();
         match &self.around.launcher {
             Ok(launcher) => {
@@ -311,7 +316,9 @@ impl Sandbox {
                 path: self.dir.clone(),
                 source: std::io::Error::other(e),
             })?
-            .map_err(|e| EstateError::Store(Box::new(e)))
+            .map_err(|e| EstateError::Store(Box::new(e)))?;
+        self.gone.store(true, Ordering::Relaxed);
+        Ok(())
     }
 }
 

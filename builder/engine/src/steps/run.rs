@@ -254,7 +254,7 @@ async fn contain(cx: &StepContext<'_>, step: &RunStep, id: &str, bundle: &Path) 
     let _ = tokio::time::timeout(LAST_OUTPUT, ended).await;
     let exit = exit?;
     gone?;
-    judge(step, exit)
+    judge(step, exit, is_full(cx.build.store.root()))
 }
 
 fn pipe(bundle: &Path) -> Result<(File, OwnedFd), StepError> {
@@ -298,13 +298,23 @@ async fn remove(shim: &Shim, id: &str) -> Result<(), StepError> {
     }
 }
 
-fn judge(step: &RunStep, exit: Exit) -> Result<(), StepError> {
+fn judge(step: &RunStep, exit: Exit, disk_full: bool) -> Result<(), StepError> {
     let command = shown(step);
     match exit.code {
         0 => Ok(()),
         _ if exit.oom_killed => Err(StepError::OutOfMemory { command }),
-        code => Err(StepError::Exit { command, code }),
+        code => Err(StepError::Exit {
+            command,
+            code,
+            disk_full,
+        }),
     }
+}
+
+/// Whether next to nothing can be written any more.
+fn is_full(path: &Path) -> bool {
+    const NOTHING: u64 = 256 * 1024;
+    rustix::fs::statvfs(path).is_ok_and(|fs| fs.f_bavail.saturating_mul(fs.f_frsize) < NOTHING)
 }
 
 /// The command for a message: what follows the shell's `-c` on one line, shortened.
