@@ -26,6 +26,7 @@ mod recover;
 mod registry;
 mod rpc;
 mod serve;
+mod systemd;
 mod time;
 
 use std::process::ExitCode;

@@ -17,6 +17,7 @@ use crate::daemon::Daemon;
 use crate::instance::Instance;
 use crate::recover::{self, janitor};
 use crate::rpc::Cri;
+use crate::systemd;
 
 /// The largest request taken: the kubelet's own bound on messages.
 const LARGEST_MESSAGE: usize = 16 << 20;
@@ -50,6 +51,7 @@ pub async fn serve(config: Config) -> anyhow::Result<()> {
         "serving"
     );
 
+    systemd::notify("READY=1");
     let cri = Cri::new(daemon.clone());
     let ending = CancellationToken::new();
     let server = Server::builder()
@@ -65,6 +67,7 @@ pub async fn serve(config: Config) -> anyhow::Result<()> {
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
     }
+    systemd::notify("STOPPING=1");
     tracing::info!("ending; pods and containers go on");
     daemon.finish().await;
     ending.cancel();

@@ -32,6 +32,8 @@ pub async fn start(daemon: &Arc<Daemon>, id: &str) -> Result<(), Error> {
         return Err(container.wrong_state("start it"));
     }
     fail::point("start_container.before_start").await?;
+    // Before it is asked for: an end can then never seem earlier.
+    let started_at_ns = crate::time::now_ns();
     if let Err(source) = shim.start(container.id().as_str()).await {
         let error = Error::Shim {
             act: "start the program",
@@ -41,7 +43,6 @@ pub async fn start(daemon: &Arc<Daemon>, id: &str) -> Result<(), Error> {
         failed_to_start(daemon, &container, &error).await;
         return Err(error);
     }
-    let started_at_ns = crate::time::now_ns();
     fail::point("start_container.after_start").await?;
     container
         .transition(&daemon.records, |state| match &mut state.phase {
@@ -51,7 +52,7 @@ pub async fn start(daemon: &Arc<Daemon>, id: &str) -> Result<(), Error> {
             }
             // So short that its end was noted first.
             ContainerPhase::Exited(exited) if exited.started_at_ns == 0 => {
-                exited.started_at_ns = started_at_ns.min(exited.finished_at_ns);
+                exited.started_at_ns = started_at_ns;
                 true
             }
             _ => false,

@@ -80,14 +80,9 @@ impl Cri {
             .collect())
     }
 
-    /// Where writable layers lie.
+    /// Where writable layers lie: as ImageFsInfo names it.
     fn layers(&self) -> String {
-        self.daemon
-            .paths
-            .root
-            .join("snapshots")
-            .to_string_lossy()
-            .into_owned()
+        self.daemon.paths.root.to_string_lossy().into_owned()
     }
 
     async fn stats(&self, filter: &container::list::Filter) -> Result<Vec<v1::ContainerStats>, Error> {

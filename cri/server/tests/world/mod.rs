@@ -393,6 +393,8 @@ impl Drop for World {
 
 async fn start(dir: &Path, env: &[(&str, &str)]) -> (Child, Channel) {
     let bin = programs().unwrap();
+    let level =
+        std::env::var("LOG_LEVEL").unwrap_or_else(|_| "debug,h2=info,tower=info,hyper=info".to_owned());
     let log = std::fs::OpenOptions::new()
         .create(true)
         .append(true)
@@ -407,7 +409,9 @@ async fn start(dir: &Path, env: &[(&str, &str)]) -> (Child, Channel) {
     )
     .unwrap();
     #[allow(clippy::zombie_processes, reason = "who gets the child waits for it")]
-    let mut child = Command::new(env!("CARGO_BIN_EXE_slipwayd"))
+    // $SLIPWAYD names another build of it, for measuring.
+    let program = std::env::var_os("SLIPWAYD").unwrap_or_else(|| env!("CARGO_BIN_EXE_slipwayd").into());
+    let mut child = Command::new(program)
         .arg("--config")
         .arg(dir.join("config.toml"))
         .arg("--root")
@@ -416,7 +420,7 @@ async fn start(dir: &Path, env: &[(&str, &str)]) -> (Child, Channel) {
         .arg(dir.join("state"))
         .arg("--cni-conf-dir")
         .arg(dir.join("cni"))
-        .args(["--log-level", "debug,h2=info,tower=info,hyper=info"])
+        .args(["--log-level", &level])
         .envs(env.iter().copied())
         .stdin(Stdio::null())
         .stdout(log.try_clone().unwrap())
