@@ -61,6 +61,8 @@ pub struct Conn {
     input: Vec<u8>,
     fds: VecDeque<OwnedFd>,
     output: Vec<u8>,
+    /// Room to write is being waited for.
+    pub waits_for_room: bool,
 }
 
 impl Conn {
@@ -71,6 +73,7 @@ impl Conn {
             input: Vec::new(),
             fds: VecDeque::new(),
             output: Vec::new(),
+            waits_for_room: false,
         }
     }
 

@@ -12,6 +12,7 @@ use crate::task::{Container, Outcome, Phase};
 use crate::worker;
 use prost::Message;
 use slipway_shim_api::names::topic;
+use slipway_shim_api::status::Code;
 use slipway_shim_api::{events, pod, task, timestamp};
 use slipway_sys::process::Status;
 use std::os::fd::AsFd;
@@ -23,6 +24,8 @@ const EMPTY_DEADLINE: Duration = Duration::from_secs(10);
 const DRAIN_DEADLINE: Duration = Duration::from_secs(1);
 /// Tries at removing a cgroup, with growing pauses: about five seconds.
 const REMOVE_TRIES: u32 = 60;
+/// Calls that wait for one container or exec.
+const MAX_WAITERS: usize = 1024;
 const SIGKILL: i32 = 9;
 
 fn pause(tries: u32) -> Duration {
@@ -165,13 +168,19 @@ impl Shim {
     }
 
     /// Task.Wait for a container.
-    pub fn wait(&mut self, reply: Reply, key: u32) -> Option<Vec<u8>> {
-        let container = self.containers.get_mut(&key)?;
+    ///
+    /// # Errors
+    /// When too many wait already.
+    pub fn wait(&mut self, reply: Reply, key: u32) -> Result<Option<Vec<u8>>, Fault> {
+        let Some(container) = self.containers.get_mut(&key) else {
+            return Ok(None);
+        };
         if let Phase::Stopped(exit) = container.phase {
-            return Some(wait_response(exit));
+            return Ok(Some(wait_response(exit)));
         }
+        check_waiters(&container.waiters)?;
         container.waiters.push(reply);
-        None
+        Ok(None)
     }
 
     /// Task.Kill of a container's init, or of everything in it.
@@ -338,6 +347,20 @@ fn take_back(container: &Container) -> Result<(), Fault> {
             .map_err(|e| during(Fault::failed(format_args!("unmount {}", rootfs.display()), &e)))?;
     }
     Ok(())
+}
+
+/// That not too many wait for one thing.
+///
+/// # Errors
+/// When they do.
+pub fn check_waiters(waiters: &[Reply]) -> Result<(), Fault> {
+    if waiters.len() < MAX_WAITERS {
+        return Ok(());
+    }
+    Err(Fault::new(
+        Code::ResourceExhausted,
+        "too many calls wait for this",
+    ))
 }
 
 /// A number that is a signal.

@@ -4,6 +4,9 @@
 //! A pod exec writes straight into the descriptors its request brought; nothing is relayed, so its end is its exit, whatever
 //! background child still holds its stdout.
 //!
+//! Running one waits in line for its first instruction, 0.3 ms as a rule: everything is ready by then but the program itself. A
+//! file system in the container that does not answer can make that ten seconds, for this pod and no other.
+//!
 //! When a pod exec's time is over, SIGKILL goes to it and to what can be found of what it started: every process of the
 //! container that is in its session, or that descends from one of those. Whoever left the session *and* was orphaned before
 //! is not found, and lives as long as the container: a cgroup of the exec's own would find those too, but then an exec
@@ -431,6 +434,7 @@ impl Shim {
         if let State::Stopped(exit) = exec.state {
             return Ok(Some(crate::ending::wait_response(exit)));
         }
+        crate::ending::check_waiters(&exec.waiters)?;
         exec.waiters.push(reply);
         Ok(None)
     }

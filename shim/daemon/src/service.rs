@@ -88,7 +88,7 @@ impl Shim {
                 let request: task::WaitRequest = decode(payload)?;
                 let key = self.find(&request.id)?;
                 match request.exec_id.as_str() {
-                    "" => Ok(self.wait(reply, key)),
+                    "" => self.wait(reply, key),
                     exec => self.wait_exec(reply, key, exec),
                 }
             }

@@ -248,10 +248,14 @@ impl Shim {
 
     /// After reading or writing: closes the connection, or watches for what it needs now.
     fn settle(&mut self, id: u32, result: Result<(), Broken>) {
-        let Some(conn) = self.conns.get(&id) else { return };
+        let Some(conn) = self.conns.get_mut(&id) else {
+            return;
+        };
         match result {
+            Ok(()) if conn.has_output() == conn.waits_for_room => {}
             Ok(()) => {
-                let interest = if conn.has_output() {
+                conn.waits_for_room = conn.has_output();
+                let interest = if conn.waits_for_room {
                     Interest::Both
                 } else {
                     Interest::Read
@@ -265,11 +269,10 @@ impl Shim {
                 }
                 self.reactor.forget(conn.fd());
                 self.conns.remove(&id);
-                // What it asked for goes on; only nobody waits for it any more.
+                // What it asked for goes on (a deletion too); only nobody waits for it any more.
                 self.polls.retain(|poll| poll.reply.conn != id);
                 for container in self.containers.values_mut() {
                     container.waiters.retain(|reply| reply.conn != id);
-                    container.deleters.retain(|reply| reply.conn != id);
                     container
                         .execs
                         .iter_mut()
