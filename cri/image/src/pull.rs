@@ -26,6 +26,7 @@ use download::Downloads;
 use flight::{Flights, Key};
 use run::Run;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 /// Pulls images into a store. One for a process, cheap to clone: it shares connections, tokens and downloads
 /// between pulls.
@@ -92,6 +93,7 @@ impl Puller {
                 downloads: Arc::clone(&self.downloads),
                 key: key.clone(),
                 board,
+                committing: AtomicBool::new(false),
             };
             run.run(stop)
         });

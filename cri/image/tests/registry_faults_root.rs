@@ -72,6 +72,39 @@ async fn a_cut_transfer_goes_on_from_the_byte_it_reached() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_registry_may_be_restarted_in_the_middle() {
+    if !root() {
+        return;
+    }
+    let made = long(300_000);
+    let stall = Some(Duration::from_secs(20));
+    let fake = faulty(&made, move |_, _, good| Reply { stall, ..good }).await;
+    let (host, name, blob) = (fake.host.clone(), fake.reference("app:v1"), made.layers[0].digest);
+    let node = Node::new();
+    let config = RegistryConfig {
+        first_pause: Duration::from_millis(200),
+        ..quick()
+    };
+    let puller = node.puller(config);
+    let pull = tokio::spawn(async move { puller.pull(&name, None, &amd64(), &Silent).await });
+    while fake.count(|seen| seen.is_blob(&blob)) == 0 {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    drop(fake);
+    tokio::time::sleep(Duration::from_millis(900)).await;
+    let good = well(&[("app:v1", &made)]);
+    let fake = Fake::start_at(&host, move |seen, _| good(seen)).await;
+    let image = pull.await.unwrap().unwrap();
+    assert_eq!(node.layer_file(&image, 0, "long").unwrap(), noise(300_000, 3));
+    assert!(
+        fake.seen()
+            .iter()
+            .all(|seen| seen.range().is_some_and(|(from, _)| from > 0)),
+        "it goes on"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_server_without_ranges_is_read_from_the_start_and_what_is_known_is_skipped() {
     if !root() {
         return;

@@ -166,7 +166,7 @@ impl Run {
                 .sum();
             // Nothing more comes and nothing more is unpacked: what is left is to make it durable.
             if arrived && unpacked == before && unpacked > 0 {
-                self.board.post(ProgressEvent::Committing);
+                self.committing();
                 return std::future::pending().await;
             }
             before = unpacked;

@@ -24,6 +24,7 @@ use crate::registry::manifest::ConfigFacts;
 use crate::store::{Lease, Store};
 use slipway_snapshot::unpack::UnpackError;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
@@ -39,6 +40,8 @@ pub(crate) struct Run {
     pub downloads: Arc<Downloads>,
     pub key: Key,
     pub board: Arc<Board>,
+    /// That the layers are unpacked is told once.
+    pub committing: AtomicBool,
 }
 
 impl Run {
@@ -183,6 +186,7 @@ impl Run {
         config: Vec<u8>,
         lease: Arc<Lease>,
     ) -> Result<Image, PullError> {
+        self.committing();
         self.blocking(move |run| {
             let reference = &run.key.reference;
             let names = match reference.digest() {
@@ -241,6 +245,13 @@ impl Run {
             Err(_) => Err(PullError::Cancelled {
                 reference: self.key.reference.to_string(),
             }),
+        }
+    }
+
+    /// Tells that all layers are unpacked, unless it was told.
+    pub(super) fn committing(&self) {
+        if !self.committing.swap(true, Ordering::Relaxed) {
+            self.board.post(ProgressEvent::Committing);
         }
     }
 

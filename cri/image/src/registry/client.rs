@@ -21,11 +21,13 @@ use reqwest::header::{ACCEPT as ACCEPT_HEADER, HeaderMap, HeaderValue, RANGE};
 use reqwest::{Method, StatusCode};
 use std::collections::HashSet;
 use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::{OnceCell, Semaphore};
 use url::Url;
 
-/// A refused connection is worth one more attempt.
+/// A registry that has not answered at all is asked once more: somebody may wait for the fallback. One that has
+/// answered before is being restarted, or the network is down for a moment.
 const ATTEMPTS_TO_REACH: u32 = 2;
 
 /// What all pulls or pushes of a process share: connections, tokens, and the bound on transfers.
@@ -75,6 +77,8 @@ pub(crate) struct Session {
     notify: Notify,
     /// Places that gave corrupt objects.
     distrusted: Mutex<HashSet<String>>,
+    /// Somebody has answered.
+    reached: AtomicBool,
 }
 
 /// An endpoint, and who we are there.
@@ -162,6 +166,7 @@ impl Session {
             access,
             notify,
             distrusted: Mutex::default(),
+            reached: AtomicBool::new(false),
         })
     }
 
@@ -218,9 +223,8 @@ impl Session {
 
     /// Pauses before the next attempt, or gives the failure back when there should be none.
     pub async fn pause(&self, backoff: &mut Backoff, what: &str, failure: Failure) -> Result<(), Failure> {
-        if !failure.is_transient()
-            || (failure.is_unreachable() && backoff.failures() + 1 >= ATTEMPTS_TO_REACH)
-        {
+        let silent = failure.is_unreachable() && !self.reached.load(Ordering::Relaxed);
+        if !failure.is_transient() || (silent && backoff.failures() + 1 >= ATTEMPTS_TO_REACH) {
             return Err(failure);
         }
         let Some(pause) = backoff.failed(failure.retry_after()) else {
@@ -262,6 +266,7 @@ impl Session {
         // A kept token may be stale, and a first challenge may come: each at most once.
         for _ in 0..2 {
             let answer = transport.send(endpoint, request, header.as_ref()).await?;
+            self.reached.store(true, Ordering::Relaxed);
             let ours = same_origin(&answer.url, &request.url);
             if answer.status() != StatusCode::UNAUTHORIZED || !ours {
                 return success(answer).await;

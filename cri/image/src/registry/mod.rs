@@ -70,7 +70,7 @@ impl Default for RegistryConfig {
             user_agent: concat!("slipway/", env!("CARGO_PKG_VERSION")).to_owned(),
             insecure: Vec::new(),
             local_builds: LocalBuilds::Answer,
-            attempts: 5,
+            attempts: 6,
             first_pause: Duration::from_millis(250),
             connect_timeout: Duration::from_secs(15),
             read_timeout: Duration::from_secs(60),

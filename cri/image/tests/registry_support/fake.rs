@@ -92,7 +92,15 @@ impl Drop for Fake {
 impl Fake {
     /// Serves what the handler says; it is told how often the same method and path came before.
     pub async fn start(handler: impl Fn(&Seen, usize) -> Reply + Send + Sync + 'static) -> Fake {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        Fake::start_at("127.0.0.1:0", handler).await
+    }
+
+    /// As [`Fake::start`], on an address.
+    pub async fn start_at(
+        address: &str,
+        handler: impl Fn(&Seen, usize) -> Reply + Send + Sync + 'static,
+    ) -> Fake {
+        let listener = TcpListener::bind(address).await.unwrap();
         let host = listener.local_addr().unwrap().to_string();
         let seen: Arc<Mutex<Vec<Seen>>> = Arc::default();
         let handler: Arc<Handler> = Arc::new(handler);

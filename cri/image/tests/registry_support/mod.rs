@@ -87,6 +87,7 @@ impl Node {
 /// Fast to give up and quick to try again.
 pub fn quick() -> RegistryConfig {
     RegistryConfig {
+        attempts: 5,
         first_pause: Duration::from_millis(5),
         read_timeout: Duration::from_millis(500),
         connect_timeout: Duration::from_secs(2),
