@@ -33,11 +33,11 @@ pub fn check(lab: &Lab) -> Result<()> {
 pub fn find(lab: &Lab) -> Vec<String> {
     let mut found = Vec::new();
     found.extend(mounts_under(lab.path()).into_iter().map(|m| format!("mount {m}")));
-    found.extend(
-        processes_naming(lab.path())
-            .into_iter()
-            .map(|(pid, c)| format!("process {pid}: {c}")),
-    );
+    // A registry is the harness's own, and ends with the test.
+    let processes = processes_naming(lab.path())
+        .into_iter()
+        .filter(|(_, c)| !c.starts_with("docker-registry "));
+    found.extend(processes.map(|(pid, c)| format!("process {pid}: {c}")));
     found.extend(
         cgroups_named(lab.cgroup().trim_start_matches('/'))
             .into_iter()

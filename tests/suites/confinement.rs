@@ -87,7 +87,10 @@ async fn exec_is_confined_as_init_by_default() -> Result<()> {
     })
     .await?;
     assert_eq!(seen["Seccomp"], ["2"]);
-    assert_eq!((&seen["SigBlk"][0][..], &seen["SigIgn"][0][..]), ("0000000000000000", "0000000000000000"));
+    assert_eq!(
+        (&seen["SigBlk"][0][..], &seen["SigIgn"][0][..]),
+        ("0000000000000000", "0000000000000000")
+    );
     // CHOWN DAC_OVERRIDE FOWNER FSETID KILL SETGID SETUID SETPCAP NET_BIND_SERVICE
     assert_eq!(seen["CapBnd"], ["00000000000005fb"]);
     w.finish().await
