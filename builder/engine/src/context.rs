@@ -5,6 +5,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use slipway_dockerfile::ignore::{self, Matcher, PatternError};
+use slipway_snapshot::Root;
 
 use crate::request::{ContextSource, DockerfileSource};
 
@@ -132,50 +133,45 @@ pub fn load(
         (_, Some(dir)) => Some(dir.to_path_buf()),
         (_, None) => None,
     };
-    let inside = matches!(source, ContextSource::Archive(_));
-    let (dockerfile, path) = match dockerfile {
-        DockerfileSource::Text(text) => (
-            Dockerfile {
-                name: "Dockerfile".into(),
-                text: text.clone(),
-            },
-            None,
-        ),
+    let files = match (source, &dir) {
+        (ContextSource::Archive(_), Some(dir)) => Files::Inside {
+            root: Root::open(dir).map_err(|source| ContextError::Open {
+                path: dir.clone(),
+                source,
+            })?,
+            dir: dir.clone(),
+        },
+        _ => Files::Host,
+    };
+    let base = dir.clone().unwrap_or_default();
+    let path = match dockerfile {
+        DockerfileSource::Text(_) => None,
         DockerfileSource::Default => {
-            let dir = dir.clone().unwrap_or_default();
-            let upper = dir.join("Dockerfile");
-            let lower = dir.join("dockerfile");
-            let path = if !upper.exists() && lower.exists() {
+            let (upper, lower) = (base.join("Dockerfile"), base.join("dockerfile"));
+            Some(if !files.has(&upper) && files.has(&lower) {
                 lower
             } else {
                 upper
-            };
-            (
-                read_dockerfile(&path, inside.then_some(dir.as_path()))?,
-                Some(path),
-            )
+            })
         }
-        DockerfileSource::Path(path) => {
-            let base = dir.clone().unwrap_or_default();
-            let full = if inside {
-                base.join(path.strip_prefix("/").unwrap_or(path))
-            } else {
-                path.clone()
-            };
-            // docker looks beside the working directory first, then in the context.
-            let full = if !inside && !full.exists() && path.is_relative() && base.join(path).exists() {
+        DockerfileSource::Path(path) => Some(match &files {
+            Files::Inside { .. } => base.join(path.strip_prefix("/").unwrap_or(path)),
+            // As docker does: beside the working directory first, then in the context.
+            Files::Host if !path.exists() && path.is_relative() && base.join(path).exists() => {
                 base.join(path)
-            } else {
-                full
-            };
-            (
-                read_dockerfile(&full, inside.then_some(base.as_path()))?,
-                Some(full),
-            )
-        }
+            }
+            Files::Host => path.clone(),
+        }),
+    };
+    let dockerfile = match (dockerfile, &path) {
+        (DockerfileSource::Text(text), _) => Dockerfile {
+            name: "Dockerfile".into(),
+            text: text.clone(),
+        },
+        (_, path) => read_dockerfile(&files, path.as_deref().unwrap_or(Path::new("Dockerfile")))?,
     };
     let ignore = match &dir {
-        Some(dir) => read_ignore(dir, path.as_deref())?,
+        Some(dir) => read_ignore(&files, dir, path.as_deref())?,
         None => None,
     };
     Ok(Context {
@@ -185,38 +181,69 @@ pub fn load(
     })
 }
 
-fn read_dockerfile(path: &Path, archive: Option<&Path>) -> Result<Dockerfile, ContextError> {
-    let read = |source| ContextError::Read {
-        path: path.to_path_buf(),
-        source,
-    };
-    let shown = archive
-        .and_then(|dir| path.strip_prefix(dir).ok())
-        .unwrap_or(path);
-    let meta = match std::fs::metadata(path) {
-        Ok(meta) => meta,
-        Err(e) if e.kind() == io::ErrorKind::NotFound => {
-            return Err(ContextError::NoDockerfile {
-                path: shown.to_path_buf(),
-                near: near(path),
-            });
+/// Where the Dockerfile and .dockerignore are read from.
+enum Files {
+    /// The host's own files: the user's.
+    Host,
+    /// An unpacked archive: somebody's, whose links lead no further than itself.
+    Inside { root: Root, dir: PathBuf },
+}
+
+impl Files {
+    /// A file's bytes; `None` when it is not there.
+    fn read(&self, path: &Path) -> Result<Option<Vec<u8>>, ContextError> {
+        let failed = |source| ContextError::Read {
+            path: self.shown(path),
+            source,
+        };
+        match self {
+            Files::Inside { root, dir } => {
+                let path = path.strip_prefix(dir).unwrap_or(path);
+                root.read(path, DOCKERFILE_LIMIT as usize).map_err(failed)
+            }
+            Files::Host => match std::fs::metadata(path) {
+                Ok(meta) if meta.is_dir() => Err(failed(io::ErrorKind::IsADirectory.into())),
+                Ok(meta) if meta.len() > DOCKERFILE_LIMIT => Err(ContextError::TooLarge {
+                    path: path.to_path_buf(),
+                    size: meta.len(),
+                }),
+                Ok(_) => std::fs::read(path).map(Some).map_err(failed),
+                Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+                Err(e) => Err(failed(e)),
+            },
         }
-        Err(e) => return Err(read(e)),
-    };
-    if meta.is_dir() {
-        return Err(read(io::ErrorKind::IsADirectory.into()));
     }
-    if meta.len() > DOCKERFILE_LIMIT {
-        return Err(ContextError::TooLarge {
-            path: shown.to_path_buf(),
-            size: meta.len(),
-        });
+
+    fn has(&self, path: &Path) -> bool {
+        match self {
+            Files::Inside { root, dir } => {
+                matches!(root.metadata(path.strip_prefix(dir).unwrap_or(path)), Ok(Some(_)))
+            }
+            Files::Host => path.exists(),
+        }
     }
-    let text = std::fs::read(path).map_err(read)?;
-    Ok(Dockerfile {
-        name: shown.to_string_lossy().into_owned(),
-        text,
-    })
+
+    /// A path as the user would name it.
+    fn shown(&self, path: &Path) -> PathBuf {
+        match self {
+            Files::Inside { dir, .. } => path.strip_prefix(dir).unwrap_or(path).to_path_buf(),
+            Files::Host => path.to_path_buf(),
+        }
+    }
+}
+
+fn read_dockerfile(files: &Files, path: &Path) -> Result<Dockerfile, ContextError> {
+    let shown = files.shown(path);
+    match files.read(path)? {
+        Some(text) => Ok(Dockerfile {
+            name: shown.to_string_lossy().into_owned(),
+            text,
+        }),
+        None => Err(ContextError::NoDockerfile {
+            path: shown,
+            near: near(path),
+        }),
+    }
 }
 
 /// Files in the same folder that the user may have meant.
@@ -271,26 +298,25 @@ pub(crate) fn edit_distance(a: &str, b: &str) -> usize {
 }
 
 /// `<Dockerfile>.dockerignore` beside the Dockerfile wins over the context's own.
-fn read_ignore(dir: &Path, dockerfile: Option<&Path>) -> Result<Option<Matcher>, ContextError> {
+fn read_ignore(
+    files: &Files,
+    dir: &Path,
+    dockerfile: Option<&Path>,
+) -> Result<Option<Matcher>, ContextError> {
     let own = dockerfile.map(|path| {
         let mut name = path.file_name().unwrap_or_default().to_os_string();
         name.push(".dockerignore");
         path.with_file_name(name)
     });
     for path in own.into_iter().chain([dir.join(".dockerignore")]) {
-        match std::fs::read(&path) {
-            Ok(text) => {
-                let patterns = ignore::parse(&text);
-                if patterns.is_empty() {
-                    return Ok(None);
-                }
-                return Matcher::new(&patterns)
-                    .map(Some)
-                    .map_err(|source| ContextError::Ignore { path, source });
-            }
-            Err(e) if e.kind() == io::ErrorKind::NotFound => {}
-            Err(source) => return Err(ContextError::Read { path, source }),
+        let Some(text) = files.read(&path)? else { continue };
+        let patterns = ignore::parse(&text);
+        if patterns.is_empty() {
+            return Ok(None);
         }
+        return Matcher::new(&patterns)
+            .map(Some)
+            .map_err(|source| ContextError::Ignore { path, source });
     }
     Ok(None)
 }

@@ -147,3 +147,44 @@ fn mounts_of_a_run_come_and_go() {
     assert_eq!(pruned["cache_mounts"], 1);
     assert!(lab.run(&["prune"]).ok().out.starts_with("freed 0 B"));
 }
+
+#[test]
+fn a_linked_copy_does_not_look_at_what_is_below() {
+    let Some(lab) = Lab::new() else { return };
+    lab.write("c/f", "new");
+    let dir = lab.context(
+        "c",
+        &format!(
+            "FROM {BASE}\nRUN mkdir -p /real /there/sub && ln -s /real /link && echo old > /there/sub/g && chmod 700 /there\n\
+             COPY --link --chown=app f /link/f\nCOPY --link f /there/sub/\nCOPY f /plain/\n"
+        ),
+    );
+    lab.build(&["-t", "t:1", &dir]).ok();
+    let said = lab.look("t:1", "ls /real; stat -c '%n %F %u' /link /link/f; ls /there/sub");
+    assert_eq!(said, "/link directory 1000\n/link/f regular file 1000\nf\ng\n");
+}
+
+#[test]
+fn parents_keep_their_directories_from_the_pivot_on() {
+    let Some(lab) = Lab::new() else { return };
+    for path in ["x/a/b/one.txt", "x/a/c/two.txt", "x/a/c/no.bin"] {
+        lab.write(&format!("c/{path}"), path);
+    }
+    let dir = lab.context(
+        "c",
+        &format!(
+            "FROM {BASE}\nCOPY --parents x/a/b/one.txt /whole/\nCOPY --parents x/./a/*/*.txt /pivot/\n\
+             COPY --exclude=*.bin x/a/c /not/\n"
+        ),
+    );
+    lab.build(&["-t", "t:1", &dir]).ok();
+    let said = lab.look("t:1", "find /whole /pivot /not -type f | sort");
+    assert_eq!(
+        said,
+        "/not/two.txt\n/pivot/a/b/one.txt\n/pivot/a/c/two.txt\n/whole/x/a/b/one.txt\n"
+    );
+    let dir = lab.context("c", &format!("FROM {BASE}\nCOPY --parents x/missing /p/\n"));
+    assert!(lab.build(&[&dir]).failed().err.contains("x/missing"));
+    let dir = lab.context("c", &format!("FROM {BASE}\nCOPY --parents x/missing* /p/\n"));
+    lab.build(&[&dir]).ok();
+}

@@ -116,3 +116,18 @@ fn no_network_means_loopback_only() {
         said.out
     );
 }
+
+#[test]
+fn links_of_an_archive_as_context_lead_no_further_than_itself() {
+    let Some(lab) = Lab::new() else { return };
+    lab.write("outside", "FROM scratch\n");
+    std::fs::create_dir_all(lab.path("t")).unwrap();
+    std::os::unix::fs::symlink(lab.path("outside"), lab.path("t/Dockerfile")).unwrap();
+    let tar = std::process::Command::new("tar")
+        .args(["c", "."])
+        .current_dir(lab.path("t"))
+        .output()
+        .unwrap();
+    let said = lab.fed(&["build", "-"], &tar.stdout).failed();
+    assert!(said.err.contains("there is no Dockerfile"), "{}", said.err);
+}

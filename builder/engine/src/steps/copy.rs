@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use slipway_dockerfile::ignore::Matcher;
 use slipway_dockerfile::step::{CopySource, CopyStep, Source};
-use slipway_image::Digest;
+use slipway_image::{Active, Digest};
 use slipway_snapshot::Root;
 
 use super::{StepContext, StepResult, add};
@@ -109,12 +109,63 @@ async fn from_tree(
         .await?;
     let key = cx.build.scope(cx.stage).step(&cx.key, &cx.step.action, &contents);
     let keys: Vec<Digest> = std::iter::once(key).chain(shortcut).collect();
+    // BuildKit's rule: with --chmod it is an ordinary copy.
+    if step.link && step.chmod.is_none() {
+        return linked(cx, step, keys, taken).await;
+    }
     let (owned, cancel) = (step.clone(), cx.build.cancel.clone());
     cx.cached_or(keys, async |point: &Path| {
         let point = point.to_path_buf();
-        cx.blocking(move || apply(&point, &owned, &taken, &cancel)).await
+        cx.blocking(move || {
+            let root = open(&point)?;
+            let owner = owned
+                .chown
+                .as_deref()
+                .map(|c| owner::resolve(&root, c))
+                .transpose()?;
+            apply(&root, owner, &owned, &taken, &cancel)
+        })
+        .await
     })
     .await
+}
+
+/// --link: the files are laid down as if nothing were below them, so that the layer does not depend on what is. No
+/// link of the image is followed, and a directory of the image merges only with a directory.
+async fn linked(
+    cx: &StepContext<'_>,
+    step: &CopyStep,
+    keys: Vec<Digest>,
+    taken: Vec<Taken>,
+) -> Result<StepResult, StepError> {
+    let (owned, cancel) = (step.clone(), cx.build.cancel.clone());
+    cx.cached_or_made(keys, async |active: &Active| {
+        let mut owner = None;
+        if let Some(chown) = owned.chown.clone() {
+            // Names are the image's all the same.
+            cx.on_mount(active, async |point: &Path| {
+                let point = point.to_path_buf();
+                owner = Some(
+                    cx.blocking(move || Ok(owner::resolve(&open(&point)?, &chown)?))
+                        .await?,
+                );
+                Ok(())
+            })
+            .await?;
+        }
+        let upper = active.upper.clone();
+        cx.blocking(move || apply(&open(&upper)?, owner, &owned, &taken, &cancel))
+            .await
+    })
+    .await
+}
+
+fn open(point: &Path) -> Result<Root, StepError> {
+    Root::open(point).map_err(|source| StepError::Io {
+        act: "open",
+        path: point.to_path_buf(),
+        source,
+    })
 }
 
 /// What the sources name, in their order.
@@ -216,19 +267,15 @@ fn matcher(patterns: &[String]) -> Result<Option<Matcher>, StepError> {
     })
 }
 
-fn apply(point: &Path, step: &CopyStep, taken: &[Taken], cancel: &Cancel) -> Result<(), StepError> {
-    let root = Root::open(point).map_err(|source| StepError::Io {
-        act: "open",
-        path: point.to_path_buf(),
-        source,
-    })?;
-    let owner = step
-        .chown
-        .as_deref()
-        .map(|c| owner::resolve(&root, c))
-        .transpose()?;
+fn apply(
+    root: &Root,
+    owner: Option<owner::Ids>,
+    step: &CopyStep,
+    taken: &[Taken],
+    cancel: &Cancel,
+) -> Result<(), StepError> {
     let destination = Destination {
-        root: &root,
+        root,
         path: &step.destination,
         is_directory: step.destination_is_directory,
         owner,

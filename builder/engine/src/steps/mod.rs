@@ -201,10 +201,19 @@ impl StepContext<'_> {
         }
     }
 
-    /// The cache's answer, or else what `work` makes of a mounted snapshot. The first of `keys` is the step's own.
+    /// The cache's answer, or else what `work` makes of a snapshot, mounted. The first of `keys` is the step's own.
     pub async fn cached_or<F>(&self, keys: Vec<Digest>, work: F) -> Result<StepResult, StepError>
     where
         F: AsyncFnOnce(&Path) -> Result<(), StepError>,
+    {
+        self.cached_or_made(keys, async |active: &Active| self.on_mount(active, work).await)
+            .await
+    }
+
+    /// As [`StepContext::cached_or`], for work that mounts for itself or writes below what is there.
+    pub async fn cached_or_made<F>(&self, keys: Vec<Digest>, work: F) -> Result<StepResult, StepError>
+    where
+        F: AsyncFnOnce(&Active) -> Result<(), StepError>,
     {
         if let Some(found) = self.cached(&keys).await? {
             return Ok(found);
@@ -216,7 +225,7 @@ impl StepContext<'_> {
             return Ok(found);
         }
         let active = self.prepare().await?;
-        let worked = self.on_mount(&active, work).await;
+        let worked = work(&active).await;
         if let Err(error) = worked {
             self.build.forget(&active.key).await;
             return Err(error);
