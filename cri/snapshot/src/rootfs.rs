@@ -37,11 +37,27 @@ impl RootfsMount {
     /// # Errors
     /// What the kernel answers, with the target.
     pub fn mount(&self, target: &Path) -> Result<()> {
+        self.mount_with(target, &[])
+    }
+
+    /// As [`RootfsMount::mount`], but nobody's fsync reaches the disk through it, and unmounting it does not sync the
+    /// filesystem below: for what is made durable by other means (a commit's syncfs), or never. Its upper directory
+    /// can be mounted so only once.
+    ///
+    /// # Errors
+    /// What the kernel answers, with the target.
+    pub fn mount_volatile(&self, target: &Path) -> Result<()> {
+        // Without an upper directory there is nothing that could be synced, and the kernel refuses the option.
+        let options: &[&str] = if self.read_only() { &[] } else { &["volatile"] };
+        self.mount_with(target, options)
+    }
+
+    fn mount_with(&self, target: &Path, options: &[&str]) -> Result<()> {
         let upper_work = self
             .upper_work
             .as_ref()
             .map(|(upper, work)| (upper.as_path(), work.as_path()));
-        slipway_sys::mount::mount_overlay(&self.lower, upper_work, target, &[])
+        slipway_sys::mount::mount_overlay(&self.lower, upper_work, target, options)
             .map_err(at("mount a root filesystem on", target))
     }
 }
