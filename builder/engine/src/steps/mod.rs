@@ -271,7 +271,7 @@ impl StepContext<'_> {
         let (mount, at) = (active.mount.clone(), point.clone());
         self.blocking(move || {
             mount
-                .mount(&at)
+                .mount_volatile(&at)
                 .map_err(|source| StepError::Mount { act: "mount", source })
         })
         .await?;

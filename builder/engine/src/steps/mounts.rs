@@ -313,7 +313,7 @@ async fn view(cx: &StepContext<'_>, tip: &Tip) -> Result<(Active, PathBuf), Step
     let (mount, at) = (view.mount.clone(), point.clone());
     cx.blocking(move || {
         mount
-            .mount(&at)
+            .mount_volatile(&at)
             .map_err(|source| StepError::Mount { act: "mount", source })
     })
     .await?;
