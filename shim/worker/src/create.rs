@@ -1,11 +1,10 @@
 //! The story of one create: read, put right, prepare what is ours, let libcontainer do the rest, say how it went.
 
-use crate::cgroups;
 use crate::executor::{Confined, parse_mark};
-use crate::idmap::{self, IdmapError, Staged};
 use crate::normalise::{self, Facts, SpecError};
 use crate::report::{Report, chain};
 use crate::seccomp::{self, SeccompError};
+use crate::stage::{Stage, StageError};
 use crate::trace::Trace;
 use crate::{Asked, passwd};
 use libcontainer::container::builder::ContainerBuilder;
@@ -67,9 +66,9 @@ pub enum CreateError {
     /// The filter.
     #[error(transparent)]
     Seccomp(#[from] SeccompError),
-    /// An id-mapped mount.
+    /// What libcontainer is to see.
     #[error(transparent)]
-    Idmap(#[from] IdmapError),
+    Stage(#[from] StageError),
     /// The process is one that cannot be run.
     #[error(transparent)]
     Process(#[from] ExecError),
@@ -119,18 +118,20 @@ pub fn create(asked: &Asked, report: &Report) -> Result<Created, CreateError> {
     let rootfs = rootfs(&spec, &asked.bundle)?;
     let root = Root::open(&rootfs).map_err(step("open the rootfs"))?;
     check_directories(&root)?;
+    normalise::check_cwd(&process.cwd)?;
+    let filter = filter(&spec, &asked.bundle)?;
+    make_cwd(&root, &spec, &process)?;
+    spec.root_mut().get_or_insert_default().set_path(rootfs.clone());
+    let stage = Stage::build(&mut spec, asked, &rootfs)?;
     let facts = Facts {
-        rootfs: rootfs.clone(),
         apparmor: slipway_sys::exec::apparmor_enabled(),
-        cgroup: cgroups::neutralise(&mut spec).map_err(step("keep libcontainer from the cgroups"))?,
+        cgroup: stage.cgroup.clone(),
         home: passwd::home(&root, process.user.uid),
     };
-    let filter = filter(&spec, &asked.bundle)?;
     normalise::normalise(&mut spec, &mut process, &facts)?;
-    make_cwd(&root, &spec, &process)?;
     let confinement = Confinement::new(&process, filter)?;
     let warnings = prepare_self(&process, &confinement)?;
-    let work = Work::new(asked, &mut spec, process.terminal)?;
+    let work = Work::new(stage, &spec, process.terminal)?;
     let executor = Confined::new(
         confinement,
         report.share().map_err(step("share the report socket"))?,
@@ -242,37 +243,26 @@ fn prepare_self(process: &Process, confinement: &Confinement) -> Result<Vec<Stri
     Ok(warnings)
 }
 
-/// What libcontainer needs on disk while it works, below the state directory; gone when dropped.
+/// What libcontainer reads, and the socket it sends a terminal over.
 struct Work {
-    spec_dir: PathBuf,
+    stage: Stage,
     console: Option<(UnixListener, PathBuf)>,
-    _staged: Staged,
 }
 
 impl Work {
-    fn new(asked: &Asked, spec: &mut Spec, terminal: bool) -> Result<Work, CreateError> {
-        let spec_dir = asked.state.join(format!("{}.spec", asked.id));
-        let mut mounts = spec.mounts().clone().unwrap_or_default();
-        let staged = idmap::stage(&mut mounts, &asked.state.join(format!("{}.idmap", asked.id)))?;
-        spec.set_mounts(Some(mounts));
-        let act = || step(format!("make {}", spec_dir.display()));
-        match fs::create_dir(&spec_dir) {
-            Err(e) if e.kind() != io::ErrorKind::AlreadyExists => return Err(act()(e)),
-            _ => {}
-        }
-        let mut work = Work {
-            spec_dir: spec_dir.clone(),
-            console: None,
-            _staged: staged,
+    fn new(stage: Stage, spec: &Spec, terminal: bool) -> Result<Work, CreateError> {
+        let path = stage.dir.join("config.json");
+        serde_json::to_vec(spec)
+            .map_err(io::Error::from)
+            .and_then(|text| fs::write(&path, text))
+            .map_err(step(format!("write {}", path.display())))?;
+        let console = if terminal {
+            let listener = bind(&stage.dir, "console.sock").map_err(step("listen for the terminal"))?;
+            Some((listener, stage.dir.join("console.sock")))
+        } else {
+            None
         };
-        let text = serde_json::to_vec(spec).map_err(|e| act()(e.into()))?;
-        fs::write(spec_dir.join("config.json"), text).map_err(act())?;
-        if terminal {
-            let path = spec_dir.join("console.sock");
-            let listener = bind(&spec_dir, "console.sock").map_err(step("listen for the terminal"))?;
-            work.console = Some((listener, path));
-        }
-        Ok(work)
+        Ok(Work { stage, console })
     }
 
     /// The terminal's master, which libcontainer has sent.
@@ -292,12 +282,6 @@ impl Work {
     }
 }
 
-impl Drop for Work {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.spec_dir);
-    }
-}
-
 /// Through a descriptor: the path may be longer than a socket's address can be.
 fn bind(dir: &Path, name: &str) -> io::Result<UnixListener> {
     use std::os::fd::AsRawFd;
@@ -311,7 +295,7 @@ fn build(asked: &Asked, work: &Work, executor: Confined) -> Result<u32, Libconta
         .with_root_path(&asked.state)?
         .with_console_socket(console)
         .with_executor(executor)
-        .as_init(&work.spec_dir)
+        .as_init(&work.stage.dir)
         .with_systemd(false)
         .build()?;
     let pid = container

@@ -26,14 +26,13 @@
 //! Unsafe is forbidden here: what needs it is slipway-sys's.
 #![forbid(unsafe_code)]
 
-mod cgroups;
 mod create;
 mod executor;
-mod idmap;
 mod normalise;
 mod passwd;
 mod report;
 mod seccomp;
+mod stage;
 mod trace;
 
 use report::Report;

@@ -91,6 +91,11 @@ impl Layout {
         names
     }
 
+    /// Whether v2 is mounted, alone or beside v1.
+    pub fn has_v2(&self) -> bool {
+        self.own_v2().is_some()
+    }
+
     /// The calling process's own cgroup in v2, below its mount; `None` without v2.
     pub fn own_v2(&self) -> Option<&Path> {
         self.hierarchies.iter().find(|h| h.v2).map(|h| h.own.as_path())

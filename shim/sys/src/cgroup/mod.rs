@@ -31,7 +31,7 @@ pub use resources::{
     BlockIo, Cpu, DeviceRule, HugepageLimit, InterfacePriority, Memory, Network, Pids, Rdma, Resources,
     ThrottleDevice, WeightDevice,
 };
-pub use view::{hide_behind_view, is_covered};
+pub use view::{Facade, View, is_covered};
 
 /// Why something about a cgroup failed.
 #[derive(Debug, thiserror::Error)]

@@ -1,18 +1,19 @@
-//! A process's own cgroup as a container is to see it, and the rest of the cgroups out of the way.
+//! A process's own cgroup as a container is to see it, and the machine's cgroups out of the way.
 //!
-//! In a mount namespace of the calling process's own (which must have one thread), `/sys/fs/cgroup` is covered:
+//! For a process with a mount namespace of its own, of which the host hears nothing:
 //! ```text
-//! /sys/fs/cgroup                    tmpfs, private: nothing of this reaches the host
-//! /sys/fs/cgroup/container          v2: the own cgroup
-//! /sys/fs/cgroup/container/v1-cpu   v1: the own cgroup in each hierarchy; `cpu` is a link to it
+//! <dir>/idle/cgroup.procs  a plain file: where libcontainer may write its pid
+//! <dir>/cgroup             for the container: v2's own cgroup; or v1's, `v1-cpu` and so on, with links `cpu` to them
+//! /sys/fs/cgroup           the own v2 cgroup, read-only (also on a hybrid machine)
 //! ```
-//! What is started from here finds no hierarchy to change, and can bind `container` into a container. The `v1-` is there
-//! because libcontainer knows a hierarchy by the last part of its mount point.
+//! libcontainer takes this for a v2 machine, and its manager for the cgroup `idle` does nothing of consequence. The `v1-`
+//! is there because it knows a v1 hierarchy by the last part of its mount point. Nothing else of `/sys` may be covered: a
+//! user namespace may mount a sysfs only while it can see all of one.
 
 use super::Layout;
 use super::layout::Hierarchy;
 use crate::error::{failed, invalid};
-use crate::mount::{self, Propagation};
+use crate::mount;
 use rustix::fs::CWD;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -20,35 +21,74 @@ use std::path::{Path, PathBuf};
 
 const ROOT: &str = "/sys/fs/cgroup";
 
-/// Covers `/sys/fs/cgroup`; returns the directory to bind into the container. With `read_only` its mounts are.
-///
-/// # Errors
-/// What the calls say; `InvalidInput` when nothing is mounted on `/sys/fs/cgroup`. The mount namespace of the process is
-/// then a new one and may be half changed: good for nothing but to report.
-pub fn hide_behind_view(layout: &Layout, read_only: bool) -> io::Result<PathBuf> {
-    let act = || format!("cover {ROOT}");
-    let root = Path::new(ROOT);
-    let mut below = mount::mounts_under(root)?;
-    if below.pop().as_deref() != Some(root) {
-        return Err(failed(act)(invalid("nothing is mounted there")));
+/// What a process sees instead of the machine's cgroups.
+#[derive(Debug)]
+pub struct View {
+    /// To be bound into the container.
+    pub container: PathBuf,
+    /// As a path below `/sys/fs/cgroup`: the cgroup that is none.
+    pub idle: PathBuf,
+}
+
+/// Copies of the mounts of our own cgroup, nowhere yet.
+#[derive(Debug)]
+pub struct Facade {
+    front: OwnedFd,
+    own: Vec<(Hierarchy, OwnedFd)>,
+    v2_alone: bool,
+}
+
+impl Facade {
+    /// Takes the copies; changes nothing. With `read_only` the container's are.
+    ///
+    /// # Errors
+    /// What the calls say; `InvalidInput` on a machine without v2.
+    pub fn take(layout: &Layout, read_only: bool) -> io::Result<Facade> {
+        let v2 = layout
+            .hierarchies
+            .iter()
+            .find(|h| h.v2)
+            .ok_or_else(|| invalid("cgroup v2 is not mounted"))?;
+        let front = own_directory(v2, true)?;
+        let own = layout
+            .hierarchies
+            .iter()
+            .map(|h| own_directory(h, read_only).map(|tree| (h.clone(), tree)));
+        Ok(Facade {
+            front,
+            own: own.collect::<io::Result<_>>()?,
+            v2_alone: layout.is_v2(),
+        })
     }
-    mount::unshare()?;
-    mount::set_propagation(root, Propagation::Private, true)?;
-    let own = layout
-        .hierarchies
-        .iter()
-        .map(|h| own_directory(h, read_only))
-        .collect::<io::Result<Vec<_>>>()?;
-    for path in &below {
-        mount::unmount(path, true)?;
+
+    /// Covers `/sys/fs/cgroup`, and fills `dir` (absolute, without links).
+    ///
+    /// # Errors
+    /// What the calls say.
+    pub fn show(self, dir: &Path) -> io::Result<View> {
+        let make = |name: &str| {
+            let dir = dir.join(name);
+            std::fs::create_dir(&dir).map_err(failed(|| format!("make {}", dir.display())))?;
+            Ok::<_, io::Error>(dir)
+        };
+        mount::attach(self.front.as_fd(), Path::new(ROOT))?;
+        let idle = make("idle")?;
+        let procs = idle.join("cgroup.procs");
+        std::fs::write(&procs, "").map_err(failed(|| format!("make {}", procs.display())))?;
+        let container = make("cgroup")?;
+        for (h, tree) in &self.own {
+            place(h, tree, &container, self.v2_alone)?;
+        }
+        let up = Path::new(ROOT)
+            .components()
+            .skip(1)
+            .map(|_| "..")
+            .collect::<PathBuf>();
+        Ok(View {
+            container,
+            idle: up.join(idle.strip_prefix("/").unwrap_or(&idle)),
+        })
     }
-    mount::tmpfs(root, 1 << 20, 0o755)?;
-    let view = root.join("container");
-    std::fs::create_dir(&view).map_err(failed(act))?;
-    for (h, tree) in layout.hierarchies.iter().zip(own) {
-        place(h, &tree, &view, layout.is_v2())?;
-    }
-    Ok(view)
 }
 
 /// A detached copy of the mount of our own directory.
@@ -95,7 +135,7 @@ fn names(h: &Hierarchy) -> (String, Vec<String>) {
     (format!("v1-{joined}"), links)
 }
 
-/// Whether a bind mount of `source` would show the cover instead of the machine's cgroups.
+/// Whether a bind mount of `source` would show the cover instead of what the machine has there.
 pub fn is_covered(source: &Path) -> bool {
     let root = Path::new(ROOT);
     match std::fs::canonicalize(source) {
