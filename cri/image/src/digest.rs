@@ -61,7 +61,9 @@ impl Digest {
     /// # Errors
     /// [`DigestError::Form`].
     pub fn from_hex(digits: &str) -> Result<Digest, DigestError> {
-        let form = || DigestError::Form { given: shorten(digits) };
+        let form = || DigestError::Form {
+            given: shorten(digits),
+        };
         if digits.len() != 64 || digits.bytes().any(|b| b.is_ascii_uppercase()) {
             return Err(form());
         }
@@ -122,7 +124,10 @@ impl TryFrom<&oci_spec::image::Digest> for Digest {
 
 impl From<Digest> for oci_spec::image::Digest {
     fn from(digest: Digest) -> oci_spec::image::Digest {
-        digest.to_string().parse().expect("our text form is a valid OCI digest")
+        digest
+            .to_string()
+            .parse()
+            .expect("our text form is a valid OCI digest")
     }
 }
 
@@ -213,11 +218,25 @@ mod tests {
         let good = format!("sha256:{}", "0a".repeat(32));
         assert_eq!(good.parse::<Digest>().unwrap().to_string(), good);
         let upper = format!("sha256:{}", "0A".repeat(32));
-        for bad in ["", "sha256:", "sha256:00", ":00", "../../etc", upper.as_str(), &format!("{good}0")] {
-            assert!(matches!(bad.parse::<Digest>(), Err(DigestError::Form { .. })), "{bad}");
+        for bad in [
+            "",
+            "sha256:",
+            "sha256:00",
+            ":00",
+            "../../etc",
+            upper.as_str(),
+            &format!("{good}0"),
+        ] {
+            assert!(
+                matches!(bad.parse::<Digest>(), Err(DigestError::Form { .. })),
+                "{bad}"
+            );
         }
         let other = format!("sha512:{}", "0a".repeat(64));
-        assert!(matches!(other.parse::<Digest>(), Err(DigestError::Algorithm { .. })));
+        assert!(matches!(
+            other.parse::<Digest>(),
+            Err(DigestError::Algorithm { .. })
+        ));
     }
 
     #[test]

@@ -262,16 +262,31 @@ pub type Result<T> = std::result::Result<T, StoreError>;
 pub(crate) fn at(act: &'static str, path: &Path) -> impl FnOnce(io::Error) -> StoreError + use<> {
     let path = path.to_path_buf();
     move |source| match slipway_snapshot::is_full(&source) {
-        true => StoreError::DiskFull { act: format!("{act} {}", path.display()) },
+        true => StoreError::DiskFull {
+            act: format!("{act} {}", path.display()),
+        },
         false => StoreError::Io { act, path, source },
     }
 }
 
 /// Names what was attempted in the catalog; a full disk becomes its own variant.
 pub(crate) fn sql(act: &'static str) -> impl FnOnce(rusqlite::Error) -> StoreError + use<> {
-    move |source| match source.sqlite_error_code() {
-        Some(rusqlite::ErrorCode::DiskFull) => StoreError::DiskFull { act: format!("{act} in the catalog") },
-        _ => StoreError::Catalog { act, source },
+    move |source| match is_full(&source) {
+        true => StoreError::DiskFull {
+            act: format!("{act} in the catalog"),
+        },
+        false => StoreError::Catalog { act, source },
+    }
+}
+
+/// Some system calls of SQLite's report a full disk as an I/O error of their own: growing the log's index.
+fn is_full(error: &rusqlite::Error) -> bool {
+    match error {
+        rusqlite::Error::SqliteFailure(failure, _) => {
+            failure.code == rusqlite::ErrorCode::DiskFull
+                || failure.extended_code == rusqlite::ffi::SQLITE_IOERR_SHMSIZE
+        }
+        _ => false,
     }
 }
 

@@ -48,7 +48,10 @@ impl FromStr for Writer {
             "pull" => Ok(Writer::Pull),
             "load" => Ok(Writer::Load),
             "user" => Ok(Writer::User),
-            other => Err(StoreError::BadRow { what: "writer of a name", value: other.chars().take(40).collect() }),
+            other => Err(StoreError::BadRow {
+                what: "writer of a name",
+                value: other.chars().take(40).collect(),
+            }),
         }
     }
 }

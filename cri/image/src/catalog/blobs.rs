@@ -7,10 +7,14 @@ use rusqlite::{Connection, OptionalExtension};
 
 /// The size of a blob that is here and not doomed.
 pub(crate) fn size(c: &Connection, digest: &Digest) -> Result<Option<u64>> {
-    c.query_row("SELECT size FROM blobs WHERE digest = ?1 AND doomed = 0", [digest.to_string()], |row| row.get(0))
-        .optional()
-        .map(|size| size.map(uint))
-        .map_err(sql("look a blob up"))
+    c.query_row(
+        "SELECT size FROM blobs WHERE digest = ?1 AND doomed = 0",
+        [digest.to_string()],
+        |row| row.get(0),
+    )
+    .optional()
+    .map(|size| size.map(uint))
+    .map_err(sql("look a blob up"))
 }
 
 /// Records that a blob's file is in its place; also one that was doomed.
@@ -40,6 +44,8 @@ pub(crate) fn sources(c: &Connection, digest: &Digest) -> Result<Vec<String>> {
     let mut statement = c
         .prepare_cached("SELECT repository FROM blob_sources WHERE digest = ?1 ORDER BY seen DESC LIMIT 16")
         .map_err(sql(act))?;
-    let rows = statement.query_map([digest.to_string()], |row| row.get(0)).map_err(sql(act))?;
+    let rows = statement
+        .query_map([digest.to_string()], |row| row.get(0))
+        .map_err(sql(act))?;
     rows.collect::<rusqlite::Result<_>>().map_err(sql(act))
 }

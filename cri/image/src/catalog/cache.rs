@@ -9,21 +9,32 @@ use rusqlite::{Connection, OptionalExtension};
 pub(crate) fn get(c: &Connection, key: &Digest) -> Result<Option<CacheEntry>> {
     type Raw = (Option<String>, String, i64, i64);
     let row: Option<Raw> = c
-        .query_row("SELECT chain, value, since, used FROM cache WHERE key = ?1", [key.to_string()], |row| {
-            Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?))
-        })
+        .query_row(
+            "SELECT chain, value, since, used FROM cache WHERE key = ?1",
+            [key.to_string()],
+            |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?)),
+        )
         .optional()
         .map_err(sql("look a cache entry up"))?;
     row.map(|(chain, value, since, used)| {
         let chain = chain.map(|chain| typed("chain", &chain)).transpose()?;
-        Ok(CacheEntry { key: *key, chain, value, created_at: time(since), used_at: time(used) })
+        Ok(CacheEntry {
+            key: *key,
+            chain,
+            value,
+            created_at: time(since),
+            used_at: time(used),
+        })
     })
     .transpose()
 }
 
 pub(crate) fn touch(c: &Connection, key: &Digest) -> Result<()> {
-    c.execute("UPDATE cache SET used = ?2 WHERE key = ?1", (key.to_string(), now()))
-        .map_err(sql("mark a cache entry as used"))?;
+    c.execute(
+        "UPDATE cache SET used = ?2 WHERE key = ?1",
+        (key.to_string(), now()),
+    )
+    .map_err(sql("mark a cache entry as used"))?;
     Ok(())
 }
 
@@ -39,20 +50,26 @@ pub(crate) fn put(c: &Connection, key: &Digest, chain: Option<&ChainId>, value: 
 }
 
 pub(crate) fn delete(c: &Connection, key: &Digest) -> Result<u64> {
-    let gone = c.execute("DELETE FROM cache WHERE key = ?1", [key.to_string()]).map_err(sql("forget a cache entry"))?;
+    let gone = c
+        .execute("DELETE FROM cache WHERE key = ?1", [key.to_string()])
+        .map_err(sql("forget a cache entry"))?;
     Ok(gone as u64)
 }
 
 /// Forgets what was not found since a time.
 pub(crate) fn delete_unused(c: &Connection, before: i64) -> Result<u64> {
-    let gone = c.execute("DELETE FROM cache WHERE used < ?1", [before]).map_err(sql("forget cache entries"))?;
+    let gone = c
+        .execute("DELETE FROM cache WHERE used < ?1", [before])
+        .map_err(sql("forget cache entries"))?;
     Ok(gone as u64)
 }
 
 /// The entry that was found longest ago.
 pub(crate) fn oldest(c: &Connection) -> Result<Option<Digest>> {
     let key: Option<String> = c
-        .query_row("SELECT key FROM cache ORDER BY used, key LIMIT 1", [], |row| row.get(0))
+        .query_row("SELECT key FROM cache ORDER BY used, key LIMIT 1", [], |row| {
+            row.get(0)
+        })
         .optional()
         .map_err(sql("look for the oldest cache entry"))?;
     key.map(|key| digest(&key)).transpose()

@@ -32,7 +32,17 @@ pub(crate) struct NewRow<'a> {
 
 const COLUMNS: &str = "id, config, chain, manifest, size, since, built_here, pushed, pinned";
 
-type Raw = (String, Vec<u8>, Option<String>, Option<String>, i64, i64, bool, bool, bool);
+type Raw = (
+    String,
+    Vec<u8>,
+    Option<String>,
+    Option<String>,
+    i64,
+    i64,
+    bool,
+    bool,
+    bool,
+);
 
 fn raw(row: &Row<'_>) -> rusqlite::Result<Raw> {
     Ok((
@@ -51,7 +61,11 @@ fn raw(row: &Row<'_>) -> rusqlite::Result<Raw> {
 fn parse(c: &Connection, raw: Raw) -> Result<ImageRow> {
     let (id, config, chain, manifest, size, since, built_here, pushed, pinned) = raw;
     let names = texts(c, "SELECT name FROM names WHERE image = ?1 ORDER BY name", &id)?;
-    let repo_digests = texts(c, "SELECT digest FROM repo_digests WHERE image = ?1 ORDER BY digest", &id)?;
+    let repo_digests = texts(
+        c,
+        "SELECT digest FROM repo_digests WHERE image = ?1 ORDER BY digest",
+        &id,
+    )?;
     Ok(ImageRow {
         id: typed("image id", &id)?,
         config,
@@ -78,7 +92,10 @@ pub(crate) fn get(c: &Connection, id: &ImageId) -> Result<Option<ImageRow>> {
     let mut statement = c
         .prepare_cached(&format!("SELECT {COLUMNS} FROM images WHERE id = ?1"))
         .map_err(sql("look an image up"))?;
-    let row = statement.query_row([id.to_string()], raw).optional().map_err(sql("look an image up"))?;
+    let row = statement
+        .query_row([id.to_string()], raw)
+        .optional()
+        .map_err(sql("look an image up"))?;
     row.map(|row| parse(c, row)).transpose()
 }
 
@@ -94,8 +111,10 @@ pub(crate) fn all(c: &Connection) -> Result<Vec<ImageRow>> {
 
 fn one_id(c: &Connection, query: &str, key: &str) -> Result<Option<ImageId>> {
     let mut statement = c.prepare_cached(query).map_err(sql("look an image up"))?;
-    let id: Option<String> =
-        statement.query_row([key], |row| row.get(0)).optional().map_err(sql("look an image up"))?;
+    let id: Option<String> = statement
+        .query_row([key], |row| row.get(0))
+        .optional()
+        .map_err(sql("look an image up"))?;
     id.map(|id| typed("image id", &id)).transpose()
 }
 
@@ -104,7 +123,11 @@ pub(crate) fn by_name(c: &Connection, name: &str) -> Result<Option<ImageId>> {
 }
 
 pub(crate) fn by_repo_digest(c: &Connection, digest: &str) -> Result<Option<ImageId>> {
-    one_id(c, "SELECT image FROM repo_digests WHERE digest = ?1 LIMIT 1", digest)
+    one_id(
+        c,
+        "SELECT image FROM repo_digests WHERE digest = ?1 LIMIT 1",
+        digest,
+    )
 }
 
 /// Images whose id starts with these digits; at most 20.
@@ -112,10 +135,14 @@ pub(crate) fn by_prefix(c: &Connection, digits: &str) -> Result<Vec<ImageId>> {
     let act = "look an image up";
     // 'g' follows the last hexadecimal digit.
     let (from, to) = (format!("sha256:{digits}"), format!("sha256:{digits}g"));
-    let mut statement =
-        c.prepare_cached("SELECT id FROM images WHERE id >= ?1 AND id < ?2 LIMIT 20").map_err(sql(act))?;
-    let rows = statement.query_map([from, to], |row| row.get::<_, String>(0)).map_err(sql(act))?;
-    rows.map(|row| typed("image id", &row.map_err(sql(act))?)).collect()
+    let mut statement = c
+        .prepare_cached("SELECT id FROM images WHERE id >= ?1 AND id < ?2 LIMIT 20")
+        .map_err(sql(act))?;
+    let rows = statement
+        .query_map([from, to], |row| row.get::<_, String>(0))
+        .map_err(sql(act))?;
+    rows.map(|row| typed("image id", &row.map_err(sql(act))?))
+        .collect()
 }
 
 /// Adds an image; one that is there keeps its age and its pin.
@@ -147,16 +174,21 @@ pub(crate) fn name(c: &Connection, id: &ImageId, name: &str, by: Writer) -> Resu
 }
 
 pub(crate) fn unname(c: &Connection, name: &str) -> Result<bool> {
-    let gone = c.execute("DELETE FROM names WHERE name = ?1", [name]).map_err(sql("take a name away"))?;
+    let gone = c
+        .execute("DELETE FROM names WHERE name = ?1", [name])
+        .map_err(sql("take a name away"))?;
     Ok(gone == 1)
 }
 
 pub(crate) fn writer(c: &Connection, name: &str) -> Result<Option<(Writer, i64)>> {
     let row: Option<(String, i64)> = c
-        .query_row("SELECT writer, since FROM names WHERE name = ?1", [name], |row| Ok((row.get(0)?, row.get(1)?)))
+        .query_row("SELECT writer, since FROM names WHERE name = ?1", [name], |row| {
+            Ok((row.get(0)?, row.get(1)?))
+        })
         .optional()
         .map_err(sql("look a name up"))?;
-    row.map(|(writer, since)| Ok((typed("writer of a name", &writer)?, since))).transpose()
+    row.map(|(writer, since)| Ok((typed("writer of a name", &writer)?, since)))
+        .transpose()
 }
 
 pub(crate) fn add_repo_digest(c: &Connection, id: &ImageId, digest: &str) -> Result<()> {
@@ -181,15 +213,20 @@ pub(crate) fn add_manifest(
         (id.to_string(), digest.to_string(), media_type, bytes),
     )
     .map_err(sql("add a manifest"))?;
-    c.execute("UPDATE images SET manifest = ?2 WHERE id = ?1", (id.to_string(), digest.to_string()))
-        .map_err(sql("add a manifest"))?;
+    c.execute(
+        "UPDATE images SET manifest = ?2 WHERE id = ?1",
+        (id.to_string(), digest.to_string()),
+    )
+    .map_err(sql("add a manifest"))?;
     Ok(())
 }
 
 pub(crate) fn manifest(c: &Connection, digest: &Digest) -> Result<Option<(Vec<u8>, String)>> {
-    c.query_row("SELECT bytes, media_type FROM manifests WHERE digest = ?1 LIMIT 1", [digest.to_string()], |row| {
-        Ok((row.get(0)?, row.get(1)?))
-    })
+    c.query_row(
+        "SELECT bytes, media_type FROM manifests WHERE digest = ?1 LIMIT 1",
+        [digest.to_string()],
+        |row| Ok((row.get(0)?, row.get(1)?)),
+    )
     .optional()
     .map_err(sql("look a manifest up"))
 }
@@ -197,7 +234,10 @@ pub(crate) fn manifest(c: &Connection, digest: &Digest) -> Result<Option<(Vec<u8
 /// Sets one of the flags of an image; `false` when there is no such image.
 pub(crate) fn set_pinned(c: &Connection, id: &ImageId, pinned: bool) -> Result<bool> {
     let changed = c
-        .execute("UPDATE images SET pinned = ?2 WHERE id = ?1", (id.to_string(), pinned))
+        .execute(
+            "UPDATE images SET pinned = ?2 WHERE id = ?1",
+            (id.to_string(), pinned),
+        )
         .map_err(sql("pin an image"))?;
     Ok(changed == 1)
 }
@@ -210,7 +250,8 @@ pub(crate) fn set_pushed(c: &Connection, id: &ImageId) -> Result<bool> {
 }
 
 pub(crate) fn delete(c: &Connection, id: &ImageId) -> Result<bool> {
-    let gone =
-        c.execute("DELETE FROM images WHERE id = ?1", [id.to_string()]).map_err(sql("remove an image"))?;
+    let gone = c
+        .execute("DELETE FROM images WHERE id = ?1", [id.to_string()])
+        .map_err(sql("remove an image"))?;
     Ok(gone == 1)
 }

@@ -12,7 +12,15 @@ const COLUMNS: &str = "chain, diff_id, parent, snapshot, bytes, inodes, tar_byte
 type Raw = (String, String, Option<String>, String, i64, i64, i64);
 
 fn raw(row: &Row<'_>) -> rusqlite::Result<Raw> {
-    Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?, row.get(4)?, row.get(5)?, row.get(6)?))
+    Ok((
+        row.get(0)?,
+        row.get(1)?,
+        row.get(2)?,
+        row.get(3)?,
+        row.get(4)?,
+        row.get(5)?,
+        row.get(6)?,
+    ))
 }
 
 fn parse((chain, diff_id, parent, snapshot, bytes, inodes, tar_bytes): Raw) -> Result<Layer> {
@@ -21,7 +29,10 @@ fn parse((chain, diff_id, parent, snapshot, bytes, inodes, tar_bytes): Raw) -> R
         diff_id: typed("diff id", &diff_id)?,
         parent: parent.map(|parent| typed("chain", &parent)).transpose()?,
         snapshot: snapshots::id(&snapshot)?,
-        usage: Usage { bytes: uint(bytes), inodes: uint(inodes) },
+        usage: Usage {
+            bytes: uint(bytes),
+            inodes: uint(inodes),
+        },
         tar_bytes: uint(tar_bytes),
     })
 }
@@ -29,9 +40,14 @@ fn parse((chain, diff_id, parent, snapshot, bytes, inodes, tar_bytes): Raw) -> R
 /// A layer that is not doomed; its files are the caller's to check.
 pub(crate) fn get(c: &Connection, chain: &ChainId) -> Result<Option<Layer>> {
     let mut statement = c
-        .prepare_cached(&format!("SELECT {COLUMNS} FROM layers WHERE chain = ?1 AND doomed = 0"))
+        .prepare_cached(&format!(
+            "SELECT {COLUMNS} FROM layers WHERE chain = ?1 AND doomed = 0"
+        ))
         .map_err(sql("look a layer up"))?;
-    let row = statement.query_row([chain.to_string()], raw).optional().map_err(sql("look a layer up"))?;
+    let row = statement
+        .query_row([chain.to_string()], raw)
+        .optional()
+        .map_err(sql("look a layer up"))?;
     row.map(parse).transpose()
 }
 
@@ -40,7 +56,9 @@ pub(crate) fn chain(c: &Connection, chain: &ChainId) -> Result<Option<Vec<Layer>
     let mut found = Vec::new();
     let mut next = Some(*chain);
     while let Some(chain) = next {
-        let Some(layer) = get(c, &chain)? else { return Ok(None) };
+        let Some(layer) = get(c, &chain)? else {
+            return Ok(None);
+        };
         next = layer.parent;
         found.push(layer);
     }
@@ -75,11 +93,18 @@ pub(crate) fn put(c: &Connection, layer: &Layer, options: Option<&LayerOptions>)
 /// How a built layer's tar was made; `None` for one that was unpacked.
 pub(crate) fn options(c: &Connection, chain: &ChainId) -> Result<Option<LayerOptions>> {
     let json: Option<Option<String>> = c
-        .query_row("SELECT options FROM layers WHERE chain = ?1", [chain.to_string()], |row| row.get(0))
+        .query_row(
+            "SELECT options FROM layers WHERE chain = ?1",
+            [chain.to_string()],
+            |row| row.get(0),
+        )
         .optional()
         .map_err(sql("read a layer's options"))?;
     let parse = |json: String| {
-        serde_json::from_str(&json).map_err(|_| StoreError::BadRow { what: "layer's options", value: json })
+        serde_json::from_str(&json).map_err(|_| StoreError::BadRow {
+            what: "layer's options",
+            value: json,
+        })
     };
     json.flatten().map(parse).transpose()
 }
@@ -99,8 +124,15 @@ pub(crate) fn with_diff(c: &Connection, diff_id: &DiffId) -> Result<Option<Chain
 
 /// What all layers together take.
 pub(crate) fn usage(c: &Connection) -> Result<Usage> {
-    c.query_row("SELECT coalesce(sum(bytes), 0), coalesce(sum(inodes), 0) FROM layers", [], |row| {
-        Ok(Usage { bytes: uint(row.get(0)?), inodes: uint(row.get(1)?) })
-    })
+    c.query_row(
+        "SELECT coalesce(sum(bytes), 0), coalesce(sum(inodes), 0) FROM layers",
+        [],
+        |row| {
+            Ok(Usage {
+                bytes: uint(row.get(0)?),
+                inodes: uint(row.get(1)?),
+            })
+        },
+    )
     .map_err(sql("add the layers up"))
 }

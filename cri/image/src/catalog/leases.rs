@@ -35,16 +35,22 @@ pub(crate) fn add(c: &Connection, name: &str, owner: Option<&str>, what: &str) -
 
 /// Whether a lease exists, and is persistent.
 pub(crate) fn persistent(c: &Connection, name: &str) -> Result<Option<bool>> {
-    c.query_row("SELECT owner IS NULL FROM leases WHERE name = ?1", [name], |row| row.get(0))
-        .optional()
-        .map_err(sql("look a lease up"))
+    c.query_row(
+        "SELECT owner IS NULL FROM leases WHERE name = ?1",
+        [name],
+        |row| row.get(0),
+    )
+    .optional()
+    .map_err(sql("look a lease up"))
 }
 
 /// Fails when the lease is gone: nothing may be used through it any more.
 pub(crate) fn check(c: &Connection, name: &str) -> Result<()> {
     match persistent(c, name)? {
         Some(_) => Ok(()),
-        None => Err(StoreError::LeaseGone { lease: name.to_owned() }),
+        None => Err(StoreError::LeaseGone {
+            lease: name.to_owned(),
+        }),
     }
 }
 
@@ -56,7 +62,9 @@ pub(crate) fn hold(c: &Connection, name: &str, kind: Item, item: &dyn Display) -
             "INSERT INTO lease_items (lease, kind, item) VALUES (?1, ?2, ?3) ON CONFLICT DO NOTHING",
         )
         .map_err(sql("hold something by a lease"))?;
-    statement.execute((name, kind.as_str(), item.to_string())).map_err(sql("hold something by a lease"))?;
+    statement
+        .execute((name, kind.as_str(), item.to_string()))
+        .map_err(sql("hold something by a lease"))?;
     Ok(())
 }
 
@@ -70,6 +78,7 @@ pub(crate) fn release(c: &Connection, name: &str) -> Result<Vec<String>> {
         .map_err(sql(act))?;
     let ids = statement.query_map([name], |row| row.get(0)).map_err(sql(act))?;
     let ids = ids.collect::<rusqlite::Result<Vec<String>>>().map_err(sql(act))?;
-    c.execute("DELETE FROM leases WHERE name = ?1", [name]).map_err(sql(act))?;
+    c.execute("DELETE FROM leases WHERE name = ?1", [name])
+        .map_err(sql(act))?;
     Ok(ids)
 }

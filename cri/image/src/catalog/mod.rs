@@ -62,7 +62,11 @@ impl Catalog {
         set(&normal, "synchronous", "NORMAL")?;
         let read = connect(path)?;
         set(&read, "query_only", "ON")?;
-        Ok(Catalog { full: Mutex::new(full), normal: Mutex::new(normal), read: Mutex::new(read) })
+        Ok(Catalog {
+            full: Mutex::new(full),
+            normal: Mutex::new(normal),
+            read: Mutex::new(read),
+        })
     }
 
     /// Runs a query.
@@ -98,7 +102,9 @@ fn connect(path: &Path) -> Result<Connection> {
     let flags =
         OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let connection = Connection::open_with_flags(path, flags).map_err(sql("open the database"))?;
-    connection.busy_timeout(BUSY).map_err(sql("set the busy timeout"))?;
+    connection
+        .busy_timeout(BUSY)
+        .map_err(sql("set the busy timeout"))?;
     set(&connection, "foreign_keys", "ON")?;
     // Kibibytes. The working set is small, and the daemon's memory is counted.
     set(&connection, "cache_size", "-512")?;
@@ -107,7 +113,9 @@ fn connect(path: &Path) -> Result<Connection> {
 }
 
 fn set(connection: &Connection, pragma: &str, value: &str) -> Result<()> {
-    connection.pragma_update(None, pragma, value).map_err(sql("configure the database"))
+    connection
+        .pragma_update(None, pragma, value)
+        .map_err(sql("configure the database"))
 }
 
 /// Now, as rows have it: milliseconds since 1970.
@@ -123,7 +131,10 @@ pub(crate) fn time(millis: i64) -> SystemTime {
 
 /// Reads a typed value out of a row's text.
 pub(crate) fn typed<T: FromStr>(what: &'static str, text: &str) -> Result<T> {
-    text.parse().map_err(|_| StoreError::BadRow { what, value: text.chars().take(100).collect() })
+    text.parse().map_err(|_| StoreError::BadRow {
+        what,
+        value: text.chars().take(100).collect(),
+    })
 }
 
 /// A digest of a row.

@@ -21,16 +21,29 @@ pub(crate) fn add(c: &Connection, id: &str, kind: OwnerKind, pid: u32, boot: &st
 
 pub(crate) fn get(c: &Connection, id: &str) -> Result<Option<OwnerRow>> {
     let row: Option<(String, Option<String>)> = c
-        .query_row("SELECT kind, estate FROM owners WHERE id = ?1", [id], |row| Ok((row.get(0)?, row.get(1)?)))
+        .query_row("SELECT kind, estate FROM owners WHERE id = ?1", [id], |row| {
+            Ok((row.get(0)?, row.get(1)?))
+        })
         .optional()
         .map_err(sql("read an owner"))?;
-    row.map(|(kind, estate)| Ok(OwnerRow { kind: typed("kind of owner", &kind)?, estate })).transpose()
+    row.map(|(kind, estate)| {
+        Ok(OwnerRow {
+            kind: typed("kind of owner", &kind)?,
+            estate,
+        })
+    })
+    .transpose()
 }
 
 pub(crate) fn ids(c: &Connection) -> Result<Vec<String>> {
-    let mut statement = c.prepare_cached("SELECT id FROM owners").map_err(sql("list the owners"))?;
-    let rows = statement.query_map([], |row| row.get(0)).map_err(sql("list the owners"))?;
-    rows.collect::<rusqlite::Result<_>>().map_err(sql("list the owners"))
+    let mut statement = c
+        .prepare_cached("SELECT id FROM owners")
+        .map_err(sql("list the owners"))?;
+    let rows = statement
+        .query_map([], |row| row.get(0))
+        .map_err(sql("list the owners"))?;
+    rows.collect::<rusqlite::Result<_>>()
+        .map_err(sql("list the owners"))
 }
 
 pub(crate) fn set_estate(c: &Connection, id: &str, estate: Option<&str>) -> Result<()> {
@@ -51,7 +64,9 @@ pub(crate) fn bury(c: &Connection, id: &str) -> Result<()> {
         [id],
     )
     .map_err(sql("doom a dead owner's snapshots"))?;
-    c.execute("DELETE FROM leases WHERE owner = ?1", [id]).map_err(sql("remove a dead owner's leases"))?;
-    c.execute("DELETE FROM owners WHERE id = ?1", [id]).map_err(sql("remove a dead owner"))?;
+    c.execute("DELETE FROM leases WHERE owner = ?1", [id])
+        .map_err(sql("remove a dead owner's leases"))?;
+    c.execute("DELETE FROM owners WHERE id = ?1", [id])
+        .map_err(sql("remove a dead owner"))?;
     Ok(())
 }

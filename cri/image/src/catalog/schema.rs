@@ -106,15 +106,23 @@ pub(super) fn prepare(connection: &Connection, path: &Path) -> Result<()> {
         .query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))
         .map_err(sql("read the schema"))?;
     if application != 0 || tables != 0 {
-        return Err(StoreError::NotACatalog { path: path.to_path_buf() });
+        return Err(StoreError::NotACatalog {
+            path: path.to_path_buf(),
+        });
     }
     connection
         .pragma_update_and_check(None, "journal_mode", "WAL", |row| row.get::<_, String>(0))
         .map_err(sql("switch the database to WAL"))?;
     let transaction = Transaction::new_unchecked(connection, TransactionBehavior::Immediate)
         .map_err(sql("begin a transaction"))?;
-    transaction.execute_batch(TABLES).map_err(sql("make the tables"))?;
-    for (key, value) in [("schema", SCHEMA), ("readers_from", READERS_FROM), ("writers_from", WRITERS_FROM)] {
+    transaction
+        .execute_batch(TABLES)
+        .map_err(sql("make the tables"))?;
+    for (key, value) in [
+        ("schema", SCHEMA),
+        ("readers_from", READERS_FROM),
+        ("writers_from", WRITERS_FROM),
+    ] {
         transaction
             .execute("INSERT INTO meta (key, value) VALUES (?1, ?2)", (key, value))
             .map_err(sql("write the schema's version"))?;
@@ -132,12 +140,19 @@ fn check(connection: &Connection, path: &Path) -> Result<()> {
             .query_row("SELECT value FROM meta WHERE key = ?1", [key], |row| row.get(0))
             .optional()
             .map_err(sql("read the schema's version"))?
-            .ok_or_else(|| StoreError::NotACatalog { path: path.to_path_buf() })
+            .ok_or_else(|| StoreError::NotACatalog {
+                path: path.to_path_buf(),
+            })
     };
     let found = meta("schema")?;
     let needs = meta("writers_from")?.max(meta("readers_from")?);
     if needs > SCHEMA {
-        return Err(StoreError::SchemaTooNew { path: path.to_path_buf(), found, needs, ours: SCHEMA });
+        return Err(StoreError::SchemaTooNew {
+            path: path.to_path_buf(),
+            found,
+            needs,
+            ours: SCHEMA,
+        });
     }
     // There is one schema so far: nothing to upgrade.
     Ok(())

@@ -70,12 +70,20 @@ pub(crate) fn add(c: &Connection, new: &NewSnapshot<'_>) -> Result<bool> {
 
 pub(crate) fn by_key(c: &Connection, key: &str) -> Result<Option<SnapshotRow>> {
     let query = format!("SELECT {COLUMNS} FROM snapshots WHERE key = ?1 AND state = 'active'");
-    c.query_row(&query, [key], raw).optional().map_err(sql("look a snapshot up"))?.map(parse).transpose()
+    c.query_row(&query, [key], raw)
+        .optional()
+        .map_err(sql("look a snapshot up"))?
+        .map(parse)
+        .transpose()
 }
 
 pub(crate) fn by_id(c: &Connection, id: &SnapshotId) -> Result<Option<SnapshotRow>> {
     let query = format!("SELECT {COLUMNS} FROM snapshots WHERE id = ?1");
-    c.query_row(&query, [id.as_str()], raw).optional().map_err(sql("look a snapshot up"))?.map(parse).transpose()
+    c.query_row(&query, [id.as_str()], raw)
+        .optional()
+        .map_err(sql("look a snapshot up"))?
+        .map(parse)
+        .transpose()
 }
 
 /// The snapshots below one, nearest first; `None` when a layer among them is gone.
@@ -83,12 +91,16 @@ pub(crate) fn lower(c: &Connection, row: &SnapshotRow) -> Result<Option<Vec<Snap
     let mut found = Vec::new();
     let (mut parent, mut below) = (row.parent, row.below.clone());
     while let Some(id) = below {
-        let Some(next) = by_id(c, &id)? else { return Ok(None) };
+        let Some(next) = by_id(c, &id)? else {
+            return Ok(None);
+        };
         found.push(id);
         (parent, below) = (next.parent, next.below);
     }
     if let Some(chain) = parent {
-        let Some(rest) = layers::chain(c, &chain)? else { return Ok(None) };
+        let Some(rest) = layers::chain(c, &chain)? else {
+            return Ok(None);
+        };
         found.extend(rest.into_iter().map(|layer| layer.snapshot));
     }
     Ok(Some(found))
@@ -131,15 +143,22 @@ pub(crate) fn doom(c: &Connection, id: &SnapshotId) -> Result<bool> {
 
 /// Forgets a doomed snapshot whose directory is gone.
 pub(crate) fn delete_doomed(c: &Connection, id: &SnapshotId) -> Result<()> {
-    c.execute("DELETE FROM snapshots WHERE id = ?1 AND state = 'doomed'", [id.as_str()])
-        .map_err(sql("forget a snapshot"))?;
+    c.execute(
+        "DELETE FROM snapshots WHERE id = ?1 AND state = 'doomed'",
+        [id.as_str()],
+    )
+    .map_err(sql("forget a snapshot"))?;
     Ok(())
 }
 
 pub(crate) fn doomed(c: &Connection) -> Result<Vec<SnapshotId>> {
     let act = "list the doomed snapshots";
-    let mut statement = c.prepare_cached("SELECT id FROM snapshots WHERE state = 'doomed'").map_err(sql(act))?;
-    let rows = statement.query_map([], |row| row.get::<_, String>(0)).map_err(sql(act))?;
+    let mut statement = c
+        .prepare_cached("SELECT id FROM snapshots WHERE state = 'doomed'")
+        .map_err(sql(act))?;
+    let rows = statement
+        .query_map([], |row| row.get::<_, String>(0))
+        .map_err(sql(act))?;
     rows.map(|row| id(&row.map_err(sql(act))?)).collect()
 }
 
@@ -162,12 +181,22 @@ pub(crate) fn actives(c: &Connection) -> Result<Vec<ActiveInfo>> {
         .map_err(sql(act))?;
     let rows = statement
         .query_map([], |row| {
-            Ok((row.get::<_, String>(0)?, row.get::<_, String>(1)?, row.get::<_, String>(2)?, row.get::<_, i64>(3)?))
+            Ok((
+                row.get::<_, String>(0)?,
+                row.get::<_, String>(1)?,
+                row.get::<_, String>(2)?,
+                row.get::<_, i64>(3)?,
+            ))
         })
         .map_err(sql(act))?;
     rows.map(|row| {
         let (key, snapshot, lease, since) = row.map_err(sql(act))?;
-        Ok(ActiveInfo { key, snapshot: id(&snapshot)?, lease, created_at: time(since) })
+        Ok(ActiveInfo {
+            key,
+            snapshot: id(&snapshot)?,
+            lease,
+            created_at: time(since),
+        })
     })
     .collect()
 }

@@ -46,15 +46,18 @@ UPDATE blobs SET doomed = 1 WHERE doomed = 0
   AND digest NOT IN (SELECT item FROM lease_items WHERE kind = 'blob')
   AND digest NOT IN (SELECT o.digest FROM originals o JOIN layers l ON l.diff_id = o.diff_id WHERE l.doomed = 0)";
 
-const KEEP_VARIANTS: &str =
-    "  AND digest NOT IN (SELECT v.digest FROM variants v JOIN layers l ON l.diff_id = v.diff_id WHERE l.doomed = 0)";
+const KEEP_VARIANTS: &str = "  AND digest NOT IN (SELECT v.digest FROM variants v JOIN layers l ON l.diff_id = v.diff_id WHERE l.doomed = 0)";
 
 /// Dooms what is not needed. With `variants`, also blobs that can be made again from their layer.
 pub(crate) fn mark(c: &Connection, variants: bool) -> Result<Doomed> {
     let act = "mark what nobody needs";
     c.execute(MARK_LAYERS, []).map_err(sql(act))?;
     c.execute(MARK_SNAPSHOTS, []).map_err(sql(act))?;
-    let blobs = if variants { MARK_BLOBS.to_owned() } else { format!("{MARK_BLOBS}\n{KEEP_VARIANTS}") };
+    let blobs = if variants {
+        MARK_BLOBS.to_owned()
+    } else {
+        format!("{MARK_BLOBS}\n{KEEP_VARIANTS}")
+    };
     c.execute(&blobs, []).map_err(sql(act))?;
     doomed(c)
 }
@@ -62,7 +65,9 @@ pub(crate) fn mark(c: &Connection, variants: bool) -> Result<Doomed> {
 /// What is doomed now, also by a collection that somebody's death interrupted.
 pub(crate) fn doomed(c: &Connection) -> Result<Doomed> {
     let act = "list what is doomed";
-    let mut statement = c.prepare_cached("SELECT digest, size FROM blobs WHERE doomed = 1").map_err(sql(act))?;
+    let mut statement = c
+        .prepare_cached("SELECT digest, size FROM blobs WHERE doomed = 1")
+        .map_err(sql(act))?;
     let rows = statement
         .query_map([], |row| Ok((row.get::<_, String>(0)?, row.get::<_, i64>(1)?)))
         .map_err(sql(act))?;
@@ -73,25 +78,40 @@ pub(crate) fn doomed(c: &Connection) -> Result<Doomed> {
         })
         .collect::<Result<_>>()?;
     let layer_bytes: i64 = c
-        .query_row("SELECT coalesce(sum(bytes), 0) FROM layers WHERE doomed = 1", [], |row| row.get(0))
+        .query_row(
+            "SELECT coalesce(sum(bytes), 0) FROM layers WHERE doomed = 1",
+            [],
+            |row| row.get(0),
+        )
         .map_err(sql(act))?;
-    Ok(Doomed { blobs, layer_bytes: uint(layer_bytes) })
+    Ok(Doomed {
+        blobs,
+        layer_bytes: uint(layer_bytes),
+    })
 }
 
 /// Whether a blob is still doomed: it may have come again meanwhile.
 pub(crate) fn is_doomed(c: &Connection, blob: &Digest) -> Result<bool> {
-    c.query_row("SELECT count(*) FROM blobs WHERE digest = ?1 AND doomed = 1", [blob.to_string()], |row| row.get(0))
-        .map_err(sql("look a doomed blob up"))
+    c.query_row(
+        "SELECT count(*) FROM blobs WHERE digest = ?1 AND doomed = 1",
+        [blob.to_string()],
+        |row| row.get(0),
+    )
+    .map_err(sql("look a doomed blob up"))
 }
 
 pub(crate) fn delete_blob(c: &Connection, blob: &Digest) -> Result<()> {
-    c.execute("DELETE FROM blobs WHERE digest = ?1 AND doomed = 1", [blob.to_string()])
-        .map_err(sql("forget a blob"))?;
+    c.execute(
+        "DELETE FROM blobs WHERE digest = ?1 AND doomed = 1",
+        [blob.to_string()],
+    )
+    .map_err(sql("forget a blob"))?;
     Ok(())
 }
 
 pub(crate) fn delete_layers(c: &Connection) -> Result<()> {
-    c.execute("DELETE FROM layers WHERE doomed = 1", []).map_err(sql("forget layers"))?;
+    c.execute("DELETE FROM layers WHERE doomed = 1", [])
+        .map_err(sql("forget layers"))?;
     Ok(())
 }
 

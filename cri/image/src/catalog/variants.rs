@@ -16,7 +16,13 @@ pub(crate) fn add_original(c: &Connection, diff: &DiffId, blob: &BlobRow, media_
     c.execute(
         "INSERT INTO originals (diff_id, digest, media_type, size, seen) VALUES (?1, ?2, ?3, ?4, ?5)
          ON CONFLICT (diff_id, digest) DO UPDATE SET seen = excluded.seen",
-        (diff.to_string(), blob.digest.to_string(), media_type, int(blob.size), now()),
+        (
+            diff.to_string(),
+            blob.digest.to_string(),
+            media_type,
+            int(blob.size),
+            now(),
+        ),
     )
     .map_err(sql("record a pulled layer's blob"))?;
     Ok(())
@@ -34,12 +40,22 @@ pub(crate) fn originals(c: &Connection, diff: &DiffId) -> Result<Vec<(BlobRow, S
         .map_err(sql(act))?;
     let rows = statement
         .query_map([diff.to_string()], |row| {
-            Ok((row.get::<_, String>(0)?, row.get::<_, i64>(1)?, row.get::<_, String>(2)?))
+            Ok((
+                row.get::<_, String>(0)?,
+                row.get::<_, i64>(1)?,
+                row.get::<_, String>(2)?,
+            ))
         })
         .map_err(sql(act))?;
     rows.map(|row| {
         let (blob, size, media_type) = row.map_err(sql(act))?;
-        Ok((BlobRow { digest: digest(&blob)?, size: uint(size) }, media_type))
+        Ok((
+            BlobRow {
+                digest: digest(&blob)?,
+                size: uint(size),
+            },
+            media_type,
+        ))
     })
     .collect()
 }
@@ -53,7 +69,13 @@ pub(crate) fn get(c: &Connection, diff: &DiffId, encoder: &str) -> Result<Option
         )
         .optional()
         .map_err(sql("look a layer's variant up"))?;
-    row.map(|(blob, size)| Ok(BlobRow { digest: digest(&blob)?, size: uint(size) })).transpose()
+    row.map(|(blob, size)| {
+        Ok(BlobRow {
+            digest: digest(&blob)?,
+            size: uint(size),
+        })
+    })
+    .transpose()
 }
 
 /// Records a variant; what was recorded first stays.

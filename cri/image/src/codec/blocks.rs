@@ -66,8 +66,12 @@ impl<W: Write> Blocks<W> {
     }
 
     fn write_next(&mut self) -> io::Result<()> {
-        let Some(result) = self.waiting.pop_front() else { return Ok(()) };
-        let encoded = result.recv().map_err(|_| io::Error::other("an encoding thread died"))??;
+        let Some(result) = self.waiting.pop_front() else {
+            return Ok(());
+        };
+        let encoded = result
+            .recv()
+            .map_err(|_| io::Error::other("an encoding thread died"))??;
         self.out.write_all(&encoded)
     }
 
@@ -82,7 +86,9 @@ impl<W: Write> Blocks<W> {
         }
         self.jobs = None;
         for worker in self.workers.drain(..) {
-            worker.join().map_err(|_| io::Error::other("an encoding thread panicked"))?;
+            worker
+                .join()
+                .map_err(|_| io::Error::other("an encoding thread panicked"))?;
         }
         self.out.flush()?;
         Ok(self.out)

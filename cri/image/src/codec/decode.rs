@@ -32,7 +32,8 @@ pub(crate) fn decoder<'a>(mut source: Box<dyn Read + 'a>) -> io::Result<(Format,
         Format::Plain => Box::new(source),
         Format::Gzip => Box::new(MultiGzDecoder::new(BufReader::with_capacity(BUFFER, source))),
         Format::Zstd => {
-            let mut decoder = zstd::stream::read::Decoder::with_buffer(BufReader::with_capacity(BUFFER, source))?;
+            let mut decoder =
+                zstd::stream::read::Decoder::with_buffer(BufReader::with_capacity(BUFFER, source))?;
             decoder.window_log_max(ZSTD_WINDOW)?;
             Box::new(decoder)
         }

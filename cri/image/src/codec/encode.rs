@@ -91,7 +91,10 @@ impl<W: Write> Write for Encoder<W> {
 /// One member: no name, no time, operating system "unknown".
 fn gzip_member(block: &[u8], level: u32) -> io::Result<Vec<u8>> {
     let out = Vec::with_capacity(block.len() / 2 + 64);
-    let mut encoder = flate2::GzBuilder::new().mtime(0).operating_system(255).write(out, flate2::Compression::new(level));
+    let mut encoder = flate2::GzBuilder::new()
+        .mtime(0)
+        .operating_system(255)
+        .write(out, flate2::Compression::new(level));
     encoder.write_all(block)?;
     encoder.finish()
 }
@@ -128,8 +131,12 @@ mod tests {
         encoder.finish().unwrap()
     }
 
-    const ALL: [Compression; 4] =
-        [Compression::Gzip(1), Compression::Gzip(6), Compression::Zstd(1), Compression::Zstd(3)];
+    const ALL: [Compression; 4] = [
+        Compression::Gzip(1),
+        Compression::Gzip(6),
+        Compression::Zstd(1),
+        Compression::Zstd(3),
+    ];
 
     #[test]
     fn the_bytes_do_not_depend_on_the_number_of_threads_and_read_back() {
@@ -159,8 +166,10 @@ mod tests {
     #[test]
     fn the_bytes_are_those_recorded_for_this_version() {
         let input = sample();
-        let digests: Vec<String> =
-            ALL.iter().map(|c| format!("{} {}", encoder_name(*c), Digest::of(&encode(*c, 2, &input)))).collect();
+        let digests: Vec<String> = ALL
+            .iter()
+            .map(|c| format!("{} {}", encoder_name(*c), Digest::of(&encode(*c, 2, &input))))
+            .collect();
         let golden = include_str!("golden.txt");
         assert_eq!(digests.join("\n"), golden.trim());
     }
@@ -177,7 +186,9 @@ mod tests {
             }
         }
         let mut encoder = Encoder::new(Compression::Gzip(1), Full, 2);
-        let written = encoder.write_all(&vec![0; 20 << 20]).and_then(|()| encoder.finish().map(|_| ()));
+        let written = encoder
+            .write_all(&vec![0; 20 << 20])
+            .and_then(|()| encoder.finish().map(|_| ()));
         assert_eq!(written.unwrap_err().kind(), io::ErrorKind::StorageFull);
     }
 }

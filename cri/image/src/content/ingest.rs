@@ -64,7 +64,10 @@ impl Growth {
 
 impl std::fmt::Debug for Ingest {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Ingest").field("path", &self.path).field("written", &self.written).finish_non_exhaustive()
+        f.debug_struct("Ingest")
+            .field("path", &self.path)
+            .field("written", &self.written)
+            .finish_non_exhaustive()
     }
 }
 
@@ -102,7 +105,12 @@ impl Ingest {
     /// When the file cannot be opened again.
     pub fn follow(&self) -> Result<Follower> {
         let file = File::open(&self.path).map_err(at("open", &self.path))?;
-        Ok(Follower { file, position: 0, growth: Arc::clone(&self.growth), cancelled: None })
+        Ok(Follower {
+            file,
+            position: 0,
+            growth: Arc::clone(&self.growth),
+            cancelled: None,
+        })
     }
 
     /// Checks digest and size, makes the blob durable and visible, and lets the lease hold it. A blob that is
@@ -113,12 +121,20 @@ impl Ingest {
     /// [`StoreError::LeaseGone`]. What was written is gone then.
     pub fn finish(mut self, expected: Option<&Digest>, size: Option<u64>) -> Result<BlobFile> {
         if let Some(expected) = size.filter(|size| *size != self.written) {
-            return Err(StoreError::SizeMismatch { what: "a blob".to_owned(), expected, found: self.written });
+            return Err(StoreError::SizeMismatch {
+                what: "a blob".to_owned(),
+                expected,
+                found: self.written,
+            });
         }
         let digest = Digest::from_hash(std::mem::take(&mut self.hash));
         if let Some(expected) = expected.filter(|expected| **expected != digest) {
             let what = format!("a blob of {} bytes", self.written);
-            return Err(StoreError::DigestMismatch { what, expected: *expected, found: digest });
+            return Err(StoreError::DigestMismatch {
+                what,
+                expected: *expected,
+                found: digest,
+            });
         }
         self.file.sync_all().map_err(at("sync", &self.path))?;
         let blob = self.place(digest)?;
@@ -134,7 +150,10 @@ impl Ingest {
         failpoint::reach("ingest.before_rename");
         inner.catalog.write(Durability::Normal, |c| {
             leases::hold(c, &self.lease, leases::Item::Blob, &digest)?;
-            if blobs::size(c, &digest)?.and_then(|size| inner.content.file(&digest, size)).is_some() {
+            if blobs::size(c, &digest)?
+                .and_then(|size| inner.content.file(&digest, size))
+                .is_some()
+            {
                 return Ok(());
             }
             std::fs::rename(&self.path, &path).map_err(at("rename", &self.path))?;
@@ -144,7 +163,11 @@ impl Ingest {
         })?;
         slipway_snapshot::sync_dir(inner.content.blobs_dir())
             .map_err(crate::error::snap("make a blob's name durable"))?;
-        Ok(BlobFile { digest, size: self.written, path })
+        Ok(BlobFile {
+            digest,
+            size: self.written,
+            path,
+        })
     }
 }
 
@@ -198,7 +221,11 @@ impl Follower {
     fn wait(&self) -> io::Result<Option<u64>> {
         let mut state = self.growth.lock();
         loop {
-            if self.cancelled.as_ref().is_some_and(|flag| flag.load(Ordering::Relaxed)) {
+            if self
+                .cancelled
+                .as_ref()
+                .is_some_and(|flag| flag.load(Ordering::Relaxed))
+            {
                 return Err(io::Error::new(io::ErrorKind::ConnectionAborted, "cancelled"));
             }
             match state.outcome {
@@ -223,7 +250,9 @@ impl Read for Follower {
             return Ok(0);
         }
         let Some(end) = self.wait()? else { return Ok(0) };
-        let room = usize::try_from(end - self.position).unwrap_or(usize::MAX).min(buffer.len());
+        let room = usize::try_from(end - self.position)
+            .unwrap_or(usize::MAX)
+            .min(buffer.len());
         let n = self.file.read_at(&mut buffer[..room], self.position)?;
         self.position += n as u64;
         Ok(n)

@@ -76,14 +76,19 @@ impl Content {
 
     /// A name nobody has used, for something that goes with its owner.
     pub(crate) fn fresh(&self, owner: &str) -> PathBuf {
-        self.ingest.join(format!("{owner}-{}", self.next.fetch_add(1, Ordering::Relaxed)))
+        self.ingest
+            .join(format!("{owner}-{}", self.next.fetch_add(1, Ordering::Relaxed)))
     }
 
     /// A blob with this row, if its file is what the row says.
     pub(crate) fn file(&self, digest: &Digest, size: u64) -> Option<BlobFile> {
         let path = self.path(digest);
         let there = std::fs::metadata(&path).is_ok_and(|meta| meta.is_file() && meta.len() == size);
-        there.then_some(BlobFile { digest: *digest, size, path })
+        there.then_some(BlobFile {
+            digest: *digest,
+            size,
+            path,
+        })
     }
 
     pub(crate) fn find(&self, catalog: &Catalog, digest: &Digest) -> Result<Option<BlobFile>> {

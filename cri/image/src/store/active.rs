@@ -81,7 +81,14 @@ impl Store {
             On::Chain(chain) => (*chain, None),
             On::Snapshot(below) => (None, Some(&below.snapshot)),
         };
-        let new = NewSnapshot { id: &id, key: Some(key), parent, below, lease: lease.name(), read_only };
+        let new = NewSnapshot {
+            id: &id,
+            key: Some(key),
+            parent,
+            below,
+            lease: lease.name(),
+            read_only,
+        };
         let row = inner.catalog.write(Durability::Normal, |c| {
             leases::check(c, lease.name())?;
             if !snapshots::add(c, &new)? {
@@ -101,7 +108,9 @@ impl Store {
     fn fill(&self, key: &str, row: &SnapshotRow, on: &On<'_>) -> Result<Active> {
         let active = self.describe(key, row)?.ok_or_else(|| match on {
             On::Chain(Some(chain)) => StoreError::NoLayer { chain: **chain },
-            On::Snapshot(below) => StoreError::NoSnapshot { key: below.key.clone() },
+            On::Snapshot(below) => StoreError::NoSnapshot {
+                key: below.key.clone(),
+            },
             On::Chain(None) => StoreError::NoSnapshot { key: key.to_owned() },
         })?;
         // Torn layers are told apart from whole ones before anybody runs on them.
@@ -116,7 +125,10 @@ impl Store {
         if row.read_only && !active.lower.is_empty() {
             return Ok(active);
         }
-        self.inner.overlay.prepare(&row.id).map_err(snap(format!("make the snapshot {key:?}")))?;
+        self.inner
+            .overlay
+            .prepare(&row.id)
+            .map_err(snap(format!("make the snapshot {key:?}")))?;
         if let Some(nearest) = active.lower.first() {
             let nearest = self.inner.overlay.fs_dir(nearest);
             slipway_snapshot::unpack::inherit_root(&active.upper, &nearest)
@@ -127,17 +139,32 @@ impl Store {
 
     /// The value of a row; `None` when something below it is gone.
     fn describe(&self, key: &str, row: &SnapshotRow) -> Result<Option<Active>> {
-        let Some(lower) = self.inner.catalog.read(|c| snapshots::lower(c, row))? else { return Ok(None) };
+        let Some(lower) = self.inner.catalog.read(|c| snapshots::lower(c, row))? else {
+            return Ok(None);
+        };
         let overlay = &self.inner.overlay;
         let (mount, upper) = match lower.split_first() {
             Some((top, rest)) if row.read_only => {
                 (overlay.mounts(top, rest, Access::ReadOnly), overlay.fs_dir(top))
             }
-            _ if row.read_only => (overlay.mounts(&row.id, &[], Access::ReadOnly), overlay.fs_dir(&row.id)),
-            _ => (overlay.mounts(&row.id, &lower, Access::ReadWrite), overlay.fs_dir(&row.id)),
+            _ if row.read_only => (
+                overlay.mounts(&row.id, &[], Access::ReadOnly),
+                overlay.fs_dir(&row.id),
+            ),
+            _ => (
+                overlay.mounts(&row.id, &lower, Access::ReadWrite),
+                overlay.fs_dir(&row.id),
+            ),
         };
         let (snapshot, parent) = (row.id.clone(), row.parent);
-        Ok(Some(Active { key: key.to_owned(), snapshot, mount, upper, parent, lower }))
+        Ok(Some(Active {
+            key: key.to_owned(),
+            snapshot,
+            mount,
+            upper,
+            parent,
+            lower,
+        }))
     }
 
     /// The active snapshot with this key.
@@ -145,7 +172,9 @@ impl Store {
     /// # Errors
     /// [`StoreError::NoLayer`] when a layer below it is gone; what the catalog answers.
     pub fn active(&self, key: &str) -> Result<Option<Active>> {
-        let Some(row) = self.inner.catalog.read(|c| snapshots::by_key(c, key))? else { return Ok(None) };
+        let Some(row) = self.inner.catalog.read(|c| snapshots::by_key(c, key))? else {
+            return Ok(None);
+        };
         match (self.describe(key, &row)?, row.parent) {
             (Some(active), _) => Ok(Some(active)),
             (None, Some(chain)) => Err(StoreError::NoLayer { chain }),
@@ -167,8 +196,11 @@ impl Store {
     /// When something in it cannot be removed.
     pub fn remove_active(&self, key: &str) -> Result<()> {
         let inner = &self.inner;
-        let doomed = inner
-            .with_reserve(|| inner.catalog.write(Durability::Normal, |c| snapshots::doom_key(c, key)))?;
+        let doomed = inner.with_reserve(|| {
+            inner
+                .catalog
+                .write(Durability::Normal, |c| snapshots::doom_key(c, key))
+        })?;
         match doomed {
             Some(id) => inner.remove_snapshot(&id),
             None => Ok(()),
@@ -185,13 +217,18 @@ impl Store {
         if row.read_only {
             return Ok(Usage::default());
         }
-        self.inner.overlay.usage(&row.id).map_err(snap(format!("count the snapshot {key:?}")))
+        self.inner
+            .overlay
+            .usage(&row.id)
+            .map_err(snap(format!("count the snapshot {key:?}")))
     }
 
     /// Whether every layer of a chain is here and whole.
     pub(crate) fn intact(&self, chain: Option<&ChainId>) -> Result<bool> {
         let Some(chain) = chain else { return Ok(true) };
-        let Some(all) = self.inner.catalog.read(|c| layers::chain(c, chain))? else { return Ok(false) };
+        let Some(all) = self.inner.catalog.read(|c| layers::chain(c, chain))? else {
+            return Ok(false);
+        };
         for layer in all {
             if self.inner.committed(&layer.snapshot)?.is_none() {
                 return Ok(false);
@@ -212,8 +249,13 @@ impl Store {
 impl Inner {
     /// Removes a doomed snapshot's directory, then its row.
     pub(crate) fn remove_snapshot(&self, id: &SnapshotId) -> Result<()> {
-        self.overlay.remove(id).map_err(snap(format!("remove the snapshot {id}")))?;
+        self.overlay
+            .remove(id)
+            .map_err(snap(format!("remove the snapshot {id}")))?;
         failpoint::reach("remove.after_directory");
-        self.with_reserve(|| self.catalog.write(Durability::Normal, |c| snapshots::delete_doomed(c, id)))
+        self.with_reserve(|| {
+            self.catalog
+                .write(Durability::Normal, |c| snapshots::delete_doomed(c, id))
+        })
     }
 }

@@ -69,13 +69,17 @@ impl Store {
     /// # Errors
     /// What the catalog answers.
     pub fn cache_get(&self, key: &Digest, lease: &Lease) -> Result<Option<CacheEntry>> {
-        let Some(entry) = self.inner.catalog.read(|c| cache::get(c, key))? else { return Ok(None) };
+        let Some(entry) = self.inner.catalog.read(|c| cache::get(c, key))? else {
+            return Ok(None);
+        };
         if let Some(chain) = &entry.chain
             && (lease.layer(chain)?.is_none() || !self.intact(Some(chain))?)
         {
             return Ok(None);
         }
-        self.inner.catalog.write(Durability::Normal, |c| cache::touch(c, key))?;
+        self.inner
+            .catalog
+            .write(Durability::Normal, |c| cache::touch(c, key))?;
         Ok(Some(entry))
     }
 
@@ -84,7 +88,9 @@ impl Store {
     /// # Errors
     /// What the catalog answers.
     pub fn cache_put(&self, key: &Digest, chain: Option<&ChainId>, value: &str) -> Result<()> {
-        self.inner.catalog.write(Durability::Normal, |c| cache::put(c, key, chain, value))
+        self.inner
+            .catalog
+            .write(Durability::Normal, |c| cache::put(c, key, chain, value))
     }
 
     /// Forgets entries; how many. The layers go with the next [`Store::gc`].
@@ -127,7 +133,10 @@ impl Store {
             let left = wait.saturating_sub(start.elapsed());
             let file = match lock_file(&path, &what, left) {
                 Err(StoreError::Timeout { what, .. }) => {
-                    return Err(StoreError::Timeout { what, seconds: wait.as_secs() });
+                    return Err(StoreError::Timeout {
+                        what,
+                        seconds: wait.as_secs(),
+                    });
                 }
                 other => other?,
             };

@@ -50,10 +50,16 @@ impl Store {
     fn collect(&self, variants: bool) -> Result<GcReport> {
         let inner = &self.inner;
         let _one_at_a_time = lock_file(&inner.root.join("owners/.gc"), "another garbage collection", WAIT)?;
-        let doomed =
-            inner.with_reserve(|| inner.catalog.write(Durability::Full, |c| sweep::mark(c, variants)))?;
+        let doomed = inner.with_reserve(|| {
+            inner
+                .catalog
+                .write(Durability::Full, |c| sweep::mark(c, variants))
+        })?;
         failpoint::reach("gc.after_mark");
-        let mut report = GcReport { bytes: doomed.layer_bytes, ..GcReport::default() };
+        let mut report = GcReport {
+            bytes: doomed.layer_bytes,
+            ..GcReport::default()
+        };
         let trash = self.rename_blobs(&doomed, &mut report)?;
         failpoint::reach("gc.after_rename");
         for path in trash {
@@ -105,11 +111,17 @@ impl Store {
         let known = inner.catalog.read(snapshots::all_ids)?;
         for id in listed.into_iter().filter(|id| !known.contains(id.as_str())) {
             let usage = inner.overlay.usage(&id).unwrap_or_default();
-            inner.overlay.remove(&id).map_err(snap(format!("remove the stray snapshot {id}")))?;
+            inner
+                .overlay
+                .remove(&id)
+                .map_err(snap(format!("remove the stray snapshot {id}")))?;
             report.snapshots += 1;
             report.bytes += usage.bytes;
         }
-        inner.overlay.sweep().map_err(snap("finish the removal of snapshots"))?;
+        inner
+            .overlay
+            .sweep()
+            .map_err(snap("finish the removal of snapshots"))?;
         // A blob's file gets its name before its row is committed, both under the write lock: with the lock in
         // our hands, a file without a row is nobody's.
         let dir = inner.content.blobs_dir();
@@ -153,8 +165,10 @@ impl Store {
     /// # Errors
     /// When it cannot be asked.
     pub fn fs_info(&self) -> Result<FsInfo> {
-        let (layers, (bytes, inodes)) =
-            self.inner.catalog.read(|c| Ok((layers::usage(c)?, sweep::blob_bytes(c)?)))?;
+        let (layers, (bytes, inodes)) = self
+            .inner
+            .catalog
+            .read(|c| Ok((layers::usage(c)?, sweep::blob_bytes(c)?)))?;
         let used = layers + Usage { bytes, inodes };
         slipway_snapshot::fs_info(&self.inner.root, used).map_err(snap("ask the filesystem of the store"))
     }

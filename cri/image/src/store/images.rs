@@ -64,7 +64,10 @@ impl Store {
             match found.as_slice() {
                 [] => Ok(None),
                 [one] => Ok(Some(*one)),
-                many => Err(StoreError::Ambiguous { prefix: name.to_owned(), count: many.len() }),
+                many => Err(StoreError::Ambiguous {
+                    prefix: name.to_owned(),
+                    count: many.len(),
+                }),
             }
         })
     }
@@ -85,12 +88,21 @@ impl Store {
     /// # Errors
     /// What the catalog answers.
     pub fn images(&self) -> Result<Vec<Image>> {
-        self.inner.catalog.read(images::all)?.into_iter().map(|row| self.from_row(row)).collect()
+        self.inner
+            .catalog
+            .read(images::all)?
+            .into_iter()
+            .map(|row| self.from_row(row))
+            .collect()
     }
 
     fn from_row(&self, row: ImageRow) -> Result<Image> {
         let (config, layers) = parse_config(row.id.digest(), &row.config)?;
-        let names = row.names.iter().map(|name| parse_name(name)).collect::<Result<Vec<_>>>()?;
+        let names = row
+            .names
+            .iter()
+            .map(|name| parse_name(name))
+            .collect::<Result<Vec<_>>>()?;
         let created_at = time(row.since);
         let only_copy = row.built_here && !row.pushed && row.repo_digests.is_empty() && !names.is_empty();
         Ok(Image {
@@ -151,7 +163,11 @@ impl Store {
     pub fn untag(&self, name: &Reference) -> Result<bool> {
         let text = name.canonical().to_string();
         let inner = &self.inner;
-        inner.with_reserve(|| inner.catalog.write(Durability::Full, |c| images::unname(c, &text)))
+        inner.with_reserve(|| {
+            inner
+                .catalog
+                .write(Durability::Full, |c| images::unname(c, &text))
+        })
     }
 
     /// Who wrote a name last, and when.
@@ -177,9 +193,14 @@ impl Store {
                 Ok(names)
             })
         })?;
-        let Some(names) = names else { return Ok(Removed::default()) };
+        let Some(names) = names else {
+            return Ok(Removed::default());
+        };
         failpoint::reach("remove_image.after_row");
-        Ok(Removed { names, freed: self.gc()?.bytes })
+        Ok(Removed {
+            names,
+            freed: self.gc()?.bytes,
+        })
     }
 
     /// Pins an image or takes the pin away. A never-pushed build stays pinned by itself.
@@ -187,7 +208,10 @@ impl Store {
     /// # Errors
     /// [`StoreError::NoImage`].
     pub fn set_pinned(&self, id: &ImageId, pinned: bool) -> Result<()> {
-        let found = self.inner.catalog.write(Durability::Full, |c| images::set_pinned(c, id, pinned))?;
+        let found = self
+            .inner
+            .catalog
+            .write(Durability::Full, |c| images::set_pinned(c, id, pinned))?;
         if found { Ok(()) } else { Err(no_image(id)) }
     }
 
@@ -233,20 +257,36 @@ impl Store {
             leases::hold(c, new.lease.name(), Item::Image, &id)?;
             let size = layers_usage(c, chain.as_ref())?.bytes + new.config.len() as u64;
             let built_here = new.writer == Writer::Build;
-            images::put(c, &NewRow { id: &id, config: new.config, chain: chain.as_ref(), size, built_here })?;
+            images::put(
+                c,
+                &NewRow {
+                    id: &id,
+                    config: new.config,
+                    chain: chain.as_ref(),
+                    size,
+                    built_here,
+                },
+            )?;
             for name in &names {
                 images::name(c, &id, name, new.writer)?;
             }
             for digest in &new.repo_digests {
                 images::add_repo_digest(c, &id, digest)?;
             }
-            let Some(manifest) = &new.manifest else { return Ok(()) };
+            let Some(manifest) = &new.manifest else {
+                return Ok(());
+            };
             let digest = Digest::of(manifest.bytes);
             images::add_manifest(c, &id, &digest, &manifest.media_type, manifest.bytes)?;
             for (diff, layer) in diffs.iter().zip(&manifest.layers) {
-                let digest = Digest::try_from(layer.digest())
-                    .map_err(|source| StoreError::Digest { what: "a layer in the manifest", source })?;
-                let blob = BlobRow { digest, size: layer.size() };
+                let digest = Digest::try_from(layer.digest()).map_err(|source| StoreError::Digest {
+                    what: "a layer in the manifest",
+                    source,
+                })?;
+                let blob = BlobRow {
+                    digest,
+                    size: layer.size(),
+                };
                 variants::add_original(c, diff, &blob, layer.media_type().as_ref())?;
             }
             Ok(())
@@ -260,25 +300,38 @@ impl Store {
     /// # Errors
     /// As [`Store::resolve`]; [`StoreError::LeaseGone`].
     pub fn use_image(&self, name: &str, lease: &Lease) -> Result<Option<Image>> {
-        let Some(image) = self.resolve(name)? else { return Ok(None) };
-        Ok(if lease.image(&image.id)? { Some(image) } else { None })
+        let Some(image) = self.resolve(name)? else {
+            return Ok(None);
+        };
+        Ok(if lease.image(&image.id)? {
+            Some(image)
+        } else {
+            None
+        })
     }
 }
 
 /// What a chain's layers take; fails when one is missing.
 fn layers_usage(c: &rusqlite::Connection, chain: Option<&ChainId>) -> Result<Usage> {
-    let Some(chain) = chain else { return Ok(Usage::default()) };
+    let Some(chain) = chain else {
+        return Ok(Usage::default());
+    };
     let all = layers::chain(c, chain)?.ok_or(StoreError::NoLayer { chain: *chain })?;
     Ok(all.into_iter().map(|layer| layer.usage).sum())
 }
 
 fn check_manifest(id: &ImageId, new: &NewImage<'_>, layers: usize) -> Result<()> {
-    let Some(manifest) = &new.manifest else { return Ok(()) };
+    let Some(manifest) = &new.manifest else {
+        return Ok(());
+    };
     if manifest.layers.len() == layers {
         return Ok(());
     }
     let reason = format!("it has {layers} layers, its manifest {}", manifest.layers.len());
-    Err(StoreError::BadConfig { id: *id.digest(), reason })
+    Err(StoreError::BadConfig {
+        id: *id.digest(),
+        reason,
+    })
 }
 
 /// Reads a configuration and the DiffIDs in it.
@@ -286,7 +339,10 @@ pub(crate) fn parse_config(id: &Digest, bytes: &[u8]) -> Result<(ImageConfigurat
     let bad = |reason: String| StoreError::BadConfig { id: *id, reason };
     let config: ImageConfiguration = serde_json::from_slice(bytes).map_err(|e| bad(e.to_string()))?;
     if config.rootfs().typ() != "layers" {
-        return Err(bad(format!("its root filesystem is of type {:?}", config.rootfs().typ())));
+        return Err(bad(format!(
+            "its root filesystem is of type {:?}",
+            config.rootfs().typ()
+        )));
     }
     let diffs = config
         .rootfs()
@@ -301,14 +357,19 @@ pub(crate) fn parse_config(id: &Digest, bytes: &[u8]) -> Result<(ImageConfigurat
 fn name_of(name: &Reference) -> Result<String> {
     if name.digest().is_some() {
         let reason = "it has a digest, and a digest names one image for ever".to_owned();
-        return Err(StoreError::BadName { name: name.to_string(), reason });
+        return Err(StoreError::BadName {
+            name: name.to_string(),
+            reason,
+        });
     }
     Ok(name.canonical().to_string())
 }
 
 fn parse_name(name: &str) -> Result<Reference> {
-    Reference::parse(name)
-        .map_err(|e| StoreError::BadName { name: name.to_owned(), reason: e.to_string() })
+    Reference::parse(name).map_err(|e| StoreError::BadName {
+        name: name.to_owned(),
+        reason: e.to_string(),
+    })
 }
 
 pub(crate) fn no_image(id: &ImageId) -> StoreError {

@@ -84,7 +84,9 @@ impl Store {
     /// # Errors
     /// What the catalog answers.
     pub fn layer(&self, chain: &ChainId) -> Result<Option<Layer>> {
-        let Some(layer) = self.inner.catalog.read(|c| layers::get(c, chain))? else { return Ok(None) };
+        let Some(layer) = self.inner.catalog.read(|c| layers::get(c, chain))? else {
+            return Ok(None);
+        };
         Ok(self.inner.committed(&layer.snapshot)?.map(|_| layer))
     }
 
@@ -110,7 +112,8 @@ impl Store {
             clamp_mtime: options.clamp_mtime,
             skip: &options.skip,
         };
-        write_tar(&overlay.fs_dir(id), &options, out).map_err(snap(format!("read the snapshot {id} as a layer")))
+        write_tar(&overlay.fs_dir(id), &options, out)
+            .map_err(snap(format!("read the snapshot {id} as a layer")))
     }
 
     /// Hashes the canonical tar of an active snapshot.
@@ -121,7 +124,11 @@ impl Store {
         let mut sink = HashSink::default();
         let stats = self.diff(active, options, &mut sink)?;
         let diff_id = DiffId::from(Digest::from_hash(sink.0));
-        Ok(HashedLayer { diff_id, stats, options: options.clone() })
+        Ok(HashedLayer {
+            diff_id,
+            stats,
+            options: options.clone(),
+        })
     }
 
     /// Makes active snapshots layers, each on the one before it and the first on `base`: one syncfs, then one
@@ -201,7 +208,10 @@ impl Store {
             let chain = ChainId::child(parent.as_ref(), &one.diff_id);
             // Somebody else may have made the same layer; then ours is not worth a sync.
             if self.layer(&chain)?.is_none() {
-                commits.push(slipway_snapshot::Commit { id: one.snapshot.clone(), usage: one.usage });
+                commits.push(slipway_snapshot::Commit {
+                    id: one.snapshot.clone(),
+                    usage: one.usage,
+                });
             }
             layers.push(Layer {
                 chain,
@@ -214,9 +224,16 @@ impl Store {
             parent = Some(chain);
         }
         failpoint::reach("commit.before_sync");
-        let usages = self.inner.overlay.commit_all(&commits).map_err(snap("commit layers"))?;
+        let usages = self
+            .inner
+            .overlay
+            .commit_all(&commits)
+            .map_err(snap("commit layers"))?;
         for (commit, usage) in commits.iter().zip(usages) {
-            layers.iter_mut().filter(|l| l.snapshot == commit.id).for_each(|l| l.usage = usage);
+            layers
+                .iter_mut()
+                .filter(|l| l.snapshot == commit.id)
+                .for_each(|l| l.usage = usage);
         }
         failpoint::reach("commit.after_sync");
         self.inner.catalog.write(Durability::Normal, |c| {
@@ -227,7 +244,9 @@ impl Store {
             }
             for (layer, one) in layers.iter_mut().zip(&ready) {
                 if !snapshots::commit(c, &one.snapshot)? {
-                    return Err(StoreError::NoSnapshot { key: one.snapshot.to_string() });
+                    return Err(StoreError::NoSnapshot {
+                        key: one.snapshot.to_string(),
+                    });
                 }
                 match layers::get(c, &layer.chain)? {
                     Some(there) if self.inner.committed(&there.snapshot)?.is_some() => *layer = there,

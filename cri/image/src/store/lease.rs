@@ -40,7 +40,9 @@ impl Lease {
         let inner = &self.store.inner;
         inner.catalog.write(Durability::Normal, |c| {
             leases::check(c, &self.name)?;
-            let Some(layer) = layers::get(c, chain)? else { return Ok(None) };
+            let Some(layer) = layers::get(c, chain)? else {
+                return Ok(None);
+            };
             if inner.committed(&layer.snapshot)?.is_none() {
                 return Ok(None);
             }
@@ -72,7 +74,9 @@ impl Lease {
     pub fn image(&self, id: &ImageId) -> Result<bool> {
         self.store.inner.catalog.write(Durability::Normal, |c| {
             leases::check(c, &self.name)?;
-            let Some(image) = images::get(c, id)? else { return Ok(false) };
+            let Some(image) = images::get(c, id)? else {
+                return Ok(false);
+            };
             leases::hold(c, &self.name, Item::Image, id)?;
             // The layers by themselves, too: the image may be removed while they are in use.
             if let Some(chain) = image.chain {
@@ -109,11 +113,19 @@ impl Store {
     /// # Errors
     /// What the catalog answers.
     pub fn lease(&self, what: &str) -> Result<Lease> {
-        let name = format!("{}.{}", self.owner_id(), self.inner.next_lease.fetch_add(1, Ordering::Relaxed));
-        self.inner
-            .catalog
-            .write(Durability::Normal, |c| leases::add(c, &name, Some(self.owner_id()), what))?;
-        Ok(Lease { store: self.clone(), name, persistent: false })
+        let name = format!(
+            "{}.{}",
+            self.owner_id(),
+            self.inner.next_lease.fetch_add(1, Ordering::Relaxed)
+        );
+        self.inner.catalog.write(Durability::Normal, |c| {
+            leases::add(c, &name, Some(self.owner_id()), what)
+        })?;
+        Ok(Lease {
+            store: self.clone(),
+            name,
+            persistent: false,
+        })
     }
 
     /// The persistent lease with this name, made when it is not there.
@@ -125,10 +137,16 @@ impl Store {
             leases::add(c, name, None, "persistent")?;
             match leases::persistent(c, name)? {
                 Some(true) => Ok(()),
-                _ => Err(StoreError::LeaseGone { lease: name.to_owned() }),
+                _ => Err(StoreError::LeaseGone {
+                    lease: name.to_owned(),
+                }),
             }
         })?;
-        Ok(Lease { store: self.clone(), name: name.to_owned(), persistent: true })
+        Ok(Lease {
+            store: self.clone(),
+            name: name.to_owned(),
+            persistent: true,
+        })
     }
 
     /// Releases a lease with what it held; absent is fine. Active snapshots under it are removed: the caller has
@@ -138,9 +156,16 @@ impl Store {
     /// What the catalog answers.
     pub fn release_lease(&self, name: &str) -> Result<()> {
         let inner = &self.inner;
-        let doomed =
-            inner.with_reserve(|| inner.catalog.write(Durability::Normal, |c| leases::release(c, name)))?;
-        if doomed.is_empty() { Ok(()) } else { self.remove_doomed_snapshots() }
+        let doomed = inner.with_reserve(|| {
+            inner
+                .catalog
+                .write(Durability::Normal, |c| leases::release(c, name))
+        })?;
+        if doomed.is_empty() {
+            Ok(())
+        } else {
+            self.remove_doomed_snapshots()
+        }
     }
 }
 
@@ -150,6 +175,8 @@ impl super::Inner {
         &self,
         id: &slipway_snapshot::SnapshotId,
     ) -> Result<Option<slipway_snapshot::Usage>> {
-        self.overlay.committed(id).map_err(crate::error::snap(format!("look at snapshot {id}")))
+        self.overlay
+            .committed(id)
+            .map_err(crate::error::snap(format!("look at snapshot {id}")))
     }
 }

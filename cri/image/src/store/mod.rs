@@ -86,7 +86,10 @@ impl FromStr for OwnerKind {
             "daemon" => Ok(OwnerKind::Daemon),
             "build" => Ok(OwnerKind::Build),
             "cli" => Ok(OwnerKind::Cli),
-            other => Err(StoreError::BadRow { what: "kind of owner", value: other.chars().take(40).collect() }),
+            other => Err(StoreError::BadRow {
+                what: "kind of owner",
+                value: other.chars().take(40).collect(),
+            }),
         }
     }
 }
@@ -137,7 +140,17 @@ impl Store {
             let content = Content::open(&root)?;
             let overlay = Overlay::open(&root.join("snapshots")).map_err(snap("open the snapshots"))?;
             let (next_lease, pin_time) = (AtomicU64::new(0), Mutex::new(None));
-            Store { inner: Arc::new(Inner { root, catalog, content, overlay, owner, next_lease, pin_time }) }
+            Store {
+                inner: Arc::new(Inner {
+                    root,
+                    catalog,
+                    content,
+                    overlay,
+                    owner,
+                    next_lease,
+                    pin_time,
+                }),
+            }
         };
         store.undo_dead_owners()?;
         Ok(store)
@@ -169,7 +182,9 @@ impl Store {
     /// # Errors
     /// What the catalog answers.
     pub fn add_blob_source(&self, digest: &Digest, repository: &str) -> Result<()> {
-        self.inner.catalog.write(Durability::Normal, |c| blobs::add_source(c, digest, repository))
+        self.inner
+            .catalog
+            .write(Durability::Normal, |c| blobs::add_source(c, digest, repository))
     }
 
     /// The repositories that are known to have a blob, newest first.
@@ -191,7 +206,10 @@ impl Drop for Inner {
                 return Ok(());
             }
             let _gate = owners::gate(&self.root)?;
-            self.with_reserve(|| self.catalog.write(Durability::Normal, |c| catalog::owners::bury(c, &id)))?;
+            self.with_reserve(|| {
+                self.catalog
+                    .write(Durability::Normal, |c| catalog::owners::bury(c, &id))
+            })?;
             std::fs::remove_file(&self.owner.path).map_err(at("remove", &self.owner.path))
         };
         if let Err(error) = leave() {
@@ -233,7 +251,9 @@ fn open_catalog(root: &Path) -> Result<Catalog> {
 
 /// Which boot of the machine this is; empty where the kernel does not tell.
 fn boot_id() -> String {
-    std::fs::read_to_string("/proc/sys/kernel/random/boot_id").map(|id| id.trim().to_owned()).unwrap_or_default()
+    std::fs::read_to_string("/proc/sys/kernel/random/boot_id")
+        .map(|id| id.trim().to_owned())
+        .unwrap_or_default()
 }
 
 #[cfg(test)]

@@ -74,7 +74,10 @@ pub(crate) fn lock_file(path: &Path, what: &str, wait: Duration) -> Result<File>
     let mut pause = Duration::from_millis(1);
     while !try_lock(&file, path)? {
         if start.elapsed() >= wait {
-            return Err(StoreError::Timeout { what: what.to_owned(), seconds: wait.as_secs() });
+            return Err(StoreError::Timeout {
+                what: what.to_owned(),
+                seconds: wait.as_secs(),
+            });
         }
         std::thread::sleep(pause);
         pause = (pause * 2).min(Duration::from_millis(50));
@@ -91,7 +94,11 @@ pub(crate) fn try_lock(file: &File, path: &Path) -> Result<bool> {
 }
 
 pub(crate) fn gate(root: &Path) -> Result<File> {
-    lock_file(&root.join("owners").join(GATE), "the gate of the store's owners", GATE_WAIT)
+    lock_file(
+        &root.join("owners").join(GATE),
+        "the gate of the store's owners",
+        GATE_WAIT,
+    )
 }
 
 /// Becomes an owner. The gate is held.
@@ -100,7 +107,11 @@ pub(crate) fn become_owner(root: &Path, kind: OwnerKind) -> Result<OwnerLock> {
     let id = format!("{}-{}", kind.as_str(), &random.as_str()[..12]);
     let path = root.join("owners").join(&id);
     let file = lock_file(&path, "a lock of our own", Duration::ZERO)?;
-    Ok(OwnerLock { id, path, _file: file })
+    Ok(OwnerLock {
+        id,
+        path,
+        _file: file,
+    })
 }
 
 impl Store {
@@ -116,7 +127,9 @@ impl Store {
     /// # Errors
     /// What the catalog answers.
     pub fn set_estate(&self, estate: Option<&str>) -> Result<()> {
-        self.inner.catalog.write(Durability::Normal, |c| owners::set_estate(c, self.owner_id(), estate))
+        self.inner.catalog.write(Durability::Normal, |c| {
+            owners::set_estate(c, self.owner_id(), estate)
+        })
     }
 
     /// Dead owners with an estate; each is locked by the answer, so that two callers never get the same.
@@ -128,8 +141,16 @@ impl Store {
         let mut dead = Vec::new();
         for (id, lock) in self.lockable()? {
             let row = self.inner.catalog.read(|c| owners::get(c, &id))?;
-            let Some((kind, Some(estate))) = row.map(|row| (row.kind, row.estate)) else { continue };
-            dead.push(DeadOwner { id, kind, estate, store: self.clone(), _lock: lock });
+            let Some((kind, Some(estate))) = row.map(|row| (row.kind, row.estate)) else {
+                continue;
+            };
+            dead.push(DeadOwner {
+                id,
+                kind,
+                estate,
+                store: self.clone(),
+                _lock: lock,
+            });
         }
         Ok(dead)
     }
@@ -224,7 +245,11 @@ pub(crate) fn bury(store: &Store, id: &str) -> Result<()> {
 fn remove_ingests(dir: &Path, owner: &str) -> Result<()> {
     for entry in std::fs::read_dir(dir).map_err(at("list", dir))? {
         let name = entry.map_err(at("list", dir))?.file_name();
-        if name.to_str().and_then(|name| name.rsplit_once('-')).is_some_and(|(of, _)| of == owner) {
+        if name
+            .to_str()
+            .and_then(|name| name.rsplit_once('-'))
+            .is_some_and(|(of, _)| of == owner)
+        {
             let path = dir.join(&name);
             match std::fs::remove_file(&path) {
                 Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(at("remove", &path)(e)),

@@ -34,7 +34,10 @@ impl Records<'_> {
     /// # Errors
     /// [`StoreError::NameTaken`](crate::StoreError::NameTaken) when another record of the kind has the name.
     pub fn put(&self, kind: &str, id: &str, name: Option<&str>, json: &str) -> Result<()> {
-        self.store.inner.catalog.write(Durability::Normal, |c| records::put(c, kind, id, name, json))
+        self.store
+            .inner
+            .catalog
+            .write(Durability::Normal, |c| records::put(c, kind, id, name, json))
     }
 
     /// One record.
@@ -67,6 +70,10 @@ impl Records<'_> {
     /// What the catalog answers.
     pub fn delete(&self, kind: &str, id: &str) -> Result<()> {
         let inner = &self.store.inner;
-        inner.with_reserve(|| inner.catalog.write(Durability::Normal, |c| records::delete(c, kind, id)))
+        inner.with_reserve(|| {
+            inner
+                .catalog
+                .write(Durability::Normal, |c| records::delete(c, kind, id))
+        })
     }
 }

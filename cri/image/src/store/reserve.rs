@@ -18,8 +18,13 @@ const MARGIN: u64 = 2 * SIZE;
 pub(super) fn fill(root: &Path) {
     let path = root.join("reserve");
     let attempt = || -> std::io::Result<()> {
-        let file =
-            OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(&path)?;
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .open(&path)?;
         if file.metadata()?.len() >= SIZE || available(root)? < MARGIN {
             return Ok(());
         }
@@ -36,7 +41,11 @@ pub(super) fn fill(root: &Path) {
 /// Gives the reserve up.
 pub(super) fn free(root: &Path) -> Result<()> {
     let path = root.join("reserve");
-    match OpenOptions::new().write(true).open(&path).and_then(|file| file.set_len(0)) {
+    match OpenOptions::new()
+        .write(true)
+        .open(&path)
+        .and_then(|file| file.set_len(0))
+    {
         Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(at("give up", &path)(e)),
         _ => Ok(()),
     }

@@ -97,7 +97,8 @@ impl Store {
         }
         let made: Vec<SnapshotId> = jobs.iter().map(|job| job.snapshot.clone()).collect();
         failpoint::reach("unpack.after_rows");
-        self.fill_and_commit(jobs, present, options, lease).inspect_err(|_| self.give_up(&made))
+        self.fill_and_commit(jobs, present, options, lease)
+            .inspect_err(|_| self.give_up(&made))
     }
 
     /// Writes down which directories are about to be made.
@@ -112,7 +113,11 @@ impl Store {
         for (position, source) in layers.into_iter().enumerate() {
             if present[position].is_none() {
                 let snapshot = SnapshotId::new_random().map_err(snap("make a snapshot's name"))?;
-                jobs.push(Job { position, snapshot, source });
+                jobs.push(Job {
+                    position,
+                    snapshot,
+                    source,
+                });
             }
         }
         self.inner.catalog.write(Durability::Normal, |c| {
@@ -178,7 +183,10 @@ impl Store {
             while let Some((_, ready)) = filled.next_if(|(position, _)| *position == first + run.len()) {
                 run.push(ready);
             }
-            let base = first.checked_sub(1).and_then(|below| present[below].as_ref()).map(|layer| layer.chain);
+            let base = first
+                .checked_sub(1)
+                .and_then(|below| present[below].as_ref())
+                .map(|layer| layer.chain);
             let committed = self.commit_ready(base.as_ref(), run, lease)?;
             for (at, layer) in committed.into_iter().enumerate() {
                 present[first + at] = Some(layer);
@@ -204,7 +212,11 @@ impl Store {
     /// Unpacks all jobs with a few workers; the first failure stops the others and is the answer.
     fn fill_all(&self, jobs: Vec<Job>, options: &UnpackOptions) -> Result<Vec<Done>> {
         let processors = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-        let workers = if options.workers == 0 { processors.min(MOST_WORKERS) } else { options.workers };
+        let workers = if options.workers == 0 {
+            processors.min(MOST_WORKERS)
+        } else {
+            options.workers
+        };
         let workers = workers.min(jobs.len());
         let cancelled = options.cancelled.clone().unwrap_or_default();
         let queue = Mutex::new(jobs.into_iter());
@@ -219,7 +231,10 @@ impl Store {
                         if result.is_err() {
                             cancelled.store(true, Ordering::Relaxed);
                         }
-                        results.lock().unwrap_or_else(PoisonError::into_inner).push(result);
+                        results
+                            .lock()
+                            .unwrap_or_else(PoisonError::into_inner)
+                            .push(result);
                     }
                 });
             }
@@ -242,14 +257,20 @@ impl Store {
     }
 
     fn fill_one(&self, job: Job, options: &UnpackOptions, cancelled: &AtomicBool) -> Result<Done> {
-        let Job { position, snapshot, source } = job;
+        let Job {
+            position,
+            snapshot,
+            source,
+        } = job;
         let what = format!("layer {}", source.descriptor.digest());
         check_media_type(&what, source.descriptor.media_type().as_ref())?;
         if cancelled.load(Ordering::Relaxed) {
             return Err(StoreError::Cancelled { what });
         }
         let overlay = &self.inner.overlay;
-        overlay.prepare(&snapshot).map_err(snap(format!("make a directory for {what}")))?;
+        overlay
+            .prepare(&snapshot)
+            .map_err(snap(format!("make a directory for {what}")))?;
         let told = |bytes| {
             if let Some(progress) = &options.progress {
                 progress(position, bytes);
@@ -263,7 +284,13 @@ impl Store {
         };
         let diff_id = source.diff_id;
         let (unpacked, tar_bytes) = stream(source, &what, &overlay.fs_dir(&snapshot), &unpack_options)?;
-        Ok(Done { position, snapshot, diff_id, tar_bytes, unpacked })
+        Ok(Done {
+            position,
+            snapshot,
+            diff_id,
+            tar_bytes,
+            unpacked,
+        })
     }
 
     /// Undoes what was begun and not committed.
@@ -273,7 +300,10 @@ impl Store {
                 made.iter().try_for_each(|id| snapshots::doom(c, id).map(|_| ()))
             })
         };
-        let result = self.inner.with_reserve(doom).and_then(|()| self.remove_doomed_snapshots());
+        let result = self
+            .inner
+            .with_reserve(doom)
+            .and_then(|()| self.remove_doomed_snapshots());
         self.inner.refill_reserve();
         if let Err(error) = result {
             tracing::warn!(%error, "layers that could not be unpacked could not be removed either");
@@ -283,8 +313,10 @@ impl Store {
 
 /// Brings one blob into a directory, and checks it and its tar on the way.
 fn stream(source: LayerSource, what: &str, dir: &Path, options: &Options<'_>) -> Result<(Unpacked, u64)> {
-    let expected = Digest::try_from(source.descriptor.digest())
-        .map_err(|source| StoreError::Digest { what: "a layer's descriptor", source })?;
+    let expected = Digest::try_from(source.descriptor.digest()).map_err(|source| StoreError::Digest {
+        what: "a layer's descriptor",
+        source,
+    })?;
     let checked = Checked::new(source.reader, source.descriptor.size(), source.verified);
     let blob = Rc::new(RefCell::new(checked));
     let unpacked = decode(&blob, what, &source.diff_id, dir, options);
@@ -302,14 +334,25 @@ fn decode(
     dir: &Path,
     options: &Options<'_>,
 ) -> Result<(Unpacked, u64)> {
-    let read = |source| StoreError::Read { what: what.to_owned(), source };
+    let read = |source| StoreError::Read {
+        what: what.to_owned(),
+        source,
+    };
     let (_, decoded) = decoder(Box::new(Shared(Rc::clone(blob)))).map_err(read)?;
-    let mut tar = Hashed { inner: decoded, hash: sha2::Sha256::new(), bytes: 0 };
+    let mut tar = Hashed {
+        inner: decoded,
+        hash: sha2::Sha256::new(),
+        bytes: 0,
+    };
     let unpacked = unpack(dir, &mut tar, options).map_err(|source| unpack_error(what.to_owned(), source))?;
     let found = Digest::from_hash(tar.hash);
     if found != *diff_id.digest() {
         let what = format!("the uncompressed tar of {what}");
-        return Err(StoreError::DigestMismatch { what, expected: *diff_id.digest(), found });
+        return Err(StoreError::DigestMismatch {
+            what,
+            expected: *diff_id.digest(),
+            found,
+        });
     }
     Ok((unpacked, tar.bytes))
 }
@@ -325,7 +368,13 @@ struct Checked {
 
 impl Checked {
     fn new(inner: Box<dyn Read + Send>, size: u64, verified: bool) -> Checked {
-        Checked { inner, hash: (!verified).then(sha2::Sha256::new), read: 0, size, failed: false }
+        Checked {
+            inner,
+            hash: (!verified).then(sha2::Sha256::new),
+            read: 0,
+            size,
+            failed: false,
+        }
     }
 
     /// Reads what the decoder left, and compares.
@@ -344,11 +393,19 @@ impl Checked {
             return Ok(());
         }
         if self.read != self.size {
-            return Err(StoreError::SizeMismatch { what: what.to_owned(), expected: self.size, found: self.read });
+            return Err(StoreError::SizeMismatch {
+                what: what.to_owned(),
+                expected: self.size,
+                found: self.read,
+            });
         }
         let found = Digest::from_hash(self.hash.take().unwrap_or_default());
         if found != *expected {
-            return Err(StoreError::DigestMismatch { what: what.to_owned(), expected: *expected, found });
+            return Err(StoreError::DigestMismatch {
+                what: what.to_owned(),
+                expected: *expected,
+                found,
+            });
         }
         Ok(())
     }
@@ -405,7 +462,9 @@ fn is_cancelled(error: &StoreError) -> bool {
 pub(crate) fn unpack_error(what: String, source: UnpackError) -> StoreError {
     match source {
         UnpackError::Cancelled => StoreError::Cancelled { what },
-        source if source.is_disk_full() => StoreError::DiskFull { act: format!("unpack {what}") },
+        source if source.is_disk_full() => StoreError::DiskFull {
+            act: format!("unpack {what}"),
+        },
         source => StoreError::Unpack { what, source },
     }
 }
@@ -430,5 +489,8 @@ fn check_media_type(what: &str, media_type: &str) -> Result<()> {
     if known {
         return Ok(());
     }
-    Err(StoreError::MediaType { what: what.to_owned(), media_type: media_type.chars().take(100).collect() })
+    Err(StoreError::MediaType {
+        what: what.to_owned(),
+        media_type: media_type.chars().take(100).collect(),
+    })
 }

@@ -84,7 +84,10 @@ impl Store {
         started: impl FnOnce(Follower),
     ) -> Result<Descriptor> {
         let layer = lease.layer(chain)?.ok_or(StoreError::NoLayer { chain: *chain })?;
-        let originals = self.inner.catalog.read(|c| variants::originals(c, &layer.diff_id))?;
+        let originals = self
+            .inner
+            .catalog
+            .read(|c| variants::originals(c, &layer.diff_id))?;
         for (blob, media_type) in &originals {
             if lease.blob(&blob.digest)?.is_some() {
                 return Ok(describe(blob, media_type.as_str().into()));
@@ -92,14 +95,25 @@ impl Store {
         }
         let options = self.inner.catalog.read(|c| layers::options(c, chain))?;
         let (options, None) = (options, originals.first()) else {
-            let digest = originals.first().map_or(*layer.diff_id.digest(), |(blob, _)| blob.digest);
-            return Err(StoreError::BlobPruned { diff_id: layer.diff_id, digest });
+            let digest = originals
+                .first()
+                .map_or(*layer.diff_id.digest(), |(blob, _)| blob.digest);
+            return Err(StoreError::BlobPruned {
+                diff_id: layer.diff_id,
+                digest,
+            });
         };
         let Some(options) = options else {
-            return Err(StoreError::BlobPruned { diff_id: layer.diff_id, digest: *layer.diff_id.digest() });
+            return Err(StoreError::BlobPruned {
+                diff_id: layer.diff_id,
+                digest: *layer.diff_id.digest(),
+            });
         };
         let encoder = encoder_name(compression);
-        let recorded = self.inner.catalog.read(|c| variants::get(c, &layer.diff_id, &encoder))?;
+        let recorded = self
+            .inner
+            .catalog
+            .read(|c| variants::get(c, &layer.diff_id, &encoder))?;
         if let Some(blob) = &recorded
             && lease.blob(&blob.digest)?.is_some()
         {
@@ -116,9 +130,9 @@ impl Store {
                 found: made.digest,
             });
         }
-        self.inner
-            .catalog
-            .write(Durability::Normal, |c| variants::put(c, &layer.diff_id, &encoder, &made))?;
+        self.inner.catalog.write(Durability::Normal, |c| {
+            variants::put(c, &layer.diff_id, &encoder, &made)
+        })?;
         Ok(describe(&made, compression.media_type()))
     }
 
@@ -132,12 +146,18 @@ impl Store {
         started: impl FnOnce(Follower),
     ) -> Result<BlobRow> {
         let snapshots = self.chain_snapshots(chain)?;
-        let (own, lower) = snapshots.split_first().ok_or(StoreError::NoLayer { chain: *chain })?;
+        let (own, lower) = snapshots
+            .split_first()
+            .ok_or(StoreError::NoLayer { chain: *chain })?;
         let ingest = self.ingest(lease)?;
         started(ingest.follow()?);
         let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-        let mut both = Both { hash: HashSink::default(), encoder: Encoder::new(compression, ingest, threads) };
-        self.write_layer(own, lower, options, &mut both).map_err(|error| reading(diff_id, error))?;
+        let mut both = Both {
+            hash: HashSink::default(),
+            encoder: Encoder::new(compression, ingest, threads),
+        };
+        self.write_layer(own, lower, options, &mut both)
+            .map_err(|error| reading(diff_id, error))?;
         let found = Digest::from_hash(both.hash.0);
         if found != *diff_id.digest() {
             return Err(StoreError::NotReproducible {
@@ -149,7 +169,10 @@ impl Store {
         }
         let ingest: Ingest = both.encoder.finish().map_err(|source| writing(diff_id, source))?;
         let blob = ingest.finish(None, None)?;
-        Ok(BlobRow { digest: blob.digest, size: blob.size })
+        Ok(BlobRow {
+            digest: blob.digest,
+            size: blob.size,
+        })
     }
 
     /// The snapshots of a chain, topmost first.
@@ -199,7 +222,10 @@ impl Store {
     /// # Errors
     /// [`StoreError::BadConfig`] when a descriptor cannot be part of a manifest.
     pub fn make_manifest(&self, id: &ImageId, config: &[u8], layers: Vec<Descriptor>) -> Result<Manifest> {
-        let bad = |e: String| StoreError::BadConfig { id: *id.digest(), reason: e };
+        let bad = |e: String| StoreError::BadConfig {
+            id: *id.digest(),
+            reason: e,
+        };
         let config = Descriptor::new(MediaType::ImageConfig, config.len() as u64, *id.digest());
         let layers: Vec<Descriptor> = layers.into_iter().map(as_oci).collect();
         let manifest: ImageManifest = ImageManifestBuilder::default()
@@ -211,15 +237,29 @@ impl Store {
             .map_err(|e| bad(e.to_string()))?;
         let bytes = serde_json::to_vec(&manifest).map_err(|e| bad(e.to_string()))?;
         let digest = Digest::of(&bytes);
-        Ok(Manifest { bytes, digest, media_type: MediaType::ImageManifest.to_string(), config, layers })
+        Ok(Manifest {
+            bytes,
+            digest,
+            media_type: MediaType::ImageManifest.to_string(),
+            config,
+            layers,
+        })
     }
 }
 
 fn original(bytes: Vec<u8>, digest: Digest, media_type: String) -> Result<Manifest> {
-    let parsed: ImageManifest = serde_json::from_slice(&bytes)
-        .map_err(|_| StoreError::BadRow { what: "manifest", value: digest.to_string() })?;
+    let parsed: ImageManifest = serde_json::from_slice(&bytes).map_err(|_| StoreError::BadRow {
+        what: "manifest",
+        value: digest.to_string(),
+    })?;
     let (config, layers) = (parsed.config().clone(), parsed.layers().clone());
-    Ok(Manifest { bytes, digest, media_type, config, layers })
+    Ok(Manifest {
+        bytes,
+        digest,
+        media_type,
+        config,
+        layers,
+    })
 }
 
 fn describe(blob: &BlobRow, media_type: MediaType) -> Descriptor {
@@ -256,16 +296,24 @@ impl Write for Both {
 
 fn reading(diff_id: &DiffId, error: StoreError) -> StoreError {
     match error {
-        StoreError::Snapshot { source: SnapshotError::DiskFull { .. }, .. } => {
-            StoreError::DiskFull { act: format!("encode layer {diff_id}") }
-        }
+        StoreError::Snapshot {
+            source: SnapshotError::DiskFull { .. },
+            ..
+        } => StoreError::DiskFull {
+            act: format!("encode layer {diff_id}"),
+        },
         other => other,
     }
 }
 
 fn writing(diff_id: &DiffId, source: io::Error) -> StoreError {
     if slipway_snapshot::is_full(&source) {
-        return StoreError::DiskFull { act: format!("encode layer {diff_id}") };
+        return StoreError::DiskFull {
+            act: format!("encode layer {diff_id}"),
+        };
     }
-    StoreError::Read { what: format!("the encoder of layer {diff_id}"), source }
+    StoreError::Read {
+        what: format!("the encoder of layer {diff_id}"),
+        source,
+    }
 }

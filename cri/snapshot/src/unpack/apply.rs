@@ -101,6 +101,12 @@ impl Unpacker<'_> {
         }
         self.bytes = self.bytes.saturating_add(header.size);
         if self.bytes > self.byte_limit {
+            if self.options.limits.bytes.is_none() {
+                // Known without writing all that fits first.
+                return Err(UnpackError::DiskFull {
+                    entry: shown(&header.path),
+                });
+            }
             return Err(too_large("bytes", self.byte_limit));
         }
         Ok(())
