@@ -32,6 +32,9 @@ mod urls;
 mod violation;
 mod websocket;
 
+#[cfg(test)]
+mod noise;
+
 pub use config::Config;
 pub use mux::{Hangup, Input, Output};
 pub use resize::{Resizes, TerminalSize};

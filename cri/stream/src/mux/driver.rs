@@ -19,8 +19,6 @@ use crate::violation::Violation;
 
 /// What is read at once.
 const READ: usize = 64 << 10;
-/// How long the last words may take, and the peer's answer to them.
-const FAREWELL: Duration = Duration::from_secs(5);
 /// How often a connection is looked at that does nothing.
 const TICK: Duration = Duration::from_secs(5);
 
@@ -29,6 +27,8 @@ const TICK: Duration = Duration::from_secs(5);
 pub(crate) struct Limits {
     /// Nothing came or went, or what was to go did not, for this long.
     pub idle: Duration,
+    /// How long the last words may take, and the peer's answer to them.
+    pub farewell: Duration,
 }
 
 /// How a connection ended.
@@ -106,7 +106,7 @@ impl<T: Transport> Driver<T> {
         self.shared.hangup.cancel();
         if !matches!(ended, Ended::Gone | Ended::Broken(_)) {
             // Whether the peer hears it or not, the connection is over.
-            let _ = timeout(FAREWELL, self.farewell()).await;
+            let _ = timeout(self.limits.farewell, self.farewell()).await;
         }
         ended
     }

@@ -94,3 +94,6 @@ pub(crate) trait Framing: Send {
         std::mem::swap(&mut table.out, writing);
     }
 }
+
+#[cfg(test)]
+mod tests;

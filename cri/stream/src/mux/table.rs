@@ -75,7 +75,7 @@ impl Table {
     }
 
     /// Adds a stream; false when there are too many.
-    pub(super) fn insert(&mut self, id: StreamId, window: Window) -> bool {
+    pub fn insert(&mut self, id: StreamId, window: Window) -> bool {
         if self.streams.len() >= MAX_STREAMS {
             return false;
         }
@@ -94,11 +94,6 @@ impl Table {
         true
     }
 
-    /// How many streams there are.
-    pub fn len(&self) -> usize {
-        self.streams.len()
-    }
-
     /// Whether the peer may still send on this stream; `None` when there is no such stream.
     pub fn is_receiving(&self, id: StreamId) -> Option<bool> {
         self.streams.get(&id).map(|stream| stream.receiving == Half::Open)
@@ -108,7 +103,7 @@ impl Table {
     pub fn is_reset(&self, id: StreamId) -> bool {
         self.streams
             .get(&id)
-            .is_some_and(|stream| stream.receiving == Half::Reset)
+            .is_some_and(|stream| stream.sending == Half::Reset)
     }
 
     pub fn window(&mut self, id: StreamId) -> Option<&mut Window> {
@@ -190,8 +185,8 @@ impl Table {
         }
     }
 
-    /// Takes up to `into.len()` bytes that arrived on this stream.
-    pub(super) fn take(&mut self, id: StreamId, limit: usize, mut into: impl FnMut(&[u8])) -> usize {
+    /// Hands over up to `limit` bytes that arrived on this stream, and says how many.
+    pub fn take(&mut self, id: StreamId, limit: usize, mut into: impl FnMut(&[u8])) -> usize {
         let Some(stream) = self.streams.get_mut(&id) else {
             return 0;
         };
@@ -226,10 +221,8 @@ impl Table {
 
     pub(super) fn remove_if_done(&mut self, id: StreamId) {
         let done = self.streams.get(&id).is_some_and(|stream| {
-            stream.input_dropped
-                && stream.output_dropped
-                && stream.receiving != Half::Open
-                && stream.sending != Half::Open
+            let closed = stream.receiving != Half::Open && stream.sending != Half::Open;
+            stream.input_dropped && stream.output_dropped && (closed || self.ended)
         });
         if done {
             self.discard(id);
@@ -278,7 +271,25 @@ impl Table {
     /// What the streams hold, for tests of the bounds.
     #[cfg(test)]
     pub fn buffered(&self) -> usize {
+        assert_eq!(
+            self.buffered,
+            self.streams
+                .values()
+                .map(|stream| stream.inbound.len())
+                .sum::<usize>()
+        );
         self.buffered
+    }
+
+    /// The streams that were opened and not accepted.
+    #[cfg(test)]
+    pub fn opened(&self) -> impl Iterator<Item = (StreamId, &Headers)> {
+        self.opened.iter().map(|(id, headers)| (*id, headers))
+    }
+
+    #[cfg(test)]
+    pub fn is_blocked(&self) -> bool {
+        self.blocked
     }
 }
 

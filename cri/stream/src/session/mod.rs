@@ -3,6 +3,8 @@
 mod command;
 mod forward;
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
@@ -16,6 +18,9 @@ use crate::spdy::Spdy;
 use crate::token::Request;
 use crate::transport::Transport;
 use crate::websocket::{Channel, Channels, Tunnel};
+
+/// How long a connection stays open for its last words, and the client's answer to them.
+const FAREWELL: Duration = Duration::from_secs(5);
 
 /// What sessions have around them.
 pub(crate) struct Session<'a, R> {
@@ -39,14 +44,11 @@ pub(crate) async fn run<T: Transport, R: Runtime>(
         Wire::Tunnel => Box::new(Tunnel::new()),
     };
     let mux = Mux::new(framing);
-    let driver = Driver::new(
-        io,
-        &mux,
-        read_ahead,
-        Limits {
-            idle: session.config.idle_timeout,
-        },
-    );
+    let limits = Limits {
+        idle: session.config.idle_timeout,
+        farewell: FAREWELL,
+    };
+    let driver = Driver::new(io, &mux, read_ahead, limits);
     let work = async {
         let abandoned = async {
             mux.hangup().wait().await;

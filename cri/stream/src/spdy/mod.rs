@@ -485,3 +485,6 @@ fn pair(payload: &[u8]) -> Option<(u32, u32)> {
         u32::from_be_bytes([bytes[4], bytes[5], bytes[6], bytes[7]]),
     ))
 }
+
+#[cfg(test)]
+mod tests;

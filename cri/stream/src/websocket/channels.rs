@@ -141,3 +141,6 @@ impl Framing for Channels {
         self.close(CloseCode::Normal, table);
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -104,3 +104,6 @@ impl Framing for Tunnel {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,43 @@
+//! Random bytes that are the same in every run, and what is done with them to anything that reads bytes from outside.
+
+/// SplitMix64.
+pub(crate) struct Noise(pub u64);
+
+impl Noise {
+    pub fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    /// A number below `bound`.
+    pub fn below(&mut self, bound: usize) -> usize {
+        (self.next() % bound.max(1) as u64) as usize
+    }
+
+    pub fn bytes(&mut self, count: usize) -> Vec<u8> {
+        (0..count).map(|_| self.next() as u8).collect()
+    }
+
+    /// `bytes` with a few of them changed, removed, repeated or made up.
+    pub fn damage(&mut self, bytes: &[u8]) -> Vec<u8> {
+        let mut damaged = bytes.to_vec();
+        for _ in 0..=self.below(4) {
+            let at = self.below(damaged.len());
+            let count = self.below(16).min(damaged.len() - at);
+            match self.below(5) {
+                0 if !damaged.is_empty() => damaged[at] ^= 1 << self.below(8),
+                1 if !damaged.is_empty() => damaged[at] = self.next() as u8,
+                2 => drop(damaged.drain(at..at + count)),
+                3 => {
+                    let again = damaged[at..at + count].to_vec();
+                    damaged.splice(at..at, again);
+                }
+                _ => drop(damaged.splice(at..at + count, self.bytes(count))),
+            }
+        }
+        damaged
+    }
+}
