@@ -306,8 +306,14 @@ fn build(asked: &Asked, work: &Work, executor: Confined) -> Result<u32, Libconta
 
 /// libcontainer's error, our own in it, or what it logged about it.
 fn explain(e: &LibcontainerError, trace: &mut Trace) -> CreateError {
+    // That it cannot remove the cgroup it was given for a toy says nothing to anybody.
+    let toy = |s: &str| s.contains("/idle") || s.contains("cgroup manager");
     let text = chain(e);
-    let lines = trace.lines();
+    let text = match text.split_once(". error during cleanup: ") {
+        Some((before, cleanup)) if toy(cleanup) => before.to_string(),
+        _ => text,
+    };
+    let lines: Vec<String> = trace.lines().into_iter().filter(|line| !toy(line)).collect();
     for said in std::iter::once(&text).chain(&lines) {
         if let Some((exit_code, error)) = parse_mark(said) {
             return CreateError::Init {
