@@ -100,12 +100,8 @@ pub fn start(flags: &Containerd) -> Result<(), ContainerdError> {
     let group = group(flags, &bundle)?;
     let state_dir = Path::new(BASE).join(hash([&flags.address, &flags.namespace, &group]));
     let socket = state_dir.join("shim.sock");
+    let _lock = lock(&state_dir, true)?;
     if UnixStream::connect(&socket).is_err() {
-        std::fs::DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(&state_dir)
-            .map_err(io_error("make", &state_dir))?;
         match std::fs::remove_file(&socket) {
             Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(io_error("remove", &socket)(e)),
             _ => {}
@@ -124,6 +120,35 @@ pub fn start(flags: &Containerd) -> Result<(), ContainerdError> {
     io::stdout()
         .write_all(&text)
         .map_err(io_error("tell containerd of", &socket))
+}
+
+/// Takes a group's directory for the time that `start` or `delete` changes it: containerd calls them side by side.
+/// `None`: it is not there, and was not to be made.
+fn lock(state_dir: &Path, make: bool) -> Result<Option<OwnedFd>, ContainerdError> {
+    use rustix::fs::{FlockOperation, Mode, OFlags};
+    loop {
+        if make {
+            std::fs::DirBuilder::new()
+                .recursive(true)
+                .mode(0o700)
+                .create(state_dir)
+                .map_err(io_error("make", state_dir))?;
+        }
+        let take = || {
+            let flags = OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+            let dir = rustix::fs::open(state_dir, flags, Mode::empty())?;
+            rustix::fs::flock(&dir, FlockOperation::LockExclusive)?;
+            // Whoever had it before may have removed it.
+            let same = rustix::fs::fstat(&dir)?.st_ino == rustix::fs::stat(state_dir)?.st_ino;
+            Ok::<_, rustix::io::Errno>(same.then_some(dir))
+        };
+        match take() {
+            Ok(Some(dir)) => return Ok(Some(dir)),
+            Err(rustix::io::Errno::NOENT) if !make => return Ok(None),
+            Ok(None) | Err(rustix::io::Errno::NOENT) => {}
+            Err(e) => return Err(io_error("lock", state_dir)(e.into())),
+        }
+    }
 }
 
 fn launch(
@@ -186,8 +211,9 @@ pub fn delete(flags: &Containerd) -> Result<(), ContainerdError> {
         exited_at: Some(timestamp(crate::clock::now())),
         ..Default::default()
     };
+    let lock = lock(&state_dir, false)?;
     // A live shim takes care of its containers itself: containerd asks after a failed start, too.
-    if UnixStream::connect(state_dir.join("shim.sock")).is_err() {
+    if lock.is_some() && UnixStream::connect(state_dir.join("shim.sock")).is_err() {
         let report = cleanup::run(&state_dir, true)?;
         if let Some(dead) = report.containers.iter().find(|dead| dead.id == flags.id) {
             response.pid = dead.pid;
