@@ -8,6 +8,7 @@ use slipway_image::{LocalBuilds, OwnerKind, Puller, RegistryConfig, Store};
 use slipway_network::Cni;
 use slipway_shim_client::Launcher;
 use slipway_spec::HostFacts;
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::Instrument;
@@ -27,6 +28,8 @@ use crate::registry::Registry;
 /// Set by tests that play a reboot.
 const BOOT_ID_VARIABLE: &str = "SLIPWAY_BOOT_ID";
 const BOOT_ID_FILE: &str = "/proc/sys/kernel/random/boot_id";
+/// Pulls at once; more wait. The downloads of all together are bounded by the configuration.
+pub const PULLS: usize = 32;
 /// How long verbs in progress may take to end after SIGTERM. The next start finishes or undoes what does not.
 const FINISH: Duration = Duration::from_secs(8);
 
@@ -44,6 +47,7 @@ pub struct Daemon {
     pub releases: Releases,
     pub cdi: slipway_cdi::Cache,
     pub puller: Puller,
+    pub pulls: Semaphore,
     pub janitor: Janitor,
     /// Mutating verbs in progress: waited for at shutdown.
     pub verbs: TaskTracker,
@@ -69,6 +73,7 @@ impl Daemon {
             releases: Releases::default(),
             cdi: slipway_cdi::Cache::new(config.cdi.spec_dirs.clone()),
             puller: Puller::new(store.clone(), registry_config(&config)),
+            pulls: Semaphore::new(PULLS),
             janitor: Janitor::default(),
             verbs: TaskTracker::new(),
             background: TaskTracker::new(),

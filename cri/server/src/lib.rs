@@ -17,6 +17,7 @@ mod ids;
 mod image;
 mod instance;
 mod logging;
+mod memory;
 mod model;
 mod mountinfo;
 mod op;
@@ -40,8 +41,9 @@ use crate::config::{Config, DEFAULT_TOML};
 
 /// Threads that wait for events; verbs are short between their awaits.
 const WORKERS: usize = 2;
-/// Threads for files, mounts and SQLite: a burst of pods uses them, an idle node keeps none.
-const BLOCKING: usize = 16;
+/// Threads for files, mounts and SQLite: a burst of pods uses some, an idle node keeps none. Each pull holds one while it
+/// waits for those that write its layers, so there are many more than [`daemon::PULLS`].
+const BLOCKING: usize = 128;
 const BLOCKING_IDLE: Duration = Duration::from_secs(3);
 
 /// The whole program, but for its exit code's way out.
@@ -55,6 +57,7 @@ pub fn main() -> anyhow::Result<ExitCode> {
         Some(Command::Config(ConfigCommand::Check)) => print!("{}", Config::load(&cli.flags)?.to_toml()),
         Some(Command::Failpoints) => fail::ALL.iter().for_each(|name| println!("{name}")),
         None => {
+            memory::settle();
             let config = Config::load(&cli.flags)?;
             logging::init(&config.log)?;
             fail::init_from_env()?;

@@ -4,6 +4,7 @@
 
 #![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used, reason = "a panic is how a test says no")]
+#![allow(dead_code, reason = "the world has more than is measured")]
 
 mod world;
 
@@ -13,6 +14,33 @@ use std::time::Instant;
 use world::{World, cannot_run};
 
 const ROUNDS: usize = 20;
+
+/// Where the memory lies: the program and its libraries, the heap, what else is anonymous.
+fn breakdown(pid: u32) -> String {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/smaps")).unwrap();
+    let mut kinds: BTreeMap<String, u64> = BTreeMap::new();
+    let mut kind = String::new();
+    for line in text.lines() {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        if words
+            .first()
+            .is_some_and(|w| w.contains('-') && !w.ends_with(':'))
+        {
+            kind = match words.get(5) {
+                Some(path) if path.starts_with('/') => {
+                    format!("{} {}", path.rsplit('/').next().unwrap(), words[1])
+                }
+                Some(name) => (*name).to_owned(),
+                None => "anonymous".to_owned(),
+            };
+        } else if words.first() == Some(&"Pss:") {
+            *kinds.entry(kind.clone()).or_default() += words[1].parse::<u64>().unwrap();
+        }
+    }
+    let mut kinds: Vec<_> = kinds.into_iter().filter(|(_, kib)| *kib > 64).collect();
+    kinds.sort_by_key(|(_, kib)| std::cmp::Reverse(*kib));
+    format!("{kinds:?}")
+}
 
 #[derive(Default)]
 struct Times(BTreeMap<&'static str, Vec<f64>>);
@@ -79,7 +107,7 @@ async fn measure() {
         return;
     }
     let w = World::new(&[]).await;
-    println!("PSS at rest {} KiB", pss(w.pid()));
+    println!("PSS at rest {} KiB {}", pss(w.pid()), breakdown(w.pid()));
     let mut times = Times::default();
     for round in 0..ROUNDS {
         for (host, run, gone) in [
@@ -131,6 +159,6 @@ async fn measure() {
     });
     futures_util::future::join_all(down).await;
     println!("20 pods down {:.0} ms", began.elapsed().as_secs_f64() * 1e3);
-    println!("PSS after all {} KiB", pss(w.pid()));
+    println!("PSS after all {} KiB {}", pss(w.pid()), breakdown(w.pid()));
     w.finish().await;
 }

@@ -3,7 +3,7 @@
 //! ```text
 //! <state>/containers/<id>/  0700
 //!   config.json     the runtime specification
-//!   rootfs/         the overlay mount
+//!   rootfs/         the overlay mount, volatile
 //!   volumes/<n>/    mounts of image volumes
 //! ```
 
@@ -83,7 +83,9 @@ impl Bundle {
     }
 
     fn mount_on(&self, mount: &RootfsMount, target: &Path) -> Result<(), Error> {
-        mount.mount(target).map_err(|source| Error::Snapshot {
+        // Volatile: unmounting an ordinary overlay syncs the whole filesystem below, at every container's end, and a
+        // container's layer is never mounted again after the boot it was made in.
+        mount.mount_volatile(target).map_err(|source| Error::Snapshot {
             act: "mount the root",
             id: self.id.clone(),
             source: Box::new(source),

@@ -108,8 +108,10 @@ pub async fn settle_held(daemon: &Arc<Daemon>, container: &Container) -> Result<
         return Ok(());
     }
     forget(daemon, container).await?;
+    tracing::debug!("the shim has forgotten it");
     let bundle = daemon.bundle(container.id());
     crate::blocking::run(move || bundle.unmount()).await?;
+    tracing::debug!("its rootfs is unmounted");
     container.set_settled();
     Ok(())
 }

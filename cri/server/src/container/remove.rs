@@ -65,12 +65,16 @@ pub async fn tear_down(daemon: &Arc<Daemon>, container: &Arc<Container>) -> Resu
     }
     let (bundle, volumes) = (daemon.bundle(container.id()), daemon.paths.volumes.clone());
     let (store, id) = (daemon.store.clone(), container.id().clone());
+    tracing::debug!("the shim has forgotten it");
     crate::blocking::run(move || {
         bundle.remove()?;
+        tracing::debug!("its bundle is gone");
         volumes::remove(&volumes, &id)?;
+        tracing::debug!("its volumes are gone");
         store
             .remove_active(id.as_str())
             .map_err(Error::store("remove a container's snapshot"))?;
+        tracing::debug!("its snapshot is gone");
         store
             .release_lease(id.as_str())
             .map_err(Error::store("release a container's lease"))

@@ -12,6 +12,7 @@ use crate::fail;
 pub async fn pull(daemon: &Arc<Daemon>, name: &str, auth: Option<Credentials>) -> Result<Image, Error> {
     let reference =
         Reference::parse(name).map_err(|error| Error::invalid("image", format!("{name:?}: {error}")))?;
+    let _turn = daemon.pulls.acquire().await.map_err(|_| Error::ShuttingDown)?;
     fail::point("pull_image.before_pull").await?;
     let image = daemon
         .puller

@@ -408,9 +408,9 @@ async fn start(dir: &Path, env: &[(&str, &str)]) -> (Child, Channel) {
         ),
     )
     .unwrap();
-    #[allow(clippy::zombie_processes, reason = "who gets the child waits for it")]
     // $SLIPWAYD names another build of it, for measuring.
     let program = std::env::var_os("SLIPWAYD").unwrap_or_else(|| env!("CARGO_BIN_EXE_slipwayd").into());
+    #[allow(clippy::zombie_processes, reason = "who gets the child waits for it")]
     let mut child = Command::new(program)
         .arg("--config")
         .arg(dir.join("config.toml"))
