@@ -48,9 +48,9 @@ pub async fn run(places: &Places, args: BuildArgs, cancel: Cancel) -> Result<(),
             .with_context(|| format!("cannot write the image's id into {}", path.display()))?;
     }
     if args.quiet {
-        println!("{}", built.image.id);
+        outln!("{}", built.image.id);
     } else {
-        print!("{}", display::summary(&built));
+        out!("{}", display::summary(&built));
     }
     if args.push {
         for tag in &tags {

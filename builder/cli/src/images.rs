@@ -79,7 +79,7 @@ pub async fn list(store: &Store, args: &ImagesArgs) -> Result<()> {
     }
     if args.format.format == Format::Json {
         let all: Vec<_> = images.iter().map(json).collect();
-        println!("{}", serde_json::to_string_pretty(&all)?);
+        outln!("{}", serde_json::to_string_pretty(&all)?);
         return Ok(());
     }
     let id = |image: &Image| {
@@ -91,7 +91,7 @@ pub async fn list(store: &Store, args: &ImagesArgs) -> Result<()> {
         }
     };
     if args.quiet {
-        images.iter().for_each(|i| println!("{}", id(i)));
+        images.iter().for_each(|i| outln!("{}", id(i)));
         return Ok(());
     }
     let mut rows = Vec::new();
@@ -132,7 +132,7 @@ pub async fn list(store: &Store, args: &ImagesArgs) -> Result<()> {
             row(repository, tag);
         }
     }
-    print!(
+    out!(
         "{}",
         text::table(&["NAME", "TAG", "IMAGE ID", "ADDED", "SIZE", ""], &rows)
     );
@@ -179,7 +179,7 @@ fn remove_one(store: &Store, name: &str, force: bool) -> Result<()> {
     match named {
         Some(reference) if image.names.len() > 1 => {
             store.untag(&reference)?;
-            println!("untagged {}", reference.familiar());
+            outln!("untagged {}", reference.familiar());
         }
         None if image.names.len() > 1 && !force => {
             let names: Vec<String> = image.names.iter().map(Reference::familiar).collect();
@@ -191,9 +191,9 @@ fn remove_one(store: &Store, name: &str, force: bool) -> Result<()> {
         _ => {
             let removed = store.remove_image(&image.id)?;
             for name in removed.names {
-                println!("untagged {name}");
+                outln!("untagged {name}");
             }
-            println!("removed {} ({} freed)", image.id, text::size(removed.freed));
+            outln!("removed {} ({} freed)", image.id, text::size(removed.freed));
         }
     }
     Ok(())
@@ -230,10 +230,10 @@ pub async fn prune(store: &Store, args: &PruneArgs) -> Result<()> {
     })
     .await?;
     if args.format.format == Format::Json {
-        println!("{}", serde_json::to_string_pretty(&pruned)?);
+        outln!("{}", serde_json::to_string_pretty(&pruned)?);
         return Ok(());
     }
-    println!("freed {}", text::size(pruned["bytes"].as_u64().unwrap_or(0)));
+    outln!("freed {}", text::size(pruned["bytes"].as_u64().unwrap_or(0)));
     for (key, what) in [
         ("images", "unnamed images"),
         ("cache_entries", "steps of the build cache"),
@@ -242,7 +242,7 @@ pub async fn prune(store: &Store, args: &PruneArgs) -> Result<()> {
         ("blobs", "blobs"),
     ] {
         if let Some(count) = pruned[key].as_u64().filter(|n| *n > 0) {
-            println!("  {count} {what}");
+            outln!("  {count} {what}");
         }
     }
     Ok(())

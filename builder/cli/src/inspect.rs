@@ -22,9 +22,9 @@ pub async fn inspect(store: &Store, args: InspectArgs) -> Result<()> {
     })
     .await?;
     match (format, images.as_slice()) {
-        (Format::Json, [one]) => println!("{}", serde_json::to_string_pretty(one)?),
-        (Format::Json, many) => println!("{}", serde_json::to_string_pretty(many)?),
-        (Format::Table, many) => many.iter().for_each(|image| print!("{}", readable(image))),
+        (Format::Json, [one]) => outln!("{}", serde_json::to_string_pretty(one)?),
+        (Format::Json, many) => outln!("{}", serde_json::to_string_pretty(many)?),
+        (Format::Table, many) => many.iter().for_each(|image| out!("{}", readable(image))),
     }
     Ok(())
 }
@@ -133,7 +133,7 @@ pub async fn history(store: &Store, args: HistoryArgs) -> Result<()> {
     })
     .await?;
     if format == Format::Json {
-        println!("{}", serde_json::to_string_pretty(&lines)?);
+        outln!("{}", serde_json::to_string_pretty(&lines)?);
         return Ok(());
     }
     let rows: Vec<Vec<String>> = lines
@@ -157,7 +157,7 @@ pub async fn history(store: &Store, args: HistoryArgs) -> Result<()> {
             ]
         })
         .collect();
-    print!("{}", text::table(&["CREATED", "SIZE", "CREATED BY"], &rows));
+    out!("{}", text::table(&["CREATED", "SIZE", "CREATED BY"], &rows));
     Ok(())
 }
 
@@ -165,8 +165,8 @@ pub async fn history(store: &Store, args: HistoryArgs) -> Result<()> {
 pub fn version(format: Format) -> Result<()> {
     let version = env!("CARGO_PKG_VERSION");
     match format {
-        Format::Json => println!("{}", json!({ "name": "slipway", "version": version })),
-        Format::Table => println!("slipway {version}"),
+        Format::Json => outln!("{}", json!({ "name": "slipway", "version": version })),
+        Format::Table => outln!("slipway {version}"),
     }
     Ok(())
 }

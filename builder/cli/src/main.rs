@@ -2,6 +2,16 @@
 //! turns outcomes into exit codes; it knows nothing of what the commands do.
 #![forbid(unsafe_code)]
 
+/// `print!` to a reader who may have seen enough: that is no reason to fail.
+macro_rules! out {
+    ($($arg:tt)*) => { $crate::text::to_stdout(format_args!($($arg)*)) };
+}
+
+/// `println!` to a reader who may have seen enough.
+macro_rules! outln {
+    ($($arg:tt)*) => { out!("{}\n", format_args!($($arg)*)) };
+}
+
 mod args;
 mod build;
 mod completion;

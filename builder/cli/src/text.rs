@@ -1,6 +1,13 @@
-//! Sizes, times and tables as people read them. Pure.
+//! Sizes, times and tables as people read them, and the one way to stdout.
 
 use std::time::{Duration, SystemTime};
+
+/// Writes to stdout; a pipe that nobody reads any more swallows it.
+pub fn to_stdout(text: std::fmt::Arguments<'_>) {
+    use std::io::Write;
+    let mut out = std::io::stdout().lock();
+    let _ = out.write_fmt(text).and_then(|()| out.flush());
+}
 
 /// `1.2 GB`, in powers of ten as docker shows them.
 pub fn size(bytes: u64) -> String {

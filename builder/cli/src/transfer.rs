@@ -39,16 +39,16 @@ pub async fn pull(places: &Places, store: &Store, args: PullArgs, cancel: Cancel
     bars.clear();
     let image = image?;
     match args.format.format {
-        Format::Json => println!("{}", serde_json::to_string_pretty(&images::json(&image))?),
-        Format::Table if args.quiet => println!("{}", image.id),
+        Format::Json => outln!("{}", serde_json::to_string_pretty(&images::json(&image))?),
+        Format::Table if args.quiet => outln!("{}", image.id),
         Format::Table => {
-            println!(
+            outln!(
                 "{}  {}  {}",
                 name.familiar(),
                 text::short(&image.id.to_string()),
                 text::size(image.size)
             );
-            image.repo_digests.iter().for_each(|d| println!("  {d}"));
+            image.repo_digests.iter().for_each(|d| outln!("  {d}"));
         }
     }
     Ok(())
@@ -65,11 +65,11 @@ pub async fn push(places: &Places, store: &Store, args: PushArgs, cancel: Cancel
     if json_wanted {
         let json =
             json!({ "name": name.to_string(), "digest": digest.to_string(), "id": image.id.to_string() });
-        println!("{}", serde_json::to_string_pretty(&json)?);
+        outln!("{}", serde_json::to_string_pretty(&json)?);
     } else if args.quiet {
-        println!("{digest}");
+        outln!("{digest}");
     } else {
-        println!("pushed {}@{digest}", name.familiar());
+        outln!("pushed {}@{digest}", name.familiar());
     }
     Ok(())
 }
@@ -86,7 +86,7 @@ pub async fn push_image(
     let began = std::time::Instant::now();
     let digest = send(places, store, image, to, quiet, cancel).await?;
     if !quiet {
-        println!(
+        outln!(
             "pushed {}@{digest} in {}",
             to.familiar(),
             text::time(began.elapsed())
@@ -138,7 +138,7 @@ pub async fn load(store: &Store, args: LoadArgs, cancel: Cancel) -> Result<(), F
     };
     if format == Format::Json {
         let all: Vec<_> = loaded.iter().map(images::json).collect();
-        println!("{}", serde_json::to_string_pretty(&all)?);
+        outln!("{}", serde_json::to_string_pretty(&all)?);
     } else if !quiet {
         for image in &loaded {
             let names: Vec<String> = image.names.iter().map(Reference::familiar).collect();
@@ -147,7 +147,7 @@ pub async fn load(store: &Store, args: LoadArgs, cancel: Cancel) -> Result<(), F
             } else {
                 names.join(", ")
             };
-            println!("loaded {names}  {}", image.id);
+            outln!("loaded {names}  {}", image.id);
         }
     }
     Ok(())

@@ -3,6 +3,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Instant;
 
 use serde_json::Value;
 use slipway_dockerfile::{BaseImage, Platform};
@@ -13,7 +14,7 @@ use crate::cancel::Cancel;
 use crate::error::BaseError;
 use crate::key;
 use crate::layer::Tip;
-use crate::progress::{Progress, StepId};
+use crate::progress::{Event, Outcome, Progress, StepId, StepLabel};
 
 /// An image that the build's lease holds.
 #[derive(Debug, Clone)]
@@ -71,25 +72,72 @@ impl Images {
         }
     }
 
-    /// The image, pulled if need be; `step` is who is told of the progress.
-    pub async fn get(&self, name: &str, platform: &Platform, step: StepId) -> Result<Arc<Base>, BaseError> {
+    /// The image, pulled if need be; `within` is the step that it is needed for, `None`: the pull is shown as one
+    /// of its own, `number` its number.
+    pub async fn get(
+        &self,
+        name: &str,
+        platform: &Platform,
+        number: StepId,
+        within: bool,
+    ) -> Result<Arc<Base>, BaseError> {
         let key = (name.to_owned(), platform.clone());
         let cell = Arc::clone(self.known.lock().await.entry(key).or_default());
-        let base = cell.get_or_try_init(|| self.find(name, platform, step)).await?;
+        let base = cell
+            .get_or_try_init(|| self.find(name, platform, number, within))
+            .await?;
         Ok(Arc::clone(base))
     }
 
-    async fn find(&self, name: &str, platform: &Platform, step: StepId) -> Result<Arc<Base>, BaseError> {
+    async fn find(
+        &self,
+        name: &str,
+        platform: &Platform,
+        number: StepId,
+        within: bool,
+    ) -> Result<Arc<Base>, BaseError> {
         let local = self.local(name, platform).await?;
         let image = match local {
             Some(image) if !self.always_pull => image,
-            // With --pull, what was built here and is nowhere else is the puller's answer as well.
-            _ => tokio::select! {
-                pulled = self.pull(name, platform, step) => pulled?,
-                () = self.cancel.wait() => return Err(BaseError::Cancelled),
-            },
+            _ if within => self.pull_or_cancel(name, platform, number).await?,
+            _ => {
+                let text = format!("pull {name}");
+                let label = StepLabel {
+                    stage: None,
+                    number: 0,
+                    total: 0,
+                    text,
+                };
+                self.progress.event(Event::Started { step: number, label });
+                let began = Instant::now();
+                let pulled = self.pull_or_cancel(name, platform, number).await;
+                let outcome = match &pulled {
+                    Ok(_) => Outcome::Done,
+                    Err(BaseError::Cancelled) => Outcome::Cancelled,
+                    Err(_) => Outcome::Failed,
+                };
+                self.progress.event(Event::Ended {
+                    step: number,
+                    outcome,
+                    elapsed: began.elapsed(),
+                });
+                pulled?
+            }
         };
         self.hold(image, name).await.map(Arc::new)
+    }
+
+    /// With --pull, what was built here and is nowhere else is the puller's answer as well.
+    async fn pull_or_cancel(
+        &self,
+        name: &str,
+        platform: &Platform,
+        step: StepId,
+    ) -> Result<Image, BaseError> {
+        tokio::select! {
+            pulled = self.pull(name, platform, step) => pulled,
+            () = self.cancel.wait() => Err(BaseError::Cancelled),
+        }
     }
 
     async fn local(&self, name: &str, platform: &Platform) -> Result<Option<Image>, BaseError> {

@@ -269,7 +269,7 @@ impl Build {
                         let what = "a named build context as a base".to_owned();
                         return Err(BuildError::Unsupported { what });
                     };
-                    let base = self.images.get(name, platform, self.step()).await;
+                    let base = self.images.get(name, platform, self.step(), false).await;
                     let image = base.and_then(|b| b.image());
                     image.map(|image| (*id, image)).map_err(|source| match source {
                         BaseError::Cancelled => BuildError::Cancelled,
@@ -385,7 +385,7 @@ impl Build {
         step: StepId,
     ) -> Result<Arc<Base>, StepError> {
         self.images
-            .get(name, platform, step)
+            .get(name, platform, step, true)
             .await
             .map_err(|source| StepError::Source {
                 image: name.to_owned(),

@@ -14,17 +14,18 @@ pub struct StepLabel {
     pub stage: Option<String>,
     /// From 1.
     pub number: u32,
-    /// Steps in the stage, FROM included.
+    /// Steps in the stage, FROM included; 0 for the pull of a base image, before the stages are known.
     pub total: u32,
     /// The instruction as shown to the user, on one line.
     pub text: String,
 }
 
 impl StepLabel {
-    /// `[2/5]`, or `[build 2/5]` in a named stage.
+    /// `[2/5]`, or `[build 2/5]` in a named stage; `[base]` for what is no step of a stage.
     #[must_use]
     pub fn bracket(&self) -> String {
         match &self.stage {
+            _ if self.total == 0 => "[base]".to_owned(),
             Some(stage) => format!("[{stage} {}/{}]", self.number, self.total),
             None => format!("[{}/{}]", self.number, self.total),
         }
