@@ -13,13 +13,23 @@ use std::io::{self, Read, Write};
 const OCI_LAYERS: Compression = Compression::Gzip(1);
 
 /// Writes the images named (or given by id) to `out`.
-pub(crate) fn export(store: &Store, names: &[&str], format: ArchiveFormat, out: &mut dyn Write) -> Result<()> {
+pub(crate) fn export(
+    store: &Store,
+    names: &[&str],
+    format: ArchiveFormat,
+    out: &mut dyn Write,
+) -> Result<()> {
     let lease = store.lease("save of images")?;
-    let mut tar = Archive { tar: Writer::new(out), written: BTreeSet::new() };
+    let mut tar = Archive {
+        tar: Writer::new(out),
+        written: BTreeSet::new(),
+    };
     // One entry an image; each of the names it was asked for by.
     let mut images: Vec<(Image, Vec<String>)> = Vec::new();
     for name in names {
-        let image = store.resolve(name)?.ok_or_else(|| StoreError::NoImage { name: (*name).to_owned() })?;
+        let image = store.resolve(name)?.ok_or_else(|| StoreError::NoImage {
+            name: (*name).to_owned(),
+        })?;
         let wanted = crate::Reference::parse(name).ok().map(|r| r.to_string());
         let known = wanted.filter(|w| image.names.iter().any(|n| n.to_string() == *w));
         match images.iter_mut().find(|(i, _)| i.id == image.id) {
@@ -37,8 +47,13 @@ pub(crate) fn export(store: &Store, names: &[&str], format: ArchiveFormat, out: 
 
 fn write_error(source: io::Error) -> StoreError {
     match slipway_snapshot::is_full(&source) {
-        true => StoreError::DiskFull { act: "write the image archive".into() },
-        false => StoreError::Read { what: "the image archive while writing it".into(), source },
+        true => StoreError::DiskFull {
+            act: "write the image archive".into(),
+        },
+        false => StoreError::Read {
+            what: "the image archive while writing it".into(),
+            source,
+        },
     }
 }
 
@@ -63,13 +78,21 @@ impl Archive<'_> {
     }
 
     fn blob(&mut self, store: &Store, path: &str, digest: &Digest) -> Result<()> {
-        let blob = store.blob(digest)?.ok_or(StoreError::NoBlob { digest: *digest })?;
+        let blob = store
+            .blob(digest)?
+            .ok_or(StoreError::NoBlob { digest: *digest })?;
         self.file(path, blob.size, &mut blob.open()?)
     }
 }
 
 fn digest_of(d: &oci_spec::image::Descriptor) -> Result<Digest> {
-    d.digest().to_string().parse().map_err(|source| StoreError::Digest { what: "a layer", source })
+    d.digest()
+        .to_string()
+        .parse()
+        .map_err(|source| StoreError::Digest {
+            what: "a layer",
+            source,
+        })
 }
 
 fn blob_path(digest: &Digest) -> String {
@@ -90,7 +113,11 @@ fn oci(store: &Store, images: &[(Image, Vec<String>)], lease: &Lease, tar: &mut 
         let config = blob_path(image.id.digest());
         tar.bytes(&config, &store.config(&image.id)?)?;
         tar.bytes(&blob_path(&manifest.digest), &manifest.bytes)?;
-        docker.push(DockerImage { config, repo_tags: names.clone(), layers });
+        docker.push(DockerImage {
+            config,
+            repo_tags: names.clone(),
+            layers,
+        });
         let descriptor = |annotations: Option<serde_json::Value>| {
             let mut d = serde_json::json!({
                 "mediaType": manifest.media_type,
@@ -119,14 +146,20 @@ fn oci(store: &Store, images: &[(Image, Vec<String>)], lease: &Lease, tar: &mut 
     tar.bytes("manifest.json", serde_json::json!(docker).to_string().as_bytes())
 }
 
-fn docker(store: &Store, images: &[(Image, Vec<String>)], lease: &Lease, tar: &mut Archive<'_>) -> Result<()> {
+fn docker(
+    store: &Store,
+    images: &[(Image, Vec<String>)],
+    lease: &Lease,
+    tar: &mut Archive<'_>,
+) -> Result<()> {
     let mut list = Vec::new();
     let mut repositories: BTreeMap<String, BTreeMap<String, String>> = BTreeMap::new();
     for (image, names) in images {
         let mut layers = Vec::new();
         for (n, diff) in image.layers.iter().enumerate() {
-            let chain = crate::ChainId::of(&image.layers[..=n])
-                .ok_or_else(|| StoreError::NoImage { name: image.id.to_string() })?;
+            let chain = crate::ChainId::of(&image.layers[..=n]).ok_or_else(|| StoreError::NoImage {
+                name: image.id.to_string(),
+            })?;
             let blob = store.layer_blob(&chain, Compression::None, lease)?;
             let path = format!("{}/layer.tar", diff.digest().hex());
             tar.blob(store, &path, &digest_of(&blob)?)?;
@@ -137,11 +170,21 @@ fn docker(store: &Store, images: &[(Image, Vec<String>)], lease: &Lease, tar: &m
         let top = image.layers.last().map(|d| d.digest().hex()).unwrap_or_default();
         for name in names {
             if let Some((repository, tag)) = name.rsplit_once(':') {
-                repositories.entry(repository.to_owned()).or_default().insert(tag.to_owned(), top.clone());
+                repositories
+                    .entry(repository.to_owned())
+                    .or_default()
+                    .insert(tag.to_owned(), top.clone());
             }
         }
-        list.push(DockerImage { config, repo_tags: names.clone(), layers });
+        list.push(DockerImage {
+            config,
+            repo_tags: names.clone(),
+            layers,
+        });
     }
     tar.bytes("manifest.json", serde_json::json!(list).to_string().as_bytes())?;
-    tar.bytes("repositories", serde_json::json!(repositories).to_string().as_bytes())
+    tar.bytes(
+        "repositories",
+        serde_json::json!(repositories).to_string().as_bytes(),
+    )
 }

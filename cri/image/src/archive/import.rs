@@ -1,16 +1,17 @@
 //! Reading an archive: its files become blobs, then its index or manifest says which of them are images.
 
 use super::{DockerImage, NAME, REF_NAME};
+use crate::codec::{Format, decoder};
 use crate::digest::{DiffId, Digest};
 use crate::error::{Result, StoreError};
-use crate::image::{Image, NewImage, Writer};
+use crate::image::{Image, NewImage, PulledManifest, Writer};
 use crate::platform::Platform;
 use crate::reference::Reference;
 use crate::store::{LayerSource, Lease, Store, UnpackOptions};
 use oci_spec::image::{Descriptor, ImageConfiguration, ImageIndex, ImageManifest, MediaType};
 use slipway_snapshot::tar::{Header, Kind, Reader};
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::{self, Read, Write};
+use std::io::{BufReader, Read, Write};
 use std::str::FromStr;
 
 /// A JSON document of an archive is not larger than this.
@@ -19,6 +20,9 @@ const MAX_JSON: u64 = 4 << 20;
 const MAX_FILES: usize = 100_000;
 const MAX_IMAGES: usize = 1_000;
 const MAX_NESTING: u32 = 3;
+
+/// Read and written at a time.
+const BUFFER: usize = 256 << 10;
 
 /// What was found in the archive: where each file's bytes are now.
 struct Contents {
@@ -30,10 +34,20 @@ struct Contents {
     links: BTreeMap<String, String>,
 }
 
-/// Loads every image of the archive for this machine's platform.
+/// Loads every image of the archive for this machine's platform. What a failed load had written is given back.
 pub(crate) fn import(store: &Store, tar: &mut dyn Read, options: &UnpackOptions) -> Result<Vec<Image>> {
     let lease = store.lease("load of an image archive")?;
-    let contents = read(store, tar, &lease)?;
+    let images = load(store, tar, options, &lease);
+    drop(lease);
+    // Also of a good one: documents came as blobs, and files that nothing names.
+    if let Err(error) = store.gc() {
+        tracing::warn!(%error, "what a load no longer needs could not be collected");
+    }
+    images
+}
+
+fn load(store: &Store, tar: &mut dyn Read, options: &UnpackOptions, lease: &Lease) -> Result<Vec<Image>> {
+    let contents = read(store, tar, lease)?;
     let mut images = Vec::new();
     let mut docker: Vec<DockerImage> = match contents.documents.get("manifest.json") {
         Some(bytes) => parse(bytes, "manifest.json")?,
@@ -42,40 +56,31 @@ pub(crate) fn import(store: &Store, tar: &mut dyn Read, options: &UnpackOptions)
     if let Some(index) = contents.documents.get("index.json") {
         let index: ImageIndex = parse(index, "index.json")?;
         let mut found = Vec::new();
-        find(store, &index, &mut Vec::new(), 0, &mut found)?;
+        find(store, &index, &[], 0, &mut found)?;
         for (manifest, names) in found {
-            images.push(oci_image(store, &manifest, names, &mut docker, options, &lease)?);
+            images.push(oci_image(store, &manifest, names, &mut docker, options, lease)?);
         }
     } else if !docker.is_empty() {
         for image in &docker {
-            images.push(docker_image(store, &contents, image, options, &lease)?);
+            images.push(docker_image(store, &contents, image, options, lease)?);
         }
     }
     if images.is_empty() {
-        return Err(bad("it has neither an index.json nor a manifest.json with an image for this machine"));
+        return Err(bad(
+            "it has neither an index.json nor a manifest.json with an image for this machine",
+        ));
     }
     Ok(images)
 }
 
 fn bad(reason: impl Into<String>) -> StoreError {
-    StoreError::BadArchive { reason: reason.into() }
+    StoreError::BadArchive {
+        reason: reason.into(),
+    }
 }
 
 fn parse<T: serde::de::DeserializeOwned>(bytes: &[u8], what: &str) -> Result<T> {
     serde_json::from_slice(bytes).map_err(|e| bad(format!("{what} is not what it should be: {e}")))
-}
-
-/// The archive's own compression, told by its first bytes.
-fn decompressed<'a>(tar: &'a mut dyn Read) -> Result<Box<dyn Read + 'a>> {
-    let io = |source| StoreError::Read { what: "the image archive".into(), source };
-    let mut magic = Vec::with_capacity(4);
-    (&mut *tar).take(4).read_to_end(&mut magic).map_err(io)?;
-    let (first, rest) = (magic.clone(), io::Cursor::new(magic).chain(tar));
-    Ok(match first[..] {
-        [0x1f, 0x8b, ..] => Box::new(flate2::read::MultiGzDecoder::new(rest)),
-        [0x28, 0xb5, 0x2f, 0xfd] => Box::new(zstd::Decoder::new(rest).map_err(io)?),
-        _ => Box::new(rest),
-    })
 }
 
 /// A path of the archive as a key: no leading `./` or `/`, no `.` components, `..` resolved inside the archive.
@@ -95,9 +100,17 @@ fn key(path: &[u8]) -> String {
 }
 
 fn read(store: &Store, tar: &mut dyn Read, lease: &Lease) -> Result<Contents> {
-    let mut contents = Contents { documents: BTreeMap::new(), files: BTreeMap::new(), links: BTreeMap::new() };
-    let mut reader = Reader::new(decompressed(tar)?);
-    let damaged = |e| bad(format!("{}", chain(&e)));
+    let mut contents = Contents {
+        documents: BTreeMap::new(),
+        files: BTreeMap::new(),
+        links: BTreeMap::new(),
+    };
+    let (_, plain) = decoder(Box::new(tar)).map_err(|source| StoreError::Read {
+        what: "the image archive".to_owned(),
+        source,
+    })?;
+    let mut reader = Reader::new(BufReader::with_capacity(BUFFER, plain));
+    let damaged = |e| bad(chain(&e));
     while let Some(header) = reader.next_entry().map_err(damaged)? {
         if contents.files.len() + contents.links.len() >= MAX_FILES {
             return Err(bad(format!("it holds more than {MAX_FILES} files")));
@@ -122,6 +135,8 @@ fn read(store: &Store, tar: &mut dyn Read, lease: &Lease) -> Result<Contents> {
             _ => {}
         }
     }
+    // To the end: whoever writes the stream must not find it closed.
+    reader.finish().map_err(|e| bad(chain(&e)))?;
     Ok(contents)
 }
 
@@ -143,7 +158,10 @@ fn document(reader: &mut Reader<impl Read>, header: &Header) -> Result<Vec<u8>> 
     let mut bytes = vec![0; usize::try_from(header.size).unwrap_or(0)];
     let mut filled = 0;
     while filled < bytes.len() {
-        match reader.read_body(&mut bytes[filled..]).map_err(|e| bad(chain(&e)))? {
+        match reader
+            .read_body(&mut bytes[filled..])
+            .map_err(|e| bad(chain(&e)))?
+        {
             0 => break,
             n => filled += n,
         }
@@ -155,20 +173,28 @@ fn document(reader: &mut Reader<impl Read>, header: &Header) -> Result<Vec<u8>> 
 /// Writes a file of the archive as a blob. One below `blobs/sha256` must be what its name says.
 fn ingest(store: &Store, reader: &mut Reader<impl Read>, path: &str, lease: &Lease) -> Result<(Digest, u64)> {
     let expected = match path.strip_prefix("blobs/sha256/") {
-        Some(hex) => Some(
-            Digest::from_hex(hex).map_err(|source| StoreError::Digest { what: "a blob in the archive", source })?,
-        ),
+        Some(hex) => Some(Digest::from_hex(hex).map_err(|source| StoreError::Digest {
+            what: "a blob in the archive",
+            source,
+        })?),
         None => None,
     };
     let mut out = store.ingest(lease)?;
-    let mut buffer = vec![0; 256 << 10];
+    let mut buffer = vec![0; BUFFER];
     loop {
         match reader.read_body(&mut buffer).map_err(|e| bad(chain(&e)))? {
             0 => break,
-            n => out.write_all(&buffer[..n]).map_err(|source| match slipway_snapshot::is_full(&source) {
-                true => StoreError::DiskFull { act: format!("write {path} of the image archive") },
-                false => StoreError::Read { what: format!("{path} of the image archive"), source },
-            })?,
+            n => out
+                .write_all(&buffer[..n])
+                .map_err(|source| match slipway_snapshot::is_full(&source) {
+                    true => StoreError::DiskFull {
+                        act: format!("write {path} of the image archive"),
+                    },
+                    false => StoreError::Read {
+                        what: format!("{path} of the image archive"),
+                        source,
+                    },
+                })?,
         }
     }
     let blob = out.finish(expected.as_ref(), None)?;
@@ -177,31 +203,45 @@ fn ingest(store: &Store, reader: &mut Reader<impl Read>, path: &str, lease: &Lea
 
 /// A small document that is a blob.
 fn blob_json(store: &Store, digest: &Digest) -> Result<Vec<u8>> {
-    let blob = store.blob(digest)?.ok_or_else(|| bad(format!("it refers to {digest}, which is not in it")))?;
+    let blob = store
+        .blob(digest)?
+        .ok_or_else(|| bad(format!("it refers to {digest}, which is not in it")))?;
     if blob.size > MAX_JSON {
         return Err(bad(format!("the document {digest} has {} bytes", blob.size)));
     }
     let mut bytes = Vec::new();
-    let read = |source| StoreError::Read { what: digest.to_string(), source };
-    blob.open()?.take(MAX_JSON).read_to_end(&mut bytes).map_err(read)?;
+    let read = |source| StoreError::Read {
+        what: digest.to_string(),
+        source,
+    };
+    blob.open()?
+        .take(MAX_JSON)
+        .read_to_end(&mut bytes)
+        .map_err(read)?;
     Ok(bytes)
 }
 
 fn digest_of(descriptor: &Descriptor) -> Result<Digest> {
-    Digest::from_str(&descriptor.digest().to_string())
-        .map_err(|source| StoreError::Digest { what: "a descriptor in the archive", source })
+    Digest::try_from(descriptor.digest()).map_err(|source| StoreError::Digest {
+        what: "a descriptor in the archive",
+        source,
+    })
 }
 
 fn platform_of(descriptor: &Descriptor) -> Option<Platform> {
     let p = descriptor.platform().as_ref()?;
-    Some(Platform::new(&p.os().to_string(), &p.architecture().to_string(), p.variant().as_deref()))
+    Some(Platform::new(
+        &p.os().to_string(),
+        &p.architecture().to_string(),
+        p.variant().as_deref(),
+    ))
 }
 
 /// The manifests an index leads to, one for each name: of a nested index, the one for this machine.
 fn find(
     store: &Store,
     index: &ImageIndex,
-    names: &mut Vec<String>,
+    names: &[String],
     depth: u32,
     found: &mut Vec<(Descriptor, Vec<String>)>,
 ) -> Result<()> {
@@ -211,25 +251,34 @@ fn find(
         _ => {
             let platforms: Vec<Option<Platform>> = index.manifests().iter().map(platform_of).collect();
             let best = Platform::host().choose(platforms.iter().map(Option::as_ref));
-            best.and_then(|n| index.manifests().get(n)).cloned().into_iter().collect()
+            best.and_then(|n| index.manifests().get(n))
+                .cloned()
+                .into_iter()
+                .collect()
         }
     };
     if depth > MAX_NESTING || offers.len() > MAX_IMAGES {
         return Err(bad("its index is nested too deeply or lists too many images"));
     }
     for descriptor in offers {
-        let mut named = names.clone();
+        let mut named = names.to_vec();
         if let Some(a) = descriptor.annotations() {
-            named.extend(a.get(NAME).or_else(|| a.get(REF_NAME).filter(|n| n.contains([':', '/']))).cloned());
+            named.extend(
+                a.get(NAME)
+                    .or_else(|| a.get(REF_NAME).filter(|n| n.contains([':', '/'])))
+                    .cloned(),
+            );
         }
         match descriptor.media_type() {
             MediaType::ImageIndex => {
-                let nested: ImageIndex = parse(&blob_json(store, &digest_of(&descriptor)?)?, "a nested index")?;
-                find(store, &nested, &mut named, depth + 1, found)?;
+                let nested: ImageIndex =
+                    parse(&blob_json(store, &digest_of(&descriptor)?)?, "a nested index")?;
+                find(store, &nested, &named, depth + 1, found)?;
             }
             MediaType::Other(t) if t.ends_with("manifest.list.v2+json") => {
-                let nested: ImageIndex = parse(&blob_json(store, &digest_of(&descriptor)?)?, "a manifest list")?;
-                find(store, &nested, &mut named, depth + 1, found)?;
+                let nested: ImageIndex =
+                    parse(&blob_json(store, &digest_of(&descriptor)?)?, "a manifest list")?;
+                find(store, &nested, &named, depth + 1, found)?;
             }
             _ => match found.iter_mut().find(|(d, _)| d.digest() == descriptor.digest()) {
                 Some((_, known)) => known.extend(named),
@@ -244,8 +293,10 @@ fn references(names: impl IntoIterator<Item = String>) -> Result<Vec<Reference>>
     let mut seen = BTreeSet::new();
     let mut all = Vec::new();
     for name in names {
-        let r = Reference::parse(&name)
-            .map_err(|e| StoreError::BadName { name: name.chars().take(300).collect(), reason: e.to_string() })?;
+        let r = Reference::parse(&name).map_err(|e| StoreError::BadName {
+            name: name.chars().take(300).collect(),
+            reason: e.to_string(),
+        })?;
         if seen.insert(r.to_string()) {
             all.push(r);
         }
@@ -257,11 +308,12 @@ fn oci_image(
     store: &Store,
     descriptor: &Descriptor,
     mut names: Vec<String>,
-    docker: &mut Vec<DockerImage>,
+    docker: &mut [DockerImage],
     options: &UnpackOptions,
     lease: &Lease,
 ) -> Result<Image> {
-    let manifest: ImageManifest = parse(&blob_json(store, &digest_of(descriptor)?)?, "an image manifest")?;
+    let bytes = blob_json(store, &digest_of(descriptor)?)?;
+    let manifest: ImageManifest = parse(&bytes, "an image manifest")?;
     let id = digest_of(manifest.config())?;
     if names.is_empty() {
         // docker's archives name their images in manifest.json only.
@@ -270,7 +322,14 @@ fn oci_image(
             names.append(&mut image.repo_tags);
         }
     }
-    commit(store, &id, manifest.layers().clone(), names, options, lease)
+    let layers = manifest.layers().clone();
+    let media_type = descriptor.media_type().to_string();
+    let pulled = PulledManifest {
+        bytes: &bytes,
+        media_type,
+        layers: layers.clone(),
+    };
+    commit(store, &id, layers, Some(pulled), names, options, lease)
 }
 
 fn docker_image(
@@ -286,7 +345,9 @@ fn docker_image(
             if let Some(found) = contents.files.get(&path) {
                 return Ok(*found);
             }
-            let Some(target) = contents.links.get(&path) else { break };
+            let Some(target) = contents.links.get(&path) else {
+                break;
+            };
             path.clone_from(target);
         }
         Err(bad(format!("manifest.json names {path}, which is not in it")))
@@ -295,50 +356,80 @@ fn docker_image(
     let mut layers = Vec::new();
     for path in &image.layers {
         let (digest, size) = blob(path)?;
-        let digest = oci_spec::image::Digest::from_str(&digest.to_string()).map_err(|e| bad(e.to_string()))?;
-        // The unpacker looks at the bytes: an archive's layers may be compressed or not.
-        layers.push(Descriptor::new(MediaType::ImageLayer, size, digest));
+        layers.push(Descriptor::new(media_type(store, &digest)?, size, digest));
     }
-    commit(store, &id, layers, image.repo_tags.clone(), options, lease)
+    commit(store, &id, layers, None, image.repo_tags.clone(), options, lease)
+}
+
+/// An archive's layers may be compressed or not, whatever they are called; a push has to say which.
+fn media_type(store: &Store, digest: &Digest) -> Result<MediaType> {
+    let blob = store
+        .blob(digest)?
+        .ok_or(StoreError::NoBlob { digest: *digest })?;
+    let (format, _) = decoder(Box::new(blob.open()?)).map_err(|source| StoreError::Read {
+        what: digest.to_string(),
+        source,
+    })?;
+    Ok(match format {
+        Format::Gzip => MediaType::ImageLayerGzip,
+        Format::Zstd => MediaType::ImageLayerZstd,
+        Format::Plain => MediaType::ImageLayer,
+    })
 }
 
 fn commit(
     store: &Store,
     id: &Digest,
     layers: Vec<Descriptor>,
+    manifest: Option<PulledManifest<'_>>,
     names: Vec<String>,
     options: &UnpackOptions,
     lease: &Lease,
 ) -> Result<Image> {
     let config = blob_json(store, id)?;
-    let parsed = ImageConfiguration::from_reader(&config[..])
-        .map_err(|e| StoreError::BadConfig { id: *id, reason: e.to_string() })?;
+    let parsed = ImageConfiguration::from_reader(&config[..]).map_err(|e| StoreError::BadConfig {
+        id: *id,
+        reason: e.to_string(),
+    })?;
     let diffs = parsed.rootfs().diff_ids();
     if diffs.len() != layers.len() {
-        let reason = format!("it has {} DiffIDs and the archive {} layers", diffs.len(), layers.len());
+        let reason = format!(
+            "it has {} DiffIDs and the archive {} layers",
+            diffs.len(),
+            layers.len()
+        );
         return Err(StoreError::BadConfig { id: *id, reason });
     }
+    let names = references(names)?;
     let mut sources = Vec::new();
+    let mut originals = Vec::new();
     for (descriptor, diff) in layers.into_iter().zip(diffs) {
         let digest = digest_of(&descriptor)?;
-        let blob = lease.blob(&digest)?.ok_or_else(|| bad(format!("the layer {digest} is not in it")))?;
-        let diff = Digest::from_str(diff).map_err(|source| StoreError::Digest { what: "a layer's tar", source })?;
+        let blob = lease
+            .blob(&digest)?
+            .ok_or_else(|| bad(format!("the layer {digest} is not in it")))?;
+        let diff = Digest::from_str(diff).map_err(|source| StoreError::Digest {
+            what: "a layer's tar",
+            source,
+        })?;
+        let (diff_id, reader) = (DiffId::from(diff), Box::new(blob.open()?));
+        originals.push((diff_id, descriptor.clone()));
         sources.push(LayerSource {
             descriptor,
-            reader: Box::new(blob.open()?),
+            reader,
             verified: true,
-            diff_id: DiffId::from(diff),
+            diff_id,
         });
     }
-    if !sources.is_empty() {
-        store.unpack_layers(sources, options, lease)?;
-    }
+    store.unpack_layers(sources, options, lease)?;
+    store.record_originals(&originals)?;
+    let (repo_digests, writer) = (Vec::new(), Writer::Load);
     store.commit_image(NewImage {
         config: &config,
-        manifest: None,
-        names: references(names)?,
-        repo_digests: Vec::new(),
-        writer: Writer::Load,
+        manifest,
+        names,
+        repo_digests,
+        writer,
         lease,
     })
 }

@@ -59,3 +59,6 @@ fn null_as_empty<'de, D: serde::Deserializer<'de>>(d: D) -> std::result::Result<
 const NAME: &str = "io.containerd.image.name";
 /// A name or tag, by the OCI image layout.
 const REF_NAME: &str = "org.opencontainers.image.ref.name";
+
+#[cfg(test)]
+mod tests;

@@ -1,7 +1,7 @@
 //! Layers by chain: which snapshot holds each, and how it was made.
 
 use super::{int, now, snapshots, typed, uint};
-use crate::digest::{ChainId, DiffId};
+use crate::digest::ChainId;
 use crate::error::{Result, StoreError, sql};
 use crate::store::{Layer, LayerOptions};
 use rusqlite::{Connection, OptionalExtension, Row};
@@ -107,19 +107,6 @@ pub(crate) fn options(c: &Connection, chain: &ChainId) -> Result<Option<LayerOpt
         })
     };
     json.flatten().map(parse).transpose()
-}
-
-/// Some chain that ends in a layer with this tar.
-pub(crate) fn with_diff(c: &Connection, diff_id: &DiffId) -> Result<Option<ChainId>> {
-    let chain: Option<String> = c
-        .query_row(
-            "SELECT chain FROM layers WHERE diff_id = ?1 AND doomed = 0 LIMIT 1",
-            [diff_id.to_string()],
-            |row| row.get(0),
-        )
-        .optional()
-        .map_err(sql("look a layer up"))?;
-    chain.map(|chain| typed("chain", &chain)).transpose()
 }
 
 /// What all layers together take.

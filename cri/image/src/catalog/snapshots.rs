@@ -10,7 +10,6 @@ use slipway_snapshot::SnapshotId;
 /// A snapshot's row.
 pub(crate) struct SnapshotRow {
     pub(crate) id: SnapshotId,
-    pub(crate) state: String,
     pub(crate) parent: Option<ChainId>,
     pub(crate) below: Option<SnapshotId>,
     pub(crate) read_only: bool,
@@ -26,18 +25,17 @@ pub(crate) struct NewSnapshot<'a> {
     pub(crate) read_only: bool,
 }
 
-const COLUMNS: &str = "id, state, parent, below, read_only";
+const COLUMNS: &str = "id, parent, below, read_only";
 
-type Raw = (String, String, Option<String>, Option<String>, bool);
+type Raw = (String, Option<String>, Option<String>, bool);
 
 fn raw(row: &Row<'_>) -> rusqlite::Result<Raw> {
-    Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?, row.get(4)?))
+    Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?))
 }
 
-fn parse((id, state, parent, below, read_only): Raw) -> Result<SnapshotRow> {
+fn parse((id, parent, below, read_only): Raw) -> Result<SnapshotRow> {
     Ok(SnapshotRow {
         id: self::id(&id)?,
-        state,
         parent: parent.map(|chain| typed("chain", &chain)).transpose()?,
         below: below.map(|id| self::id(&id)).transpose()?,
         read_only,

@@ -116,7 +116,7 @@ mod tests {
             state ^= state << 17;
             let word = format!("word{} ", state % 5000);
             out.extend_from_slice(word.as_bytes());
-            if state % 64 == 0 {
+            if state.is_multiple_of(64) {
                 out.extend_from_slice(&state.to_le_bytes());
             }
         }

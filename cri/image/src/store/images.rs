@@ -78,7 +78,7 @@ impl Store {
     /// [`StoreError::BadConfig`]; what the catalog answers.
     pub fn image(&self, id: &ImageId) -> Result<Option<Image>> {
         match self.inner.catalog.read(|c| images::get(c, id))? {
-            Some(row) => self.from_row(row).map(Some),
+            Some(row) => self.image_of(row).map(Some),
             None => Ok(None),
         }
     }
@@ -92,11 +92,11 @@ impl Store {
             .catalog
             .read(images::all)?
             .into_iter()
-            .map(|row| self.from_row(row))
+            .map(|row| self.image_of(row))
             .collect()
     }
 
-    fn from_row(&self, row: ImageRow) -> Result<Image> {
+    fn image_of(&self, row: ImageRow) -> Result<Image> {
         let (config, layers) = parse_config(row.id.digest(), &row.config)?;
         let names = row
             .names

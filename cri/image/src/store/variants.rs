@@ -196,6 +196,18 @@ impl Store {
         })
     }
 
+    /// Records the blobs that layers came as, where no manifest of the image says so.
+    pub(crate) fn record_originals(&self, layers: &[(DiffId, Descriptor)]) -> Result<()> {
+        self.inner.catalog.write(Durability::Normal, |c| {
+            layers.iter().try_for_each(|(diff, layer)| {
+                let digest = Digest::try_from(layer.digest())
+                    .map_err(|source| StoreError::Digest { what: "a layer", source })?;
+                let blob = BlobRow { digest, size: layer.size() };
+                variants::add_original(c, diff, &blob, layer.media_type().as_ref())
+            })
+        })
+    }
+
     /// The manifest of an image: the original of a pulled one, else made of its layers' blobs, which the lease
     /// holds then.
     ///
