@@ -5,10 +5,13 @@ cd "$(dirname "$0")/.."
 [ "$(id -u)" -eq 0 ] || exec sudo --preserve-env=SLIPWAY_CACHE,SLIPWAY_BIN,CARGO_TARGET_DIR,HOME,PATH,CI "$PWD/tests/run.sh" "$@"
 export PATH=$SLIPWAY_CACHE/tools/bin:$PATH
 failed=()
+shaky=()
 part() { # part NAME COMMAND...: goes on after a failure, so that one run tells everything
   local name=$1 began=$SECONDS; shift
   printf '\n\033[1m==> %s\033[0m\n' "$name"
-  if "$@"; then printf '==> %s: passed in %d s\n' "$name" $((SECONDS - began)); else failed+=("$name"); printf '==> %s: FAILED after %d s\n' "$name" $((SECONDS - began)); fi
+  if "$@"; then printf '==> %s: passed in %d s\n' "$name" $((SECONDS - began)); return; fi
+  printf '==> %s: failed after %d s; once more\n' "$name" $((SECONDS - began))
+  if "$@"; then shaky+=("$name"); else failed+=("$name"); printf '==> %s: FAILED twice\n' "$name"; fi
 }
 part "formatting" cargo fmt --all --check
 part "unit tests" cargo test -q --workspace --lib --bins
@@ -16,7 +19,8 @@ part "arrows" cargo test -q -p slipway-tests --test arrows
 # Tests of single crates that need root or real programs.
 part "crate tests" cargo test -q --workspace --exclude slipway-tests --tests
 for suite in pods containers confinement crash images build seeds containerd; do
-  part "suite: $suite" cargo test -q -p slipway-tests --test "$suite" -- --test-threads=4
+  part "suite: $suite" cargo test -q -p slipway-tests --test "$suite" -- --test-threads=3
 done
+[ ${#shaky[@]} -eq 0 ] || printf '\nPASSED ONLY THE SECOND TIME, which is a defect: %s\n' "${shaky[*]}"
 if [ ${#failed[@]} -gt 0 ]; then printf '\nFAILED: %s\n' "${failed[*]}"; exit 1; fi
 printf '\nall parts passed\n'
