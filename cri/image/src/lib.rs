@@ -11,6 +11,7 @@ mod content;
 mod digest;
 mod error;
 mod failpoint;
+mod held;
 mod image;
 mod platform;
 mod progress;

@@ -16,6 +16,7 @@ pub use error::PushError;
 
 use crate::digest::{ChainId, Digest};
 use crate::error::StoreError;
+use crate::held::Held;
 use crate::image::Image;
 use crate::progress::{Progress, ProgressEvent};
 use crate::reference::Reference;
@@ -23,7 +24,7 @@ use crate::registry::client::{Access, Place, Registry, Session};
 use crate::registry::failure::Failure;
 use crate::registry::transport::{Payload, Request};
 use crate::registry::{Credentials, RegistryConfig};
-use crate::store::{Compression, Lease, Manifest, Store};
+use crate::store::{Compression, Manifest, Store};
 use bytes::Bytes;
 use futures_util::{StreamExt, TryStreamExt};
 use layer::{Layer, Pushing};
@@ -127,7 +128,7 @@ impl Run {
         let (id, text) = (image.id, format!("push of {to}"));
         let (lease, config, original, image) = self
             .blocking(move |store, compression| {
-                let lease = store.lease(&text)?;
+                let lease = Held::new(store.lease(&text)?);
                 if !lease.image(&id)? {
                     return Err(StoreError::NoImage { name: id.to_string() });
                 }
@@ -191,7 +192,7 @@ impl Run {
         uploader: &Uploader<'_>,
         image: &Image,
         original: Option<&Manifest>,
-        lease: &Arc<Lease>,
+        lease: &Arc<Held>,
     ) -> Result<Vec<Descriptor>, PushError> {
         let pushing = Pushing {
             store: &self.store,
@@ -274,7 +275,7 @@ impl Run {
         &self,
         id: &crate::digest::ImageId,
         manifest: &Manifest,
-        lease: Arc<Lease>,
+        lease: Arc<Held>,
     ) -> Result<(), PushError> {
         let (id, manifest) = (*id, manifest.clone());
         let to = self.session.reference.clone();
@@ -285,7 +286,7 @@ impl Run {
                 }
             }
             store.record_push(&id, &to.with_digest(manifest.digest).to_string(), &manifest)?;
-            drop(lease);
+            Held::release(lease);
             Ok(())
         })
         .await

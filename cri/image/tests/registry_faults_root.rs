@@ -540,7 +540,11 @@ async fn a_full_disk_is_said_and_the_space_given_back() {
         return;
     }
     let Some(dir) = Small::mount("48m") else { return };
-    let made = long(60 << 20);
+    let layers = [
+        layer(&[("first", &noise(8 << 20, 1))]),
+        layer(&[("second", &noise(60 << 20, 2))]),
+    ];
+    let made = image::oci(&layers, "amd64");
     let fake = faulty(&made, |_, _, good| good).await;
     let store =
         slipway_image::Store::open(&dir.0.path().join("root"), slipway_image::OwnerKind::Daemon).unwrap();
@@ -550,6 +554,19 @@ async fn a_full_disk_is_said_and_the_space_given_back() {
         .await
         .unwrap_err();
     assert!(error.is_disk_full(), "{}", chain(&error));
+    let deadline = Instant::now() + Duration::from_secs(10);
+    let blobs = || {
+        std::fs::read_dir(dir.0.path().join("root/content/sha256"))
+            .unwrap()
+            .count()
+    };
+    while blobs() > 0 {
+        assert!(
+            Instant::now() < deadline,
+            "the layer that did fit is given back too"
+        );
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
     let small = app();
     let good = well(&[("app:v1", &small)]);
     let fake = Fake::start(move |seen, _| good(seen)).await;

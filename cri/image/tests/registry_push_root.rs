@@ -181,7 +181,7 @@ async fn a_registry_that_breaks_is_asked_again_and_one_that_refuses_is_quoted() 
     let take = taking(&got);
     let faults = AtomicUsize::new(0);
     let fake = Fake::start(move |seen, _| match seen.method.as_str() {
-        "POST" | "PUT" if faults.fetch_add(1, Ordering::Relaxed) % 3 == 0 => Reply::new(500),
+        "POST" | "PUT" if faults.fetch_add(1, Ordering::Relaxed).is_multiple_of(3) => Reply::new(500),
         _ => take(seen),
     })
     .await;

@@ -86,7 +86,11 @@ async fn a_pulled_image_is_unpacked_and_known_by_name_and_digest() {
         heard.events()
     );
     assert!(heard.any(|e| matches!(e, ProgressEvent::Layers { layers } if layers.len() == 3)));
-    let committing = heard.events().iter().filter(|e| **e == ProgressEvent::Committing).count();
+    let committing = heard
+        .events()
+        .iter()
+        .filter(|e| **e == ProgressEvent::Committing)
+        .count();
     assert_eq!(committing, 1);
 
     let heard = Heard::default();

@@ -12,6 +12,7 @@ use super::fetch::{Fetch, Piece, Sink, Stop};
 use crate::content::{BlobFile, Follower, Ingest};
 use crate::digest::Digest;
 use crate::error::StoreError;
+use crate::held::Held;
 use crate::registry::client::Session;
 use crate::registry::failure::Failure;
 use crate::store::{Lease, Store};
@@ -25,7 +26,7 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 /// Pieces between the network and the disk; a piece is what one read of a socket brings.
-const PIECES: usize = 16;
+const PIECES: usize = 4;
 
 /// The downloads of a process.
 #[derive(Debug, Default)]
@@ -50,7 +51,7 @@ struct Shared {
     ingest: Mutex<Option<Ingest>>,
     done: Arc<AtomicU64>,
     /// What keeps the blob until everybody has it under a lease of his own.
-    lease: Mutex<Option<Lease>>,
+    _lease: Held,
 }
 
 /// Where a layer's blob can be read.
@@ -147,17 +148,6 @@ impl Download {
     }
 }
 
-impl Drop for Shared {
-    fn drop(&mut self) {
-        // Releasing a lease writes to the catalog, which is not for async threads.
-        let lease = self.lease.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let (Some(lease), Ok(runtime)) = (lease, Handle::try_current()) else {
-            return;
-        };
-        runtime.spawn_blocking(move || drop(lease));
-    }
-}
-
 fn begin(
     store: &Store,
     session: &Arc<Session>,
@@ -170,7 +160,7 @@ fn begin(
     let shared = Arc::new(Shared {
         ingest: Mutex::new(Some(ingest)),
         done: Arc::default(),
-        lease: Mutex::new(Some(lease)),
+        _lease: Held::new(lease),
     });
     let (told, outcome) = watch::channel(None);
     let stop = CancellationToken::new();

@@ -9,9 +9,10 @@ use super::fetch::downloaded;
 use super::run::Run;
 use crate::digest::{ChainId, DiffId, Digest};
 use crate::error::StoreError;
+use crate::held::Held;
 use crate::progress::{LayerProgress, ProgressEvent};
 use crate::registry::client::Session;
-use crate::store::{LayerSource, Lease, UnpackOptions};
+use crate::store::{LayerSource, UnpackOptions};
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use std::io::{self, Read};
@@ -48,7 +49,7 @@ impl Run {
         session: &Arc<Session>,
         chosen: &Chosen,
         diff_ids: &[DiffId],
-        lease: &Arc<Lease>,
+        lease: &Arc<Held>,
     ) -> Result<(), PullError> {
         let give_up = GiveUp(Arc::default());
         let (sources, coming) = self.sources(session, chosen, diff_ids, lease, &give_up).await?;
@@ -90,7 +91,7 @@ impl Run {
         session: &Arc<Session>,
         chosen: &Chosen,
         diff_ids: &[DiffId],
-        lease: &Arc<Lease>,
+        lease: &Arc<Held>,
         give_up: &GiveUp,
     ) -> Result<(Vec<LayerSource>, Vec<Coming>), PullError> {
         let descriptors = chosen.layers.clone();
@@ -219,7 +220,13 @@ async fn both(
         result = unpack => result,
         () = watch => return Ok(()),
     };
-    let Err(error) = unpacked else { return Ok(()) };
+    let Err(error) = unpacked else {
+        // All bytes were read and checked; that the blobs are durable too may take a little longer.
+        for download in coming.iter().filter_map(|layer| layer.download.as_ref()) {
+            download.end().await?;
+        }
+        return Ok(());
+    };
     if let Some(cause) = failed_download.into_inner() {
         return Err(cause);
     }

@@ -14,6 +14,7 @@ use super::error::PullError;
 use super::flight::Key;
 use crate::digest::Digest;
 use crate::error::StoreError;
+use crate::held::Held;
 use crate::image::{Image, NewImage, PulledManifest, Writer};
 use crate::platform::Platform;
 use crate::progress::ProgressEvent;
@@ -21,7 +22,7 @@ use crate::registry::LocalBuilds;
 use crate::registry::client::{Access, Fetched, Registry, Session, Target};
 use crate::registry::failure::{Failure, chain};
 use crate::registry::manifest::ConfigFacts;
-use crate::store::{Lease, Store};
+use crate::store::Store;
 use slipway_snapshot::unpack::UnpackError;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -110,13 +111,35 @@ impl Run {
         let chosen = self.choose(session, top).await?;
         let (config, diff_ids) = self.config(session, &chosen).await?;
         let lease = self
-            .blocking(|run| run.store.lease(&format!("pull of {}", run.key.reference)))
+            .blocking(|run| {
+                run.store
+                    .lease(&format!("pull of {}", run.key.reference))
+                    .map(Held::new)
+            })
             .await?;
         let lease = Arc::new(lease);
-        self.layers(session, &chosen, &diff_ids, &lease).await?;
+        let unpacked = self.layers(session, &chosen, &diff_ids, &lease).await;
+        if let Err(error) = unpacked {
+            self.give_up(lease, error.is_disk_full()).await;
+            return Err(error);
+        }
         self.commit(chosen, config, lease)
             .await
             .map_err(|error| self.stored(error))
+    }
+
+    /// Lets go of what came so far. It is kept for another attempt, but not when there is no room for it.
+    async fn give_up(self: &Arc<Run>, lease: Arc<Held>, full: bool) {
+        let given_up = self.blocking(move |run| {
+            Held::release(lease);
+            if full {
+                run.store.gc()?;
+            }
+            Ok(())
+        });
+        if let Err(error) = given_up.await {
+            tracing::warn!(%error, "what a failed pull left could not be collected");
+        }
     }
 
     /// What the store has under the name, and whether a build on this node gave it the name.
@@ -184,7 +207,7 @@ impl Run {
         self: &Arc<Run>,
         chosen: Chosen,
         config: Vec<u8>,
-        lease: Arc<Lease>,
+        lease: Arc<Held>,
     ) -> Result<Image, PullError> {
         self.committing();
         self.blocking(move |run| {
@@ -198,7 +221,7 @@ impl Run {
                     run.store.add_blob_source(&digest, &reference.name())?;
                 }
             }
-            run.store.commit_image(NewImage {
+            let image = run.store.commit_image(NewImage {
                 config: &config,
                 manifest: Some(PulledManifest {
                     bytes: &chosen.bytes,
@@ -209,7 +232,9 @@ impl Run {
                 repo_digests: vec![reference.with_digest(chosen.top).to_string()],
                 writer: Writer::Pull,
                 lease: &lease,
-            })
+            })?;
+            Held::release(lease);
+            Ok(image)
         })
         .await
     }

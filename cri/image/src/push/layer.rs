@@ -5,6 +5,7 @@ use super::upload::{Arrival, Blob, Uploader};
 use crate::content::Follower;
 use crate::digest::{ChainId, DiffId, Digest};
 use crate::error::StoreError;
+use crate::held::Held;
 use crate::progress::ProgressEvent;
 use crate::registry::failure::Failure;
 use crate::store::{Compression, Lease, Store};
@@ -33,7 +34,7 @@ pub(super) struct Pushing<'a> {
     pub store: &'a Store,
     pub uploader: &'a Uploader<'a>,
     pub compression: Compression,
-    pub lease: &'a Arc<Lease>,
+    pub lease: &'a Arc<Held>,
     /// One layer is made at a time: making one keeps all processors busy.
     pub making: Semaphore,
 }

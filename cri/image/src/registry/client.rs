@@ -43,7 +43,7 @@ pub(crate) struct Registry {
 
 impl Registry {
     /// How many ranges are in memory at a time.
-    const RANGE_SLOTS: usize = 12;
+    const RANGE_SLOTS: usize = 8;
 
     pub fn new(config: RegistryConfig) -> Arc<Registry> {
         Arc::new(Registry {
