@@ -124,12 +124,9 @@ fn respond(answer: Answer) -> Response<String> {
     }
     let mut response = Response::new(text);
     *response.status_mut() = answer.status;
-    response.headers_mut().extend(
-        answer
-            .headers
-            .into_iter()
-            .map(|(name, value)| (Some(name), value)),
-    );
+    for (name, value) in answer.headers {
+        response.headers_mut().append(name, value);
+    }
     if !switching {
         response
             .headers_mut()

@@ -47,12 +47,10 @@ pub(super) async fn serve<R: Runtime>(session: &Session<'_, R>, mux: &Mux, pod: 
         tokio::select! {
             opened = mux.next() => match opened {
                 None => break,
-                Some(Opened { id, .. }) if forwards.len() + pairs.0.len() >= MAX_FORWARDS => {
-                    mux.refuse(id, Refusal::Refused);
-                }
                 Some(opened) => {
                     let deadline = Instant::now() + session.config.creation_timeout;
-                    if let Some(pair) = pairs.add(mux, &opened, deadline) {
+                    let full = forwards.len() + pairs.0.len() >= MAX_FORWARDS;
+                    if let Some(pair) = pairs.add(mux, &opened, deadline, full) {
                         forwards.push(forward(session, mux, pod, pair));
                     }
                 }
@@ -67,8 +65,8 @@ pub(super) async fn serve<R: Runtime>(session: &Session<'_, R>, mux: &Mux, pod: 
 }
 
 impl Pairs {
-    /// Adds a stream and returns its pair if it is whole now.
-    fn add(&mut self, mux: &Mux, opened: &Opened, deadline: Instant) -> Option<Pair> {
+    /// Adds a stream and returns its pair if it is whole now. When the session is full, no new pair is begun.
+    fn add(&mut self, mux: &Mux, opened: &Opened, deadline: Instant, full: bool) -> Option<Pair> {
         let id = opened.id;
         let Some((kind, port)) = classify(&opened.headers) else {
             mux.refuse(id, Refusal::Invalid);
@@ -78,6 +76,10 @@ impl Pairs {
         let found = self.0.iter().position(|pair| pair.request == request);
         let mut pair = match found.and_then(|index| self.0.remove(index)) {
             Some(pair) => pair,
+            None if full => {
+                mux.refuse(id, Refusal::Refused);
+                return None;
+            }
             None => Pair {
                 request,
                 port,
