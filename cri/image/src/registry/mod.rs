@@ -9,6 +9,7 @@ mod credentials;
 mod docker_config;
 pub(crate) mod failure;
 mod hosts;
+mod hosts_file;
 pub(crate) mod manifest;
 pub(crate) mod retry;
 mod tls;

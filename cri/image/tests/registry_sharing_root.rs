@@ -1,0 +1,136 @@
+//! Pulls at the same time, and pulls that nobody waits for any more. Unpacking needs root.
+#![allow(clippy::unwrap_used)]
+
+mod registry_support;
+
+use registry_support::fake::{Fake, Reply, Seen, well};
+use registry_support::image::{self, Made, layer, noise, three_layers};
+use registry_support::{Heard, Node, amd64, quick, root};
+use slipway_image::{Digest, ProgressEvent, RegistryConfig, Silent};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+fn app() -> Made {
+    image::oci(&three_layers("app"), "amd64")
+}
+
+/// Serves an image, its first layer's GETs as `fault` says (told the request and how many came before).
+async fn faulty(made: &Made, fault: impl Fn(&Seen, usize, Reply) -> Reply + Send + Sync + 'static) -> Fake {
+    let (good, digest) = (well(&[("app:v1", made)]), made.layers[0].digest);
+    Fake::start(move |seen, before| match seen.is_blob(&digest) {
+        true => fault(seen, before, good(seen)),
+        false => good(seen),
+    })
+    .await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_same_image_at_the_same_time_is_pulled_once() {
+    if !root() {
+        return;
+    }
+    let made = app();
+    let stall = Some(Duration::from_millis(300));
+    let fake = faulty(&made, move |_, _, good| Reply { stall, ..good }).await;
+    let node = Node::new();
+    let puller = node.puller(quick());
+    let name = fake.reference("app:v1");
+    let pulls = (0..5).map(|_| {
+        let (puller, name) = (puller.clone(), name.clone());
+        tokio::spawn(async move {
+            let heard = Heard::default();
+            let image = puller.pull(&name, None, &amd64(), &heard).await.unwrap();
+            (image.id, heard)
+        })
+    });
+    for pull in pulls.collect::<Vec<_>>() {
+        let (id, heard) = pull.await.unwrap();
+        assert_eq!(id.digest(), &Digest::of(&made.config));
+        assert!(
+            heard.any(|e| matches!(e, ProgressEvent::Layers { .. })),
+            "everybody hears of it"
+        );
+    }
+    for seen in [&made.layers[0].digest, &made.layers[2].digest] {
+        assert_eq!(fake.count(|s| s.is_blob(seen)), 1);
+    }
+    assert_eq!(fake.count(|seen| seen.path.contains("/manifests/")), 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn images_that_share_a_layer_fetch_it_once_also_when_the_first_pull_is_dropped() {
+    if !root() {
+        return;
+    }
+    let shared = layer(&[("shared", &noise(200_000, 9))]);
+    let one = image::oci(&[shared.clone(), layer(&[("one", b"1")])], "amd64");
+    let two = image::oci(&[shared.clone(), layer(&[("two", b"2")])], "amd64");
+    let good = well(&[("one:v1", &one), ("two:v1", &two)]);
+    let digest = shared.digest;
+    let stall = Some(Duration::from_millis(400));
+    let fake = Fake::start(move |seen, _| match seen.is_blob(&digest) {
+        true => Reply { stall, ..good(seen) },
+        false => good(seen),
+    })
+    .await;
+    let node = Node::new();
+    let puller = node.puller(quick());
+    let (first, second) = (fake.reference("one:v1"), fake.reference("two:v1"));
+    let begun = tokio::spawn({
+        let (puller, first) = (puller.clone(), first.clone());
+        async move { puller.pull(&first, None, &amd64(), &Silent).await }
+    });
+    while fake.count(|seen| seen.is_blob(&digest)) == 0 {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let other = tokio::spawn({
+        let (puller, second) = (puller.clone(), second.clone());
+        async move { puller.pull(&second, None, &amd64(), &Silent).await }
+    });
+    while fake.count(|seen| seen.path.contains("/two/blobs/")) < 2 {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    begun.abort();
+    let image = other.await.unwrap().unwrap();
+    assert_eq!(node.layer_file(&image, 0, "shared").unwrap(), noise(200_000, 9));
+    assert_eq!(fake.count(|seen| seen.is_blob(&digest)), 1);
+    assert!(node.store.resolve(&first.to_string()).unwrap().is_none());
+    node.assert_nothing_half_there();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_dropped_pull_leaves_nothing_and_can_be_begun_anew() {
+    if !root() {
+        return;
+    }
+    let made = app();
+    let calls = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&calls);
+    let fake = faulty(&made, move |_, _, good| {
+        let first = counted.fetch_add(1, Ordering::Relaxed) == 0;
+        Reply {
+            stall: first.then_some(Duration::from_secs(20)),
+            ..good
+        }
+    })
+    .await;
+    let node = Node::new();
+    let puller = node.puller(RegistryConfig {
+        read_timeout: Duration::from_secs(30),
+        ..quick()
+    });
+    let name = fake.reference("app:v1");
+    let pull = tokio::spawn({
+        let (puller, name) = (puller.clone(), name.clone());
+        async move { puller.pull(&name, None, &amd64(), &Silent).await }
+    });
+    while calls.load(Ordering::Relaxed) == 0 {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    pull.abort();
+    assert!(pull.await.unwrap_err().is_cancelled());
+    node.assert_nothing_half_there();
+    let image = puller.pull(&name, None, &amd64(), &Silent).await.unwrap();
+    assert_eq!(node.layer_file(&image, 2, "hello").unwrap(), b"hello app");
+}
