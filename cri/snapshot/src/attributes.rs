@@ -110,9 +110,18 @@ fn gather(
 /// Sets attributes of an open file.
 pub(crate) fn set_xattrs(file: BorrowedFd<'_>, xattrs: &[(Vec<u8>, Vec<u8>)]) -> io::Result<()> {
     for (name, value) in xattrs.iter().filter(|(name, _)| !stays_here(name)) {
-        rustix::fs::fsetxattr(file, OsStr::from_bytes(name), value, XattrFlags::empty())?;
+        let set = rustix::fs::fsetxattr(file, OsStr::from_bytes(name), value, XattrFlags::empty());
+        if !dispensable(name, set) {
+            set?;
+        }
     }
     Ok(())
+}
+
+/// A filesystem without the kind of attribute loses it, as with every other unpacker; a program that needs its
+/// capabilities is better not unpacked than without them.
+fn dispensable(name: &[u8], set: rustix::io::Result<()>) -> bool {
+    set == Err(Errno::OPNOTSUPP) && name != b"security.capability"
 }
 
 /// Sets attributes of something that is not opened; a link is not followed.

@@ -108,6 +108,8 @@ fn connect(path: &Path) -> Result<Connection> {
     set(&connection, "foreign_keys", "ON")?;
     // Kibibytes. The working set is small, and the daemon's memory is counted.
     set(&connection, "cache_size", "-512")?;
+    // Bytes of the log that are kept after a checkpoint.
+    set(&connection, "journal_size_limit", "4194304")?;
     connection.set_prepared_statement_cache_capacity(32);
     Ok(connection)
 }

@@ -76,7 +76,7 @@ pub(crate) fn by_key(c: &Connection, key: &str) -> Result<Option<SnapshotRow>> {
 }
 
 pub(crate) fn by_id(c: &Connection, id: &SnapshotId) -> Result<Option<SnapshotRow>> {
-    let query = format!("SELECT {COLUMNS} FROM snapshots WHERE id = ?1");
+    let query = format!("SELECT {COLUMNS} FROM snapshots WHERE id = ?1 AND state <> 'doomed'");
     c.query_row(&query, [id.as_str()], raw)
         .optional()
         .map_err(sql("look a snapshot up"))?

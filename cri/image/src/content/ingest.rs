@@ -136,7 +136,8 @@ impl Ingest {
                 found: digest,
             });
         }
-        self.file.sync_all().map_err(at("sync", &self.path))?;
+        let synced = self.file.sync_all().map_err(at("sync", &self.path));
+        synced.map_err(|error| self.store.note_full(&self.lease, error))?;
         let blob = self.place(digest)?;
         self.growth.tell(|state| state.outcome = Outcome::Good);
         Ok(blob)
@@ -173,7 +174,11 @@ impl Ingest {
 
 impl Write for Ingest {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let n = self.file.write(bytes)?;
+        let n = self.file.write(bytes).inspect_err(|error| {
+            if slipway_snapshot::is_full(error) {
+                self.store.inner.lock_full().insert(self.lease.clone());
+            }
+        })?;
         self.hash.update(&bytes[..n]);
         self.written += n as u64;
         self.growth.tell(|state| state.written = self.written);

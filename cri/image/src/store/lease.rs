@@ -11,7 +11,9 @@ use crate::content::BlobFile;
 use crate::digest::{ChainId, Digest, ImageId};
 use crate::error::{Result, StoreError};
 use slipway_snapshot::Snapshotter;
+use std::collections::HashSet;
 use std::sync::atomic::Ordering;
+use std::sync::{MutexGuard, PoisonError};
 
 /// Protects what is used through it. Dropping it releases it (not a persistent one).
 #[derive(Debug)]
@@ -156,20 +158,37 @@ impl Store {
     /// What the catalog answers.
     pub fn release_lease(&self, name: &str) -> Result<()> {
         let inner = &self.inner;
+        let full = inner.lock_full().remove(name);
         let doomed = inner.with_reserve(|| {
             inner
                 .catalog
                 .write(Durability::Normal, |c| leases::release(c, name))
         })?;
-        if doomed.is_empty() {
-            Ok(())
-        } else {
-            self.remove_doomed_snapshots()
+        if !doomed.is_empty() {
+            self.remove_doomed_snapshots()?;
         }
+        if full {
+            // What the work had put into the store before the disk was full is of no use to anybody.
+            self.gc()?;
+        }
+        Ok(())
+    }
+
+    /// Work under a lease found the disk full: what it had made is collected when the lease is released. (After other
+    /// failures it stays until the next collection, so that trying again does not start from nothing.)
+    pub(crate) fn note_full(&self, lease: &str, error: StoreError) -> StoreError {
+        if error.is_disk_full() {
+            self.inner.lock_full().insert(lease.to_owned());
+        }
+        error
     }
 }
 
 impl super::Inner {
+    pub(crate) fn lock_full(&self) -> MutexGuard<'_, HashSet<String>> {
+        self.full_under.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// The usage of a committed snapshot; `None` when it is torn.
     pub(crate) fn committed(
         &self,

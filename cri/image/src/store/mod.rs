@@ -48,6 +48,7 @@ use crate::error::{Result, StoreError, at, snap};
 use owners::OwnerLock;
 use serde::{Deserialize, Serialize};
 use slipway_snapshot::Overlay;
+use std::collections::HashSet;
 use std::fmt;
 use std::fs::{DirBuilder, Permissions};
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
@@ -109,6 +110,8 @@ pub(crate) struct Inner {
     pub(crate) owner: OwnerLock,
     next_lease: AtomicU64,
     pin_time: Mutex<Option<Duration>>,
+    /// Leases under which the disk was found full.
+    full_under: Mutex<HashSet<String>>,
 }
 
 impl fmt::Debug for Store {
@@ -139,17 +142,18 @@ impl Store {
             })?;
             let content = Content::open(&root)?;
             let overlay = Overlay::open(&root.join("snapshots")).map_err(snap("open the snapshots"))?;
-            let (next_lease, pin_time) = (AtomicU64::new(0), Mutex::new(None));
+            let inner = Inner {
+                root,
+                catalog,
+                content,
+                overlay,
+                owner,
+                next_lease: AtomicU64::new(0),
+                pin_time: Mutex::default(),
+                full_under: Mutex::default(),
+            };
             Store {
-                inner: Arc::new(Inner {
-                    root,
-                    catalog,
-                    content,
-                    overlay,
-                    owner,
-                    next_lease,
-                    pin_time,
-                }),
+                inner: Arc::new(inner),
             }
         };
         store.undo_dead_owners()?;

@@ -98,7 +98,10 @@ impl Store {
         let made: Vec<SnapshotId> = jobs.iter().map(|job| job.snapshot.clone()).collect();
         failpoint::reach("unpack.after_rows");
         self.fill_and_commit(jobs, present, options, lease)
-            .inspect_err(|_| self.give_up(&made))
+            .map_err(|error| {
+                self.give_up(&made);
+                self.note_full(lease.name(), error)
+            })
     }
 
     /// Writes down which directories are about to be made.
@@ -320,8 +323,10 @@ fn stream(source: LayerSource, what: &str, dir: &Path, options: &Options<'_>) ->
     let checked = Checked::new(source.reader, source.descriptor.size(), source.verified);
     let blob = Rc::new(RefCell::new(checked));
     let unpacked = decode(&blob, what, &source.diff_id, dir, options);
-    // A wrong blob shows in many ways; that it is wrong is what matters.
-    if !source.verified && !matches!(&unpacked, Err(e) if e.is_disk_full() || is_cancelled(e)) {
+    // A wrong blob shows in many ways; that it is wrong is what matters. (Not so when the disk, the caller or the source
+    // ended it.)
+    let beside = |error: &StoreError| error.is_disk_full() || is_cancelled(error) || blob.borrow().failed;
+    if !source.verified && !unpacked.as_ref().is_err_and(beside) {
         blob.borrow_mut().check(what, &expected)?;
     }
     unpacked
@@ -380,17 +385,18 @@ impl Checked {
     /// Reads what the decoder left, and compares.
     fn check(&mut self, what: &str, expected: &Digest) -> Result<()> {
         let mut buffer = vec![0u8; 64 << 10];
-        while !self.failed && self.read <= self.size {
+        while self.read <= self.size {
             match self.read(&mut buffer) {
                 Ok(0) => break,
                 Ok(_) => {}
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-                Err(_) => break,
+                Err(source) => {
+                    return Err(StoreError::Read {
+                        what: what.to_owned(),
+                        source,
+                    });
+                }
             }
-        }
-        if self.failed {
-            // The source failed: that is told by whoever was reading.
-            return Ok(());
         }
         if self.read != self.size {
             return Err(StoreError::SizeMismatch {

@@ -200,9 +200,14 @@ impl Store {
     pub(crate) fn record_originals(&self, layers: &[(DiffId, Descriptor)]) -> Result<()> {
         self.inner.catalog.write(Durability::Normal, |c| {
             layers.iter().try_for_each(|(diff, layer)| {
-                let digest = Digest::try_from(layer.digest())
-                    .map_err(|source| StoreError::Digest { what: "a layer", source })?;
-                let blob = BlobRow { digest, size: layer.size() };
+                let digest = Digest::try_from(layer.digest()).map_err(|source| StoreError::Digest {
+                    what: "a layer",
+                    source,
+                })?;
+                let blob = BlobRow {
+                    digest,
+                    size: layer.size(),
+                };
                 variants::add_original(c, diff, &blob, layer.media_type().as_ref())
             })
         })

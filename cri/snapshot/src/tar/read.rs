@@ -168,14 +168,16 @@ impl<R: Read> Reader<R> {
         loop {
             match self.inner.read(&mut buffer) {
                 Ok(0) => return Ok(()),
-                Ok(n) => trailing += n as u64,
+                Ok(n) => {
+                    trailing += n as u64;
+                    self.position += n as u64;
+                }
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
                 Err(e) => return Err(TarError::Read(e)),
             }
             if trailing > MAX_TRAILING {
                 return Err(TarError::Trailing);
             }
-            self.position += trailing.min(8192);
         }
     }
 

@@ -333,3 +333,42 @@ fn root_one_worker_and_four_make_the_same_trees() {
         .collect();
     assert_eq!(names, ["a", "a/z", "b", "b/new", "gone"]);
 }
+
+#[test]
+fn root_a_source_that_fails_at_any_byte_fails_the_layer() {
+    if !is_root("a_source_that_fails") {
+        return;
+    }
+    /// Breaks after so many bytes, as a connection does.
+    struct Breaks(Cursor<Vec<u8>>, usize);
+    impl Read for Breaks {
+        fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+            if self.1 == 0 {
+                return Err(io::ErrorKind::ConnectionReset.into());
+            }
+            let room = buffer.len().min(self.1);
+            let n = self.0.read(&mut buffer[..room])?;
+            self.1 -= n;
+            Ok(n)
+        }
+    }
+    let bed = Bed::new();
+    let blob = Blob::gzip(&[("a", &[1; 5000])]);
+    // Also when everything was read but the end.
+    for after in [0, 3, 20, blob.bytes.len() - 1, blob.bytes.len()] {
+        let source = blob.source_of(Breaks(Cursor::new(blob.bytes.clone()), after));
+        let error = unpack(&bed, vec![source], &UnpackOptions::default()).unwrap_err();
+        assert!(
+            matches!(
+                &error,
+                StoreError::Read { .. }
+                    | StoreError::Unpack {
+                        source: UnpackError::Tar(_),
+                        ..
+                    }
+            ),
+            "{after}: {error}"
+        );
+        nothing_left(&bed);
+    }
+}
