@@ -1,6 +1,7 @@
 //! One cgroup: a directory in every hierarchy. Making, joining, emptying and removing it.
 
 use super::layout::{CgroupPath, Layout};
+use super::systemd::{self, Systemd};
 use super::{CgroupError, OomWatch, Resources, Result, Stats, bpf, device, stats, v1, v2, write};
 use crate::fork::{self, Sys};
 use crate::process;
@@ -149,7 +150,11 @@ impl Cgroup {
 
     fn make(layout: &Layout, path: &CgroupPath) -> Result<Cgroup> {
         let mut cgroup = Cgroup::open(layout, path)?;
-        let result = cgroup.make_dirs(layout);
+        let result = match path {
+            CgroupPath::Fs(_) => cgroup.make_dirs(layout),
+            CgroupPath::Scope { .. } => cgroup.make_scope(),
+            CgroupPath::Slice(name) => cgroup.make_slice(name),
+        };
         if result.is_err() {
             let _ = cgroup.remove(Duration::from_millis(100));
         }
@@ -180,6 +185,33 @@ impl Cgroup {
                     fill_cpuset(&at)?;
                 }
             }
+        }
+        Ok(())
+    }
+
+    /// A scope has to have a process from the start: one that only waits, until [`Cgroup::settle`].
+    fn make_scope(&mut self) -> Result<()> {
+        let unit = self.unit.clone().unwrap_or_default();
+        let child = waiting_child().map_err(io_error(|| format!("fork the first process of {unit}")))?;
+        let pid = child.pid;
+        self.placeholder = Some(child);
+        Systemd::connect()?.start_scope(&unit, &systemd::slice_of(&self.path), pid)?;
+        let found = systemd::cgroup_of(pid);
+        if found.as_deref() != Some(self.path.as_path()) {
+            let reason = format!("it is in {found:?}, not in {}", self.path.display());
+            return Err(CgroupError::Systemd {
+                act: format!("find unit {unit}"),
+                reason,
+            });
+        }
+        self.dirs.iter_mut().filter(|d| d.v2).for_each(|d| d.made = 1);
+        Ok(())
+    }
+
+    fn make_slice(&mut self, name: &str) -> Result<()> {
+        if !self.exists() {
+            Systemd::connect()?.start_slice(name)?;
+            self.dirs.iter_mut().filter(|d| d.v2).for_each(|d| d.made = 1);
         }
         Ok(())
     }
@@ -246,6 +278,9 @@ impl Cgroup {
     /// # Errors
     /// [`CgroupError::Unsupported`], [`CgroupError::Write`]: naming the key. Limits before it stay applied.
     pub fn apply(&self, resources: &Resources) -> Result<()> {
+        if let Some(unit) = &self.unit {
+            Systemd::connect()?.set_limits(unit, resources)?;
+        }
         if self.is_v2_only() {
             v2::apply(self, resources)
         } else {
@@ -500,6 +535,12 @@ impl Cgroup {
     /// [`CgroupError::NotEmpty`], or what `rmdir(2)` says when the time has passed.
     pub fn remove(&self, at_most: Duration) -> Result<()> {
         let until = Instant::now() + at_most;
+        if let Some(unit) = &self.unit
+            && self.exists()
+        {
+            // It goes by itself when its last process does, or now. Where systemd does not answer, rmdir must do.
+            let _ = Systemd::connect().and_then(|mut s| s.stop(unit));
+        }
         for dir in &self.dirs {
             loop {
                 match remove_below(&dir.path, 0) {
@@ -531,6 +572,23 @@ impl Cgroup {
 impl Drop for Cgroup {
     fn drop(&mut self) {
         self.settle();
+    }
+}
+
+/// A child that does nothing, holds nothing, and does not outlive us.
+fn waiting_child() -> io::Result<process::Child> {
+    let parent = rustix::process::getpid();
+    // SAFETY: the child makes async-signal-safe calls only.
+    unsafe {
+        fork::fork(move || {
+            let _ = fork::close_from(0);
+            if fork::die_with(parent).is_err() {
+                fork::exit(0);
+            }
+            loop {
+                rustix::event::pause();
+            }
+        })
     }
 }
 

@@ -10,12 +10,14 @@
 
 mod bpf;
 mod common;
+mod dbus;
 mod device;
 mod group;
 mod layout;
 mod oom;
 mod resources;
 mod stats;
+mod systemd;
 mod v1;
 mod v2;
 mod view;

@@ -1,0 +1,403 @@
+//! Units asked of systemd: a scope for each container, with its cgroup delegated to us, and slices for pods.
+//!
+//! systemd applies its own idea of a unit's limits to the cgroup whenever it reloads; so it is told the limits it knows, as
+//! properties, before they are written. Devices are no property: our program is attached beside systemd's.
+
+use super::dbus::{Body, CallError, Connection, Method, Value};
+use super::resources::Resources;
+use super::{CgroupError, Result, v2};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// systemd's own socket, for root; and the bus, where there is no such socket.
+const SOCKETS: [(&str, bool); 2] = [
+    ("/run/systemd/private", false),
+    ("/run/dbus/system_bus_socket", true),
+];
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// A connection to systemd.
+pub(super) struct Systemd {
+    connection: Connection,
+    bus: bool,
+}
+
+fn failed(act: &str) -> impl FnOnce(CallError) -> CgroupError {
+    let act = act.to_string();
+    move |e| CgroupError::Systemd {
+        act,
+        reason: match e {
+            CallError::Remote { name, text } => format!("{text} ({name})"),
+            CallError::Io(e) => e.to_string(),
+        },
+    }
+}
+
+impl Systemd {
+    /// Connects.
+    pub(super) fn connect() -> Result<Systemd> {
+        let mut last = std::io::Error::from(std::io::ErrorKind::NotFound);
+        for (socket, bus) in SOCKETS {
+            match Systemd::connect_to(Path::new(socket), bus) {
+                Ok(systemd) => return Ok(systemd),
+                Err(CallError::Io(e)) => last = e,
+                Err(e) => return Err(failed("connect")(e)),
+            }
+        }
+        Err(failed("connect: is it running?")(last.into()))
+    }
+
+    fn connect_to(socket: &Path, bus: bool) -> std::result::Result<Systemd, CallError> {
+        let mut systemd = Systemd {
+            connection: Connection::open(socket, PATIENCE)?,
+            bus,
+        };
+        if bus {
+            let hello = Method {
+                destination: Some("org.freedesktop.DBus"),
+                path: "/org/freedesktop/DBus",
+                interface: "org.freedesktop.DBus",
+                member: "Hello",
+            };
+            systemd.connection.call(hello, &Body::default())?;
+            let rule = "type='signal',sender='org.freedesktop.systemd1',member='JobRemoved'";
+            systemd.connection.call(
+                Method {
+                    member: "AddMatch",
+                    ..hello
+                },
+                &Body::default().string(rule),
+            )?;
+            systemd.manager("Subscribe", &Body::default())?;
+        }
+        Ok(systemd)
+    }
+
+    fn manager(&mut self, member: &str, body: &Body) -> std::result::Result<super::dbus::Message, CallError> {
+        let method = Method {
+            destination: self.bus.then_some("org.freedesktop.systemd1"),
+            path: "/org/freedesktop/systemd1",
+            interface: "org.freedesktop.systemd1.Manager",
+            member,
+        };
+        self.connection.call(method, body)
+    }
+
+    /// Starts a scope `unit` in `slice` around the process `pid`, and waits until it stands. One of that name that is
+    /// left from before is stopped first.
+    pub(super) fn start_scope(&mut self, unit: &str, slice: &str, pid: u32) -> Result<()> {
+        let properties = [
+            ("Description", Value::Str(format!("container {unit}"))),
+            ("Slice", Value::Str(slice.to_string())),
+            ("Delegate", Value::Bool(true)),
+            ("MemoryAccounting", Value::Bool(true)),
+            ("CPUAccounting", Value::Bool(true)),
+            ("TasksAccounting", Value::Bool(true)),
+            ("IOAccounting", Value::Bool(true)),
+            ("DefaultDependencies", Value::Bool(false)),
+            ("PIDs", Value::U32s(vec![pid])),
+        ];
+        self.start(unit, &properties)
+    }
+
+    /// Starts a slice, and waits until it stands. One that stands is fine.
+    pub(super) fn start_slice(&mut self, unit: &str) -> Result<()> {
+        let properties = [
+            ("Description", Value::Str(format!("pod {unit}"))),
+            ("MemoryAccounting", Value::Bool(true)),
+            ("CPUAccounting", Value::Bool(true)),
+            ("TasksAccounting", Value::Bool(true)),
+            ("IOAccounting", Value::Bool(true)),
+            ("DefaultDependencies", Value::Bool(false)),
+        ];
+        self.start(unit, &properties)
+    }
+
+    fn start(&mut self, unit: &str, properties: &[(&str, Value)]) -> Result<()> {
+        let act = format!("start unit {unit}");
+        let body = || {
+            Body::default()
+                .string(unit)
+                .string("replace")
+                .properties(properties)
+                .no_units()
+        };
+        let reply = match self.manager("StartTransientUnit", &body()) {
+            Err(CallError::Remote { name, .. }) if name.ends_with(".UnitExists") => {
+                if unit.ends_with(".slice") {
+                    return Ok(());
+                }
+                self.stop(unit)?;
+                let _ = self.manager("ResetFailedUnit", &Body::default().string(unit));
+                self.manager("StartTransientUnit", &body())
+            }
+            other => other,
+        };
+        self.finish(&act, reply.map_err(failed(&act))?)
+    }
+
+    /// Waits for the job a reply names.
+    fn finish(&mut self, act: &str, reply: super::dbus::Message) -> Result<()> {
+        let job = reply.strings().into_iter().next().unwrap_or_default();
+        // JobRemoved(u id, o job, s unit, s result)
+        let result = self.connection.signal("JobRemoved", |m| match &m.strings()[..] {
+            [path, _, result] if *path == job => Some(result.clone()),
+            _ => None,
+        });
+        match result.map_err(|e| failed(act)(e.into()))?.as_str() {
+            "done" | "skipped" => Ok(()),
+            other => Err(CgroupError::Systemd {
+                act: act.to_string(),
+                reason: format!("the job ended with {other}"),
+            }),
+        }
+    }
+
+    /// Stops a unit, and waits until it is gone; not there is fine.
+    pub(super) fn stop(&mut self, unit: &str) -> Result<()> {
+        let act = format!("stop unit {unit}");
+        match self.manager("StopUnit", &Body::default().string(unit).string("replace")) {
+            Err(CallError::Remote { name, .. }) if name.ends_with(".NoSuchUnit") => Ok(()),
+            other => self.finish(&act, other.map_err(failed(&act))?),
+        }
+    }
+
+    /// Tells it the limits it knows, for as long as the unit lives.
+    pub(super) fn set_limits(&mut self, unit: &str, resources: &Resources) -> Result<()> {
+        let properties = limits(resources);
+        if properties.is_empty() {
+            return Ok(());
+        }
+        let body = Body::default().string(unit).boolean(true).properties(&properties);
+        self.manager("SetUnitProperties", &body)
+            .map(drop)
+            .map_err(failed(&format!("set limits of unit {unit}")))
+    }
+}
+
+/// OCI's limits as unit properties (systemd.resource-control(5)); what has none is only written to the cgroup.
+fn limits(r: &Resources) -> Vec<(&'static str, Value)> {
+    let mut out = Vec::new();
+    let amount = |n: i64| Value::U64(u64::try_from(n).unwrap_or(u64::MAX));
+    if let Some(m) = &r.memory {
+        let limit = m.limit.filter(|n| *n != 0);
+        out.extend(limit.map(|n| ("MemoryMax", amount(n))));
+        out.extend(
+            m.reservation
+                .filter(|n| *n != 0)
+                .map(|n| ("MemoryLow", amount(n))),
+        );
+        match (m.swap.filter(|n| *n != 0), limit) {
+            (Some(swap), Some(limit)) if swap > 0 && limit > 0 => {
+                out.push(("MemorySwapMax", amount((swap - limit).max(0))));
+            }
+            (Some(swap), _) if swap < 0 => out.push(("MemorySwapMax", amount(-1))),
+            _ => {}
+        }
+    }
+    if let Some(c) = &r.cpu {
+        out.extend(
+            c.shares
+                .filter(|n| *n != 0)
+                .map(|n| ("CPUWeight", Value::U64(v2::weight(n)))),
+        );
+        if let Some(quota) = c.quota.filter(|n| *n != 0) {
+            let period = c.period.filter(|n| *n != 0).unwrap_or(100_000);
+            // Microseconds of CPU a second, in steps of ten milliseconds, rounded up as systemd does.
+            let a_second = u64::try_from(quota)
+                .ok()
+                .map(|q| (q * 1_000_000).div_ceil(period).next_multiple_of(10_000));
+            out.push(("CPUQuotaPerSecUSec", Value::U64(a_second.unwrap_or(u64::MAX))));
+            out.push(("CPUQuotaPeriodUSec", Value::U64(period)));
+        }
+        for (name, set) in [("AllowedCPUs", &c.cpus), ("AllowedMemoryNodes", &c.mems)] {
+            out.extend(
+                set.as_deref()
+                    .and_then(bit_mask)
+                    .map(|bytes| (name, Value::Bytes(bytes))),
+            );
+        }
+    }
+    out.extend(
+        r.pids
+            .as_ref()
+            .filter(|p| p.limit != 0)
+            .map(|p| ("TasksMax", amount(p.limit))),
+    );
+    out
+}
+
+/// "0-2,8" as bits, the first byte's lowest first; `None` for an empty or senseless one, about which the kernel will
+/// have its say.
+fn bit_mask(set: &str) -> Option<Vec<u8>> {
+    let mut out = Vec::new();
+    for part in set.split(',').map(str::trim).filter(|p| !p.is_empty()) {
+        let (from, to) = part.split_once('-').unwrap_or((part, part));
+        let (from, to): (usize, usize) = (from.parse().ok()?, to.parse().ok()?);
+        if from > to || to > 8191 {
+            return None;
+        }
+        for n in from..=to {
+            if out.len() <= n / 8 {
+                out.resize(n / 8 + 1, 0);
+            }
+            out[n / 8] |= 1 << (n % 8);
+        }
+    }
+    (!out.is_empty()).then_some(out)
+}
+
+/// The slice a scope lies in, from its directory.
+pub(super) fn slice_of(dir: &Path) -> String {
+    let parent = dir.parent().and_then(Path::file_name);
+    parent.map_or("-.slice".to_string(), |name| name.to_string_lossy().into_owned())
+}
+
+/// Where systemd put a process.
+pub(super) fn cgroup_of(pid: u32) -> Option<PathBuf> {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?;
+    text.lines()
+        .find_map(|l| l.strip_prefix("0::"))
+        .map(PathBuf::from)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::dbus::tests::message;
+    use super::*;
+    use std::io::{Read, Write};
+    use std::os::unix::net::{UnixListener, UnixStream};
+
+    /// Plays systemd: answers each call by what `answers` says for its member, with a job that ends at once.
+    fn play(
+        listener: UnixListener,
+        answers: Vec<(&'static str, Vec<u8>)>,
+    ) -> std::thread::JoinHandle<Vec<String>> {
+        std::thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            authenticate(&mut stream);
+            let mut seen = Vec::new();
+            for (member, answer) in answers {
+                let call = read_call(&mut stream);
+                assert!(call.contains(member), "{member} is not in {call}");
+                seen.push(call);
+                stream.write_all(&answer).unwrap();
+            }
+            seen
+        })
+    }
+
+    fn authenticate(stream: &mut UnixStream) {
+        let mut some = [0u8; 256];
+        let n = stream.read(&mut some).unwrap();
+        assert!(some[..n].starts_with(b"\0AUTH EXTERNAL 3"), "{:?}", &some[..n]);
+        stream.write_all(b"OK 1234\r\n").unwrap();
+        let mut begin = [0u8; 7];
+        stream.read_exact(&mut begin).unwrap();
+        assert_eq!(&begin, b"BEGIN\r\n");
+    }
+
+    fn read_call(stream: &mut UnixStream) -> String {
+        let mut head = [0u8; 16];
+        stream.read_exact(&mut head).unwrap();
+        let number = |at: usize| u32::from_le_bytes(head[at..at + 4].try_into().unwrap()) as usize;
+        let mut rest = vec![0u8; (16 + number(12)).next_multiple_of(8) - 16 + number(4)];
+        stream.read_exact(&mut rest).unwrap();
+        String::from_utf8_lossy(&rest).into_owned()
+    }
+
+    fn job(serial: u32, result: &str) -> Vec<u8> {
+        // The signal may come before the reply: both orders are met here.
+        let mut bytes = message(4, 0, "JobRemoved", &["/job/other", "x", "failed"]);
+        if serial.is_multiple_of(2) {
+            bytes.extend(message(4, 0, "JobRemoved", &["/job/1", "x", result]));
+            bytes.extend(message(2, serial, "", &["/job/1"]));
+        } else {
+            bytes.extend(message(2, serial, "", &["/job/1"]));
+            bytes.extend(message(4, 0, "JobRemoved", &["/job/1", "x", result]));
+        }
+        bytes
+    }
+
+    fn with_systemd<T>(
+        answers: Vec<(&'static str, Vec<u8>)>,
+        f: impl FnOnce(&mut Systemd) -> T,
+    ) -> (T, Vec<String>) {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("s");
+        let server = play(UnixListener::bind(&path).unwrap(), answers);
+        let mut systemd = match Systemd::connect_to(&path, false) {
+            Ok(s) => s,
+            Err(_) => panic!("no connection"),
+        };
+        let result = f(&mut systemd);
+        drop(systemd);
+        (result, server.join().unwrap())
+    }
+
+    #[test]
+    fn a_scope_is_started_in_its_slice_with_its_process_and_delegated() {
+        let answers = vec![("StartTransientUnit", job(1, "done"))];
+        let (result, seen) = with_systemd(answers, |s| s.start_scope("slipway-c.scope", "pod.slice", 4711));
+        result.unwrap();
+        for word in ["slipway-c.scope", "pod.slice", "Delegate", "PIDs"] {
+            assert!(seen[0].contains(word), "{word}");
+        }
+    }
+
+    #[test]
+    fn a_scope_left_from_before_is_stopped_first() {
+        let exists = message(
+            3,
+            1,
+            "org.freedesktop.systemd1.UnitExists",
+            &["Unit x.scope already exists."],
+        );
+        let answers = vec![
+            ("StartTransientUnit", exists),
+            ("StopUnit", job(2, "done")),
+            ("ResetFailedUnit", message(2, 3, "", &[])),
+            ("StartTransientUnit", job(4, "done")),
+        ];
+        let (result, _) = with_systemd(answers, |s| s.start_scope("x.scope", "a.slice", 1));
+        result.unwrap();
+    }
+
+    #[test]
+    fn failures_say_what_systemd_said() {
+        let (result, _) = with_systemd(vec![("StartTransientUnit", job(1, "failed"))], |s| {
+            s.start_slice("a.slice")
+        });
+        assert!(result.unwrap_err().to_string().contains("failed"));
+        let no = message(3, 1, "org.freedesktop.DBus.Error.AccessDenied", &["Go away."]);
+        let (result, _) = with_systemd(vec![("StopUnit", no)], |s| s.stop("x.scope"));
+        let text = result.unwrap_err().to_string();
+        assert!(text.contains("Go away.") && text.contains("x.scope"), "{text}");
+        let gone = message(3, 1, "org.freedesktop.systemd1.NoSuchUnit", &["Unit not loaded."]);
+        with_systemd(vec![("StopUnit", gone)], |s| s.stop("x.scope"))
+            .0
+            .unwrap();
+    }
+
+    #[test]
+    fn limits_become_properties() {
+        let r = Resources::from_json(
+            r#"{"memory":{"limit":1000,"swap":1500},"cpu":{"shares":1024,"quota":50000,"period":100000,"cpus":"0,9"},
+                "pids":{"limit":-1}}"#,
+        );
+        let expected = [
+            ("MemoryMax", Value::U64(1000)),
+            ("MemorySwapMax", Value::U64(500)),
+            ("CPUWeight", Value::U64(100)),
+            ("CPUQuotaPerSecUSec", Value::U64(500_000)),
+            ("CPUQuotaPeriodUSec", Value::U64(100_000)),
+            ("AllowedCPUs", Value::Bytes(vec![1, 2])),
+            ("TasksMax", Value::U64(u64::MAX)),
+        ];
+        assert_eq!(limits(&r.unwrap()), expected);
+        assert_eq!(bit_mask("0-2,8"), Some(vec![7, 1]));
+        assert_eq!((bit_mask(""), bit_mask("5-2"), bit_mask("x")), (None, None, None));
+        assert_eq!(slice_of(Path::new("/a.slice/a-b.slice/x.scope")), "a-b.slice");
+        assert_eq!(slice_of(Path::new("/x.scope")), "-.slice");
+    }
+}
