@@ -35,7 +35,6 @@ pub use push::{PushError, Pusher};
 pub use reference::{DEFAULT_REGISTRY, Reference, ReferenceError};
 pub use registry::{AuthFields, BadAuthField, Credentials, LocalBuilds, RegistryConfig};
 pub use store::{
-    Active, ActiveInfo, CacheEntry, CacheLock, CachePrune, Compression, DeadOwner, GcReport,
-    HashedLayer, Layer, LayerOptions, LayerSource, Lease, Manifest, OwnerKind, Record, Records, Store,
-    UnpackOptions,
+    Active, ActiveInfo, CacheEntry, CacheLock, CachePrune, Compression, DeadOwner, GcReport, HashedLayer,
+    Layer, LayerOptions, LayerSource, Lease, Manifest, OwnerKind, Record, Records, Store, UnpackOptions,
 };

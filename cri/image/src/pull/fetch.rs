@@ -86,7 +86,7 @@ impl<'a> Fetch<'a> {
         for place in session.places(|endpoint| endpoint.pull) {
             match self.from(Origin::Place(place)).await {
                 Ok(()) => return self.end().await,
-                Err(Stop::Failure(failure)) => last = failure,
+                Err(Stop::Failure(failure)) => last = session.passed(place, failure),
                 Err(gone) => return Err(gone),
             }
         }

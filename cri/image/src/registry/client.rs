@@ -347,7 +347,7 @@ impl Session {
         for place in self.places(|endpoint| endpoint.resolve) {
             match self.head(place, target).await {
                 Ok(found) => return Ok(found),
-                Err(failure) => last = failure,
+                Err(failure) => last = self.passed(place, failure),
             }
         }
         Err(last)
@@ -393,7 +393,7 @@ impl Session {
             };
             match found {
                 Ok(fetched) => return Ok(fetched),
-                Err(failure) => last = failure,
+                Err(failure) => last = self.passed(place, failure),
             }
         }
         Err(last)
@@ -499,6 +499,12 @@ impl Session {
             request.headers.insert(RANGE, value);
         }
         success(self.registry.transport.send(&endpoint, &request, None).await?).await
+    }
+
+    /// A place could not give what was asked for; the next one is asked, and the last one's failure is the answer.
+    pub fn passed(&self, place: &Place, failure: Failure) -> Failure {
+        tracing::debug!(reference = %self.reference, place = %place.endpoint.base, %failure, "not to be had here");
+        failure
     }
 
     /// The failure when no place may be asked at all.
