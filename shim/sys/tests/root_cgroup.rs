@@ -7,7 +7,7 @@ use slipway_sys::cgroup::{Cgroup, CgroupError, CgroupPath, Layout, Resources};
 use slipway_sys::process::{self, Child, Program};
 use std::ffi::OsStr;
 use std::os::fd::AsFd;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 /// A cgroup that is killed and removed, and proven gone, at the end of the test.
@@ -211,4 +211,89 @@ fn root_a_relative_path_lies_below_our_own_cgroup_in_each_hierarchy() {
             format!("{}/{}", ours.trim_end_matches('/'), g.0.path().display())
         );
     }
+}
+
+/// A directory of the v2 hierarchy that passes for all of one.
+struct V2(PathBuf);
+
+impl V2 {
+    fn new() -> Option<V2> {
+        let detected = ["/sys/fs/cgroup/unified", "/sys/fs/cgroup"].map(PathBuf::from);
+        let mount = detected
+            .into_iter()
+            .find(|p| p.join("cgroup.controllers").exists())?;
+        let dir = mount.join(common::unique("v2"));
+        std::fs::create_dir(&dir).unwrap();
+        Some(V2(dir))
+    }
+
+    fn guard(&self, what: &str) -> Guard {
+        let path = CgroupPath::parse(&format!("/{}", common::unique(what))).unwrap();
+        Guard(Cgroup::create(&Layout::at(&[], Some(&self.0)), &path).unwrap())
+    }
+}
+
+impl Drop for V2 {
+    fn drop(&mut self) {
+        std::fs::remove_dir(&self.0).unwrap();
+    }
+}
+
+#[test]
+fn root_v2_device_programs_decide_as_their_rules_say_and_replace_each_other() {
+    if !common::root() {
+        return;
+    }
+    let Some(v2) = V2::new() else {
+        return eprintln!("\n*** SKIPPED: no cgroup v2 here ***\n");
+    };
+    let g = v2.guard("devices");
+    let apply = |json: &str| g.0.apply(&Resources::from_json(json).unwrap());
+    let reads = |device: &str| {
+        let child = shell(
+            &g.0,
+            &format!("head -c1 {device} > /tmp/slipway-test-{}", std::process::id()),
+        );
+        let code = process::wait(child.0.pid).unwrap().status.exit_code();
+        std::mem::forget(child);
+        code == 0
+    };
+    if let Err(e) = apply(
+        r#"{"devices":[{"allow":false,"access":"rwm"},{"allow":true,"type":"c","major":1,"minor":5,"access":"r"}]}"#,
+    ) {
+        return eprintln!("\n*** SKIPPED: this kernel loads no device programs: {e:?} ***\n");
+    }
+    assert!(reads("/dev/zero") && !reads("/dev/urandom"));
+    apply(r#"{"devices":[{"allow":false,"access":"rwm"},{"allow":true,"type":"c","major":1,"minor":9,"access":"rw"}]}"#)
+        .unwrap();
+    assert!(
+        !reads("/dev/zero") && reads("/dev/urandom"),
+        "the second program took the place of the first"
+    );
+    apply(r#"{"devices":[{"allow":true,"access":"rwm"}]}"#).unwrap();
+    assert!(reads("/dev/zero") && reads("/dev/urandom"));
+    apply(r#"{"pids":{"limit":-1}}"#).unwrap();
+    assert!(reads("/dev/zero"), "an update without devices leaves them alone");
+    std::fs::remove_file(format!("/tmp/slipway-test-{}", std::process::id())).unwrap();
+    drop(g);
+}
+
+#[test]
+fn root_v2_is_killed_at_once_and_frozen() {
+    if !common::root() {
+        return;
+    }
+    let Some(v2) = V2::new() else {
+        return eprintln!("\n*** SKIPPED: no cgroup v2 here ***\n");
+    };
+    let g = v2.guard("kill");
+    let _child = shell(&g.0, "while :; do sleep 60 & sleep 0.01; done");
+    assert!(eventually(|| g.0.procs().unwrap().len() > 5));
+    g.0.freeze().unwrap();
+    let before = g.0.procs().unwrap();
+    std::thread::sleep(Duration::from_millis(50));
+    assert_eq!(g.0.procs().unwrap(), before, "nothing is born in a frozen cgroup");
+    g.0.kill().unwrap();
+    g.0.wait_empty(Duration::from_secs(5)).unwrap();
+    drop(g);
 }
