@@ -54,19 +54,20 @@ impl Splitter {
 
     /// Appends to `out` the lines that `bytes` complete, stamped with `at`.
     pub fn feed(&mut self, mut bytes: &[u8], at: i64, out: &mut Vec<u8>) {
-        while let Some(end) = bytes.iter().position(|b| *b == b'\n') {
-            let rest = self.long_line(&bytes[..end], at, out);
+        let head = Head::new(self.source, at);
+        while let Some(end) = line_feed(bytes) {
+            let rest = self.long_line(&bytes[..end], &head, out);
             let (mut held, mut line) = (self.held.as_slice(), rest);
             match line.split_last() {
                 Some((b'\r', before)) => line = before,
                 None => held = held.strip_suffix(b"\r").unwrap_or(held),
                 _ => {}
             }
-            write_line(self.source, b'F', [held, line], at, out);
+            head.write_line(b'F', [held, line], out);
             self.held.clear();
             bytes = &bytes[end + 1..];
         }
-        let rest = self.long_line(bytes, at, out);
+        let rest = self.long_line(bytes, &head, out);
         self.held.extend_from_slice(rest);
         if self.held.is_empty() {
             // An idle stream keeps no memory.
@@ -75,10 +76,10 @@ impl Splitter {
     }
 
     /// Writes the parts of a line that is too long; what is left of `bytes` fits.
-    fn long_line<'a>(&mut self, mut bytes: &'a [u8], at: i64, out: &mut Vec<u8>) -> &'a [u8] {
+    fn long_line<'a>(&mut self, mut bytes: &'a [u8], head: &Head, out: &mut Vec<u8>) -> &'a [u8] {
         while self.held.len() + bytes.len() > MAX_LINE {
             let (part, rest) = bytes.split_at(MAX_LINE - self.held.len());
-            write_line(self.source, b'P', [&self.held, part], at, out);
+            head.write_line(b'P', [&self.held, part], out);
             self.held.clear();
             bytes = rest;
         }
@@ -88,20 +89,52 @@ impl Splitter {
     /// The stream has ended: a line without an end is a partial one.
     pub fn finish(&mut self, at: i64, out: &mut Vec<u8>) {
         if !self.held.is_empty() {
-            write_line(self.source, b'P', [&self.held, &[]], at, out);
+            Head::new(self.source, at).write_line(b'P', [&self.held, &[]], out);
             self.held = Vec::new();
         }
     }
 }
 
-fn write_line(source: Source, tag: u8, parts: [&[u8]; 2], at: i64, out: &mut Vec<u8>) {
-    clock::stamp(at, out);
-    out.push(b' ');
-    out.extend_from_slice(source.name());
-    out.extend_from_slice(&[b' ', tag, b' ']);
-    out.extend_from_slice(parts[0]);
-    out.extend_from_slice(parts[1]);
-    out.push(b'\n');
+/// What the lines of one batch begin with: writing the time down costs more than a short line.
+struct Head {
+    text: Vec<u8>,
+}
+
+impl Head {
+    fn new(source: Source, at: i64) -> Head {
+        let mut text = Vec::with_capacity(40);
+        clock::stamp(at, &mut text);
+        text.push(b' ');
+        text.extend_from_slice(source.name());
+        text.push(b' ');
+        Head { text }
+    }
+
+    fn write_line(&self, tag: u8, parts: [&[u8]; 2], out: &mut Vec<u8>) {
+        out.reserve(self.text.len() + parts[0].len() + parts[1].len() + 3);
+        out.extend_from_slice(&self.text);
+        out.extend_from_slice(&[tag, b' ']);
+        out.extend_from_slice(parts[0]);
+        out.extend_from_slice(parts[1]);
+        out.push(b'\n');
+    }
+}
+
+/// Where the first line feed is. Eight bytes at a time: one with no zero byte after the exclusive or has no line feed.
+fn line_feed(bytes: &[u8]) -> Option<usize> {
+    const ONES: u64 = 0x0101_0101_0101_0101;
+    const HIGHS: u64 = 0x8080_8080_8080_8080;
+    let (words, rest) = bytes.as_chunks::<8>();
+    for (n, word) in words.iter().enumerate() {
+        let zeroed = u64::from_le_bytes(*word) ^ (ONES * u64::from(b'\n'));
+        // The lowest bit set marks the first zero byte; higher ones may be wrong, and are not looked at.
+        let found = zeroed.wrapping_sub(ONES) & !zeroed & HIGHS;
+        if found != 0 {
+            return Some(n * 8 + found.trailing_zeros() as usize / 8);
+        }
+    }
+    let at = rest.iter().position(|b| *b == b'\n')?;
+    Some(words.len() * 8 + at)
 }
 
 /// Output that was lost and has not been told yet.
@@ -236,13 +269,8 @@ impl LogFile {
                 self.unlogged,
                 self.reason()
             );
-            write_line(
-                Source::Stderr,
-                b'F',
-                [told.as_bytes(), &[]],
-                clock::now(),
-                &mut out,
-            );
+            let head = Head::new(Source::Stderr, clock::now());
+            head.write_line(b'F', [told.as_bytes(), &[]], &mut out);
         }
         out
     }

@@ -17,8 +17,9 @@ use std::time::Duration;
 const TURN: usize = 1 << 20;
 /// Lines are written out when they are this many bytes, and always when the stream pauses.
 const BATCH: usize = 64 * 1024;
-/// The buffer of a stream that fills the ordinary one: large enough that the allocator gives it back to the system.
-const HOT: usize = 256 * 1024;
+/// The buffer of a stream that fills the ordinary one: as much as a pipe holds, and large enough that the allocator gives
+/// it back to the system at once.
+const HOT: usize = 132 * 1024;
 
 /// Whose a pump is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -141,6 +142,7 @@ impl Shim {
             }
             if n == full && hot.is_empty() {
                 hot = vec![0; HOT];
+                lines.reserve(HOT);
             }
         };
         if ended {

@@ -58,6 +58,22 @@ fn a_line_of_exactly_the_limit_is_whole_and_one_byte_more_is_two() {
 }
 
 #[test]
+fn a_line_feed_is_found_wherever_it_is() {
+    for length in 0..40 {
+        let mut bytes = vec![0x0b; length];
+        assert_eq!(line_feed(&bytes), None);
+        for at in (0..length).rev() {
+            bytes[at] = b'\n';
+            assert_eq!(line_feed(&bytes), Some(at), "{length}");
+        }
+    }
+    assert_eq!(
+        line_feed(&[0xff, 0x8a, 0x09, 0x0b, 0x00, 0x80, 0x0a, 0x0a]),
+        Some(6)
+    );
+}
+
+#[test]
 fn an_endless_line_holds_no_more_than_one_part() {
     let mut splitter = Splitter::new(Source::Stderr);
     let mut out = Vec::new();
