@@ -107,11 +107,22 @@ async fn handle(daemon: &Arc<Daemon>, pod: &Arc<Pod>, event: &wire::Event) -> Re
 
 /// The shim of a ready pod is gone: everything of it is killed and seen dead before anyone is told.
 async fn shim_died(daemon: &Arc<Daemon>, pod: &Arc<Pod>) {
-    tracing::error!("the pod's shim is gone");
+    tracing::error!("the connection to the pod's shim ended");
     let died = async {
         let _turn = pod.begin("burying its shim").await?;
         let _closed = pod.close_gate().await;
         if pod.phase() != PodPhase::Ready {
+            return Ok(());
+        }
+        // Losing the connection is not the shim's death: one that answers is followed again.
+        let dir = PodDir::new(&daemon.paths.pods, pod.id());
+        if let Ok(shim) = daemon.launcher.connect(dir.path()).await
+            && let Ok(info) = shim.info().await
+        {
+            tracing::warn!("the connection to the pod's shim was lost; it lives and is followed again");
+            pod.set_shim(Some(shim.clone()));
+            crate::recover::reconcile::with_shim(daemon, pod, &shim, &info).await?;
+            spawn(daemon, pod, shim, info.last_event);
             return Ok(());
         }
         bury(daemon, pod, "the pod's shim ended unexpectedly").await?;

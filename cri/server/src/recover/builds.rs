@@ -52,17 +52,21 @@ pub async fn bury(daemon: &Arc<Daemon>) -> Result<usize, Error> {
     Ok(left)
 }
 
+/// First what runs, then its addresses (an address must not be given to another while somebody uses it), then the rest.
 async fn undo(daemon: &Arc<Daemon>, owner: DeadOwner, estate: Estate) -> Result<(), Error> {
+    super::sweep::stop_processes(daemon, &estate.state_dir).await?;
+    let mut failed = None;
     for attachment in &estate.attachments {
-        daemon
-            .cni
-            .del(attachment)
-            .await
-            .map_err(|source| Error::Network {
+        if let Err(source) = daemon.cni.del(attachment).await {
+            failed.get_or_insert(Error::Network {
                 act: "detach the network",
                 id: owner.id.clone(),
                 source: Box::new(source),
-            })?;
+            });
+        }
+    }
+    if let Some(error) = failed {
+        return Err(error);
     }
     super::sweep::shim_directory(daemon, estate.state_dir).await?;
     crate::blocking::run(move || owner.bury().map_err(Error::store("bury a dead build"))).await

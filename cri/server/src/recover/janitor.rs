@@ -57,7 +57,7 @@ async fn round(daemon: &Arc<Daemon>) -> usize {
     for pod in daemon.registry.pods() {
         let unfinished = match pod.phase() {
             PodPhase::Removing => true,
-            PodPhase::Ready => pod.shim().is_none(),
+            PodPhase::Ready | PodPhase::Starting | PodPhase::Stopping => pod.shim().is_none(),
             _ => false,
         };
         // Somebody at work on it will see to it.

@@ -14,7 +14,7 @@
 
 mod builds;
 pub mod janitor;
-mod reconcile;
+pub(crate) mod reconcile;
 mod sweep;
 
 use std::sync::Arc;
@@ -159,6 +159,10 @@ async fn reconnect(daemon: &Arc<Daemon>, pod: &Arc<Pod>) -> Result<(), Error> {
             Ok(())
         }
         Err(_) if pod.phase() == PodPhase::Stopped => Ok(()),
+        // Slow or of another version is not dead: only what nobody listens for is buried. The rest is tried again.
+        Err(error) if !matches!(error, slipway_shim_client::Error::Gone) && dir.path().exists() => {
+            Err(Error::shim("reconnect to the shim", pod.id())(error))
+        }
         Err(error) => {
             if pod.phase() == PodPhase::Ready {
                 tracing::error!(pod = %pod.id(), %error, "the pod's shim died while slipwayd was away");

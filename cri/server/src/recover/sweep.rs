@@ -76,6 +76,21 @@ pub async fn sweep(daemon: &Arc<Daemon>, unreadable: &Unreadable) -> Result<(), 
     .await
 }
 
+/// Kills what runs under the shim of a directory, living or dead, and keeps the network namespace for CNI DEL.
+pub async fn stop_processes(daemon: &Arc<Daemon>, path: &Path) -> Result<(), Error> {
+    if !path.exists() {
+        return Ok(());
+    }
+    if let Ok(shim) = daemon.launcher.connect(path).await
+        && shim.stop_pod().await.is_ok()
+    {
+        return Ok(());
+    }
+    let shown = path.display().to_string();
+    let done = daemon.launcher.cleanup(path, false).await;
+    done.map(drop).map_err(Error::shim("clean up", &shown))
+}
+
 /// The directory of a shim, perhaps a living one, with everything it made.
 pub async fn shim_directory(daemon: &Arc<Daemon>, path: PathBuf) -> Result<(), Error> {
     if !path.exists() {
