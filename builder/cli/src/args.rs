@@ -173,15 +173,7 @@ pub struct BuildArgs {
     #[arg(long)]
     pub push: bool,
     /// How progress is shown
-    #[arg(
-        long,
-        value_enum,
-        default_value = "auto",
-        value_name = "MODE",
-        env = "BUILDKIT_PROGRESS",
-        hide_env = true,
-        ignore_case = true
-    )]
+    #[arg(long, value_enum, default_value = "auto", value_name = "MODE")]
     pub progress: ProgressMode,
     /// Print nothing but the image's id
     #[arg(short, long)]

@@ -11,21 +11,21 @@ use slipway_dockerfile::step::{CopySource, CopyStep};
 use super::StepContext;
 use super::copy::Taken;
 use crate::copy::digest::Selection;
-use crate::copy::select::resolve;
 use crate::copy::tree::{All, Owners, Tree};
 use crate::error::StepError;
 
 /// A file that was made for the step, alone in a tree of its own.
 pub(super) struct Fetched {
     tree: Arc<Tree>,
-    path: String,
+    name: String,
 }
 
 impl Fetched {
     /// As a source of the copy.
     pub fn taken(self, unpack: bool) -> Result<Taken, StepError> {
         let mut selections = Vec::new();
-        for found in resolve(&self.tree, &self.path)? {
+        // Its name may hold what would be a wildcard elsewhere.
+        if let Some(found) = self.tree.find(Path::new("/").join(&self.name).as_path())? {
             let entries = self.tree.list(&found, &All)?;
             selections.push(Selection {
                 found,
@@ -89,11 +89,6 @@ fn document(dir: &Path, name: &str, content: &str) -> Result<Fetched, StepError>
     let tree = Tree::open(dir, None, Owners::Root, "the Dockerfile's inline files")?;
     Ok(Fetched {
         tree: Arc::new(tree),
-        path: format!("/{}", escape(&name)),
+        name,
     })
-}
-
-/// A name in which nothing is a wildcard.
-fn escape(name: &str) -> String {
-    name.to_owned()
 }
