@@ -70,6 +70,29 @@ impl Overlay {
         Ok(swept)
     }
 
+    /// As [`Snapshotter::commit_all`], with another way to make everything written so far durable.
+    ///
+    /// # Errors
+    /// As [`Snapshotter::commit_all`].
+    pub fn commit_with(&self, commits: &[Commit], sync: &dyn Fn() -> Result<()>) -> Result<Vec<Usage>> {
+        if commits.is_empty() {
+            return Ok(Vec::new());
+        }
+        let usages = commits
+            .iter()
+            .map(|commit| self.close(commit))
+            .collect::<Result<Vec<_>>>()?;
+        // One sync for the trees of all, one for all their markers: an fsync a marker would wait for the journal
+        // each time. Only what was synced gets a marker.
+        sync()?;
+        for (commit, usage) in commits.iter().zip(&usages) {
+            let marker = self.home(&commit.id).join(MARKER);
+            fs::write(&marker, marker_text(*usage)).map_err(at("write", &marker))?;
+        }
+        sync()?;
+        Ok(usages)
+    }
+
     fn home(&self, id: &SnapshotId) -> PathBuf {
         self.dir.join(id.as_str())
     }
@@ -153,23 +176,7 @@ impl Snapshotter for Overlay {
     }
 
     fn commit_all(&self, commits: &[Commit]) -> Result<Vec<Usage>> {
-        if commits.is_empty() {
-            return Ok(Vec::new());
-        }
-        let usages = commits
-            .iter()
-            .map(|commit| self.close(commit))
-            .collect::<Result<Vec<_>>>()?;
-        // One syncfs for the trees of all, one for all their markers: an fsync a marker would wait for the journal
-        // each time. Only what was synced gets a marker.
-        let sync = || slipway_sys::fs::syncfs(&self.dir).map_err(at("sync", &self.dir));
-        sync()?;
-        for (commit, usage) in commits.iter().zip(&usages) {
-            let marker = self.home(&commit.id).join(MARKER);
-            fs::write(&marker, marker_text(*usage)).map_err(at("write", &marker))?;
-        }
-        sync()?;
-        Ok(usages)
+        self.commit_with(commits, &|| sync_filesystem(&self.dir))
     }
 
     fn committed(&self, id: &SnapshotId) -> Result<Option<Usage>> {

@@ -3,7 +3,7 @@
 use super::BlobFile;
 use crate::catalog::{Durability, blobs, leases};
 use crate::digest::Digest;
-use crate::error::{Result, StoreError, at};
+use crate::error::{Result, StoreError, at, snap};
 use crate::failpoint;
 use crate::store::Store;
 use sha2::Digest as _;
@@ -120,6 +120,41 @@ impl Ingest {
     /// [`StoreError::DigestMismatch`], [`StoreError::SizeMismatch`], [`StoreError::DiskFull`],
     /// [`StoreError::LeaseGone`]. What was written is gone then.
     pub fn finish(mut self, expected: Option<&Digest>, size: Option<u64>) -> Result<BlobFile> {
+        let digest = self.check(expected, size)?;
+        let synced = self.file.sync_all().map_err(at("sync", &self.path));
+        synced.map_err(|error| self.store.note_full(&self.lease, error))?;
+        let blob = self.place(digest)?;
+        slipway_snapshot::sync_dir(self.store.inner.content.blobs_dir())
+            .map_err(snap("make a blob's name durable"))?;
+        Ok(blob)
+    }
+
+    /// As [`Ingest::finish`], in no hurry: while layers are being unpacked it waits for the sync they need anyway, half
+    /// a minute at most. For a download whose followers unpack it: they are told at once that all bytes are good.
+    ///
+    /// # Errors
+    /// As [`Ingest::finish`].
+    pub fn finish_behind(mut self, expected: Option<&Digest>, size: Option<u64>) -> Result<BlobFile> {
+        let digest = self.check(expected, size)?;
+        let store = self.store.clone();
+        let synced = store
+            .inner
+            .syncer
+            .sync_behind()
+            .map_err(snap("make a blob durable"));
+        synced.map_err(|error| store.note_full(&self.lease, error))?;
+        let blob = self.place(digest)?;
+        store
+            .inner
+            .syncer
+            .sync()
+            .map_err(snap("make a blob's name durable"))?;
+        Ok(blob)
+    }
+
+    /// Compares, and tells the followers the outcome: who has read to the end then has read checked contents, though
+    /// they are not durable yet.
+    fn check(&mut self, expected: Option<&Digest>, size: Option<u64>) -> Result<Digest> {
         if let Some(expected) = size.filter(|size| *size != self.written) {
             return Err(StoreError::SizeMismatch {
                 what: "a blob".to_owned(),
@@ -136,11 +171,8 @@ impl Ingest {
                 found: digest,
             });
         }
-        let synced = self.file.sync_all().map_err(at("sync", &self.path));
-        synced.map_err(|error| self.store.note_full(&self.lease, error))?;
-        let blob = self.place(digest)?;
         self.growth.tell(|state| state.outcome = Outcome::Good);
-        Ok(blob)
+        Ok(digest)
     }
 
     /// Renames the file into its place and records it. The write lock of the catalog is held over both, so that
@@ -162,8 +194,6 @@ impl Ingest {
             failpoint::reach("ingest.after_rename");
             blobs::put(c, &digest, self.written)
         })?;
-        slipway_snapshot::sync_dir(inner.content.blobs_dir())
-            .map_err(crate::error::snap("make a blob's name durable"))?;
         Ok(BlobFile {
             digest,
             size: self.written,

@@ -184,7 +184,7 @@ impl Store {
     ) -> Result<Layer> {
         let hashed = std::thread::scope(|scope| {
             // Only to have the disk busy while the processor is: the commit syncs for good, and tells of failures.
-            let sync = scope.spawn(|| slipway_snapshot::sync_filesystem(&active.upper));
+            let sync = scope.spawn(|| self.inner.syncer.sync());
             let hashed = self.hash_layer(&active, options);
             if let Ok(Err(error)) = sync.join() {
                 tracing::debug!(%error, "the early sync failed");

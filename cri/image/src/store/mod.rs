@@ -28,6 +28,7 @@ mod lease;
 mod owners;
 mod records;
 mod reserve;
+mod sync;
 mod unpack;
 mod variants;
 
@@ -107,6 +108,7 @@ pub(crate) struct Inner {
     pub(crate) catalog: Catalog,
     pub(crate) content: Content,
     pub(crate) overlay: Overlay,
+    pub(crate) syncer: sync::Syncer,
     pub(crate) owner: OwnerLock,
     next_lease: AtomicU64,
     pin_time: Mutex<Option<Duration>>,
@@ -142,11 +144,14 @@ impl Store {
             })?;
             let content = Content::open(&root)?;
             let overlay = Overlay::open(&root.join("snapshots")).map_err(snap("open the snapshots"))?;
+            let syncer =
+                sync::Syncer::new(&[&root.join("snapshots"), content.ingest_dir(), content.blobs_dir()]);
             let inner = Inner {
                 root,
                 catalog,
                 content,
                 overlay,
+                syncer,
                 owner,
                 next_lease: AtomicU64::new(0),
                 pin_time: Mutex::default(),

@@ -95,6 +95,7 @@ impl Store {
         if jobs.is_empty() {
             return Ok(present.into_iter().flatten().collect());
         }
+        let _unpacking = self.inner.syncer.unpacking();
         let made: Vec<SnapshotId> = jobs.iter().map(|job| job.snapshot.clone()).collect();
         failpoint::reach("unpack.after_rows");
         self.fill_and_commit(jobs, present, options, lease)

@@ -192,6 +192,33 @@ fn a_blob_is_checked_followed_and_stored_once() {
 }
 
 #[test]
+fn a_blob_in_no_hurry_is_followed_to_its_end_before_it_is_durable() {
+    let bed = Bed::new();
+    let lease = bed.store.lease("x").unwrap();
+    let unpacking = bed.store.inner.syncer.unpacking();
+    let mut ingest = bed.store.ingest(&lease).unwrap();
+    ingest.write_all(b"data").unwrap();
+    let mut follower = ingest.follow().unwrap();
+    let finish = std::thread::spawn(move || ingest.finish_behind(Some(&Digest::of(b"data")), Some(4)));
+    let mut text = String::new();
+    follower.read_to_string(&mut text).unwrap();
+    assert_eq!(text, "data");
+    assert!(bed.store.blob(&Digest::of(b"data")).unwrap().is_none() && !finish.is_finished());
+    drop(unpacking);
+    let blob = finish.join().unwrap().unwrap();
+    assert_eq!(bed.store.blob(&blob.digest).unwrap(), Some(blob));
+    let mut ingest = bed.store.ingest(&lease).unwrap();
+    ingest.write_all(b"evil").unwrap();
+    let mut follower = ingest.follow().unwrap();
+    assert!(matches!(
+        ingest.finish_behind(Some(&Digest::of(b"good")), None),
+        Err(StoreError::DigestMismatch { .. })
+    ));
+    assert!(follower.read_to_end(&mut Vec::new()).is_err());
+    assert!(bed.list("content/ingest").is_empty());
+}
+
+#[test]
 fn a_waiting_follower_gives_up_when_it_is_told_to() {
     let bed = Bed::new();
     let lease = bed.store.lease("x").unwrap();
