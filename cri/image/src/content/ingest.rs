@@ -135,20 +135,15 @@ impl Ingest {
     /// # Errors
     /// As [`Ingest::finish`].
     pub fn finish_behind(mut self, expected: Option<&Digest>, size: Option<u64>) -> Result<BlobFile> {
-        let digest = self.check(expected, size)?;
         let store = self.store.clone();
-        let synced = store
-            .inner
-            .syncer
-            .sync_behind()
-            .map_err(snap("make a blob durable"));
+        let syncer = &store.inner.syncer;
+        // Before the followers are told: then the sync of the layer that the last of them unpacks covers this blob.
+        let ticket = syncer.ticket();
+        let digest = self.check(expected, size)?;
+        let synced = syncer.sync_behind(ticket).map_err(snap("make a blob durable"));
         synced.map_err(|error| store.note_full(&self.lease, error))?;
         let blob = self.place(digest)?;
-        store
-            .inner
-            .syncer
-            .sync()
-            .map_err(snap("make a blob's name durable"))?;
+        syncer.sync().map_err(snap("make a blob's name durable"))?;
         Ok(blob)
     }
 

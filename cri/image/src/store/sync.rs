@@ -85,19 +85,24 @@ impl Syncer {
         Ok(())
     }
 
-    /// As [`Syncer::sync`], in no hurry while layers are being unpacked.
-    pub(crate) fn sync_behind(&self) -> Result<()> {
+    /// The number of the first sync that covers what has been written up to now.
+    pub(crate) fn ticket(&self) -> u64 {
+        self.lock().begun + 1
+    }
+
+    /// Returns when what had been written when the ticket was taken is durable; in no hurry while layers are being
+    /// unpacked.
+    pub(crate) fn sync_behind(&self, ticket: u64) -> Result<()> {
         let start = Instant::now();
         let mut state = self.lock();
-        let wanted = state.begun + 1;
-        while state.done < wanted && state.unpacking > 0 {
+        while state.done < ticket && state.unpacking > 0 {
             let Some(left) = PATIENCE.checked_sub(start.elapsed()) else {
                 break;
             };
             let waited = self.changed.wait_timeout(state, left);
             state = waited.unwrap_or_else(PoisonError::into_inner).0;
         }
-        let done = state.done >= wanted;
+        let done = state.done >= ticket;
         drop(state);
         if done { Ok(()) } else { self.sync() }
     }
@@ -149,7 +154,7 @@ mod tests {
             let unpacking = syncer.unpacking();
             let before = syncer.lock().begun;
             let other = Arc::clone(&syncer);
-            let waiting = std::thread::spawn(move || other.sync_behind().unwrap());
+            let waiting = std::thread::spawn(move || other.sync_behind(other.ticket()).unwrap());
             std::thread::sleep(Duration::from_millis(50));
             assert!(!waiting.is_finished());
             assert_eq!(syncer.lock().begun, before);
@@ -164,7 +169,7 @@ mod tests {
                 assert_eq!(syncer.lock().begun, before + 1, "its own");
             }
         }
-        syncer.sync_behind().unwrap();
+        syncer.sync_behind(syncer.ticket()).unwrap();
     }
 
     #[test]
