@@ -8,7 +8,7 @@ use crate::catalog::{Durability, layers, time};
 use crate::digest::{ChainId, DiffId, Digest, ImageId};
 use crate::error::{Result, StoreError};
 use crate::failpoint;
-use crate::image::{Image, NewImage, Removed, Writer};
+use crate::image::{Image, NewImage, PulledManifest, Removed, Writer};
 use crate::reference::Reference;
 use oci_spec::image::ImageConfiguration;
 use slipway_snapshot::Usage;
@@ -253,16 +253,18 @@ impl Store {
         }
         check_manifest(&id, &new, diffs.len())?;
         failpoint::reach("commit_image.before_row");
-        self.inner.catalog.write(Durability::Full, |c| {
+        // Read in the same transaction: somebody may remove it the moment it is visible.
+        let row = self.inner.catalog.write(Durability::Full, |c| {
             leases::hold(c, new.lease.name(), Item::Image, &id)?;
             let size = layers_usage(c, chain.as_ref())?.bytes + new.config.len() as u64;
             let built_here = new.writer == Writer::Build;
+            let (config, chain) = (new.config, chain.as_ref());
             images::put(
                 c,
                 &NewRow {
                     id: &id,
-                    config: new.config,
-                    chain: chain.as_ref(),
+                    config,
+                    chain,
                     size,
                     built_here,
                 },
@@ -273,26 +275,13 @@ impl Store {
             for digest in &new.repo_digests {
                 images::add_repo_digest(c, &id, digest)?;
             }
-            let Some(manifest) = &new.manifest else {
-                return Ok(());
-            };
-            let digest = Digest::of(manifest.bytes);
-            images::add_manifest(c, &id, &digest, &manifest.media_type, manifest.bytes)?;
-            for (diff, layer) in diffs.iter().zip(&manifest.layers) {
-                let digest = Digest::try_from(layer.digest()).map_err(|source| StoreError::Digest {
-                    what: "a layer in the manifest",
-                    source,
-                })?;
-                let blob = BlobRow {
-                    digest,
-                    size: layer.size(),
-                };
-                variants::add_original(c, diff, &blob, layer.media_type().as_ref())?;
+            if let Some(manifest) = &new.manifest {
+                write_manifest(c, &id, &diffs, manifest)?;
             }
-            Ok(())
+            images::get(c, &id)
         })?;
         failpoint::reach("commit_image.after_row");
-        self.image(&id)?.ok_or_else(|| no_image(&id))
+        self.image_of(row.ok_or_else(|| no_image(&id))?)
     }
 
     /// The image of a name, protected by a lease from now on; `None` when it is not here or torn.
@@ -309,6 +298,34 @@ impl Store {
             None
         })
     }
+}
+
+/// Keeps the manifest an image came with, and which blobs its layers are.
+fn write_manifest(
+    c: &rusqlite::Connection,
+    id: &ImageId,
+    diffs: &[DiffId],
+    manifest: &PulledManifest<'_>,
+) -> Result<()> {
+    images::add_manifest(
+        c,
+        id,
+        &Digest::of(manifest.bytes),
+        &manifest.media_type,
+        manifest.bytes,
+    )?;
+    for (diff, layer) in diffs.iter().zip(&manifest.layers) {
+        let digest = Digest::try_from(layer.digest()).map_err(|source| StoreError::Digest {
+            what: "a layer in the manifest",
+            source,
+        })?;
+        let blob = BlobRow {
+            digest,
+            size: layer.size(),
+        };
+        variants::add_original(c, diff, &blob, layer.media_type().as_ref())?;
+    }
+    Ok(())
 }
 
 /// What a chain's layers take; fails when one is missing.

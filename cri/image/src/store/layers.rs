@@ -206,8 +206,8 @@ impl Store {
         let mut commits = Vec::new();
         for one in &ready {
             let chain = ChainId::child(parent.as_ref(), &one.diff_id);
-            // Somebody else may have made the same layer; then ours is not worth a sync.
-            if self.layer(&chain)?.is_none() {
+            // Somebody else may have made the same layer; then ours is not worth a sync, and theirs has to stay.
+            if lease.layer(&chain)?.is_none() {
                 commits.push(slipway_snapshot::Commit {
                     id: one.snapshot.clone(),
                     usage: one.usage,
@@ -253,7 +253,7 @@ impl Store {
                     _ if self.inner.committed(&one.snapshot)?.is_some() => {
                         layers::put(c, layer, one.options.as_ref())?;
                     }
-                    // It was there when we looked, so that ours was not synced, and is gone now.
+                    // Theirs is torn since we looked, and ours was not synced.
                     _ => return Err(StoreError::NoLayer { chain: layer.chain }),
                 }
                 leases::hold(c, lease.name(), Item::Layer, &layer.chain)?;

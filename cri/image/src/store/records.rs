@@ -40,6 +40,17 @@ impl Records<'_> {
             .write(Durability::Normal, |c| records::put(c, kind, id, name, json))
     }
 
+    /// Changes a record that says what is being given back (an exit, a removal). Works on a full disk.
+    ///
+    /// # Errors
+    /// What the catalog answers.
+    pub fn put_giving_back(&self, kind: &str, id: &str, json: &str) -> Result<()> {
+        let inner = &self.store.inner;
+        inner.with_reserve(|| {
+            inner.catalog.write(Durability::Normal, |c| records::put(c, kind, id, None, json))
+        })
+    }
+
     /// One record.
     ///
     /// # Errors
