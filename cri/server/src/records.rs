@@ -120,6 +120,16 @@ pub enum PodPhase {
     Removing,
 }
 
+impl PodPhase {
+    /// Something is being given back: a full disk must not stand in the way.
+    pub fn gives_back(&self) -> bool {
+        match self {
+            PodPhase::Starting | PodPhase::Ready => false,
+            PodPhase::NotReady { .. } | PodPhase::Stopping | PodPhase::Stopped | PodPhase::Removing => true,
+        }
+    }
+}
+
 /// What the pod holds of the network.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -196,6 +206,16 @@ pub enum ContainerPhase {
     Removing(Option<Exited>),
 }
 
+impl ContainerPhase {
+    /// Something is being given back: a full disk must not stand in the way.
+    pub fn gives_back(&self) -> bool {
+        match self {
+            ContainerPhase::Creating | ContainerPhase::Created | ContainerPhase::Running { .. } => false,
+            ContainerPhase::Exited(_) | ContainerPhase::Removing(_) => true,
+        }
+    }
+}
+
 /// How a container ended.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
@@ -249,6 +269,19 @@ impl Records {
         self.write(kind, id, Some(name.to_owned()), record).await
     }
 
+    /// Writes a record that says what is being given back: an end, a removal. A full disk does not stop it.
+    pub async fn put_giving_back<T: Serialize>(&self, kind: Kind, id: &str, record: &T) -> Result<(), Error> {
+        let json = encode(kind, id, record)?;
+        let (store, id) = (self.store.clone(), id.to_owned());
+        crate::blocking::run(move || {
+            store
+                .records()
+                .put_giving_back(kind.as_str(), &id, &json)
+                .map_err(|error| Error::from_record(kind.as_str(), &id, error))
+        })
+        .await
+    }
+
     async fn write<T: Serialize>(
         &self,
         kind: Kind,
@@ -256,11 +289,7 @@ impl Records {
         name: Option<String>,
         record: &T,
     ) -> Result<(), Error> {
-        let json = serde_json::to_string(record).map_err(|source| Error::Encode {
-            what: kind.as_str(),
-            id: id.to_owned(),
-            source,
-        })?;
+        let json = encode(kind, id, record)?;
         let (store, id) = (self.store.clone(), id.to_owned());
         crate::blocking::run(move || {
             store
@@ -313,6 +342,14 @@ impl Records {
         }
         Ok(records)
     }
+}
+
+fn encode<T: Serialize>(kind: Kind, id: &str, record: &T) -> Result<String, Error> {
+    serde_json::to_string(record).map_err(|source| Error::Encode {
+        what: kind.as_str(),
+        id: id.to_owned(),
+        source,
+    })
 }
 
 /// Ids of records that cannot be read: nothing of theirs is touched.

@@ -106,9 +106,12 @@ impl Container {
         if !change(&mut next) {
             return Ok(());
         }
-        records
-            .put(Kind::ContainerState, self.id().as_str(), &next)
-            .await?;
+        let id = self.id().as_str();
+        if next.phase.gives_back() {
+            records.put_giving_back(Kind::ContainerState, id, &next).await?;
+        } else {
+            records.put(Kind::ContainerState, id, &next).await?;
+        }
         self.state.send_replace(next);
         Ok(())
     }

@@ -81,7 +81,12 @@ impl Pod {
         if !change(&mut next) {
             return Ok(());
         }
-        records.put(Kind::PodState, self.id().as_str(), &next).await?;
+        let id = self.id().as_str();
+        if next.phase.gives_back() {
+            records.put_giving_back(Kind::PodState, id, &next).await?;
+        } else {
+            records.put(Kind::PodState, id, &next).await?;
+        }
         self.state.send_replace(next);
         Ok(())
     }

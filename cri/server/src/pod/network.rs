@@ -97,7 +97,7 @@ pub async fn detach(daemon: &Daemon, pod: &Pod) -> Result<bool, Error> {
             };
             daemon
                 .records
-                .put(Kind::NetworkRelease, pod.id().as_str(), &release)
+                .put_giving_back(Kind::NetworkRelease, pod.id().as_str(), &release)
                 .await?;
             daemon.releases.insert(release);
             daemon.janitor.wake();
