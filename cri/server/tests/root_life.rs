@@ -221,3 +221,46 @@ async fn an_error_at_any_failpoint_undoes_the_rest() {
     }
     w.finish().await;
 }
+
+#[tokio::test]
+async fn a_full_disk_keeps_nothing_from_ending_and_being_removed() {
+    if cannot_run() {
+        return;
+    }
+    let w = World::with(&[], Some("40m")).await;
+    let pod = w.run_pod(w.pod_config("full", true)).await.unwrap();
+    let script = "trap 'exit 4' TERM; while true; do sleep 0.05; done";
+    let id = w
+        .create(&pod, w.container_config("main", &["sh", "-c", script]))
+        .await
+        .unwrap();
+    w.start(&id).await.unwrap();
+    let _ = w
+        .exec(&id, &["sh", "-c", "cat /dev/zero > /fill; true"], 30)
+        .await
+        .unwrap();
+    // The last pages go to whatever is smaller than a page of the file.
+    let filler = w.path().join("root/filler");
+    for n in 0..2000 {
+        if std::fs::write(filler.with_extension(n.to_string()), [0u8; 4096]).is_err() {
+            break;
+        }
+    }
+    let error = w
+        .create(&pod, w.container_config("more", SLEEP))
+        .await
+        .unwrap_err();
+    assert_eq!(error.code(), tonic::Code::ResourceExhausted, "{error}");
+    w.stop(&id, 10).await.unwrap();
+    let status = w.status(&id).await.unwrap();
+    assert_eq!(
+        (status.state, status.exit_code),
+        (v1::ContainerState::ContainerExited as i32, 4)
+    );
+    w.remove(&id).await.unwrap();
+    w.remove_pod(&pod).await.unwrap();
+    let pod = w.run_pod(w.pod_config("again", true)).await.unwrap();
+    let id = w.create(&pod, w.container_config("main", SLEEP)).await.unwrap();
+    w.start(&id).await.unwrap();
+    w.finish().await;
+}

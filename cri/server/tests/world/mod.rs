@@ -51,10 +51,23 @@ pub fn cannot_run() -> bool {
 
 impl World {
     pub async fn new(env: &[(&str, &str)]) -> World {
+        World::with(env, None).await
+    }
+
+    /// With the root on a file system of its own, as large as said, where that is asked for.
+    pub async fn with(env: &[(&str, &str)], root_size: Option<&str>) -> World {
         let dir = tempfile::Builder::new()
             .prefix("slipway-test-")
             .tempdir_in("/var/tmp")
             .unwrap();
+        if let Some(size) = root_size {
+            let root = dir.path().join("root");
+            std::fs::create_dir(&root).unwrap();
+            let options = format!("size={size},mode=700");
+            let mut mount = Command::new("mount");
+            mount.args(["-t", "tmpfs", "-o", &options, "tmpfs"]).arg(&root);
+            assert!(mount.status().unwrap().success());
+        }
         import_busybox(dir.path());
         network(dir.path());
         let (child, channel) = start(dir.path(), env).await;
@@ -369,6 +382,7 @@ impl World {
             .args(["link", "delete", &bridge()])
             .stderr(Stdio::null())
             .status();
+        self.unmount_root();
         let left = self.leftovers();
         assert!(left.is_empty(), "left over: {left:#?}\n{}", self.log());
         let group = format!("/sys/fs/cgroup/memory/slipway-test-{}", std::process::id());
@@ -382,12 +396,22 @@ impl World {
     }
 }
 
+impl World {
+    fn unmount_root(&self) {
+        let _ = Command::new("umount")
+            .arg(self.path().join("root"))
+            .stderr(Stdio::null())
+            .status();
+    }
+}
+
 impl Drop for World {
     fn drop(&mut self) {
         if std::thread::panicking() {
             eprintln!("{}", self.log());
         }
         self.kill9();
+        self.unmount_root();
     }
 }
 
