@@ -45,10 +45,28 @@ pub enum BindError {
     },
 }
 
-/// What is going on.
+/// How many connections there are.
 #[derive(Debug, Default)]
-pub(crate) struct Gauge {
-    pub connections: AtomicUsize,
+pub(crate) struct Gauge(AtomicUsize);
+
+/// A connection that is counted as long as this lives.
+struct Counted<'a>(&'a Gauge);
+
+impl Gauge {
+    fn count(&self) -> Counted<'_> {
+        self.0.fetch_add(1, Ordering::Relaxed);
+        Counted(self)
+    }
+
+    pub fn get(&self) -> usize {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+impl Drop for Counted<'_> {
+    fn drop(&mut self) {
+        self.0.0.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 /// Serves the URLs that [`Urls`] gives out.
@@ -128,9 +146,8 @@ impl<R: Runtime> Server<R> {
                     Ok((stream, _)) => {
                         let shared = shared.clone();
                         tasks.spawn(async move {
-                            shared.gauge.connections.fetch_add(1, Ordering::Relaxed);
+                            let _counted = shared.gauge.count();
                             connection(stream, &shared).await;
-                            shared.gauge.connections.fetch_sub(1, Ordering::Relaxed);
                             drop(permit);
                         });
                     }

@@ -1,7 +1,6 @@
 //! Handing out URLs: validates what is asked for, remembers it under a token, and says where to go.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use crate::server::Gauge;
 use crate::token::{Command, Request, Tokens};
@@ -138,7 +137,7 @@ impl Urls {
     /// How many connections are being served.
     #[must_use]
     pub fn connections(&self) -> usize {
-        self.gauge.connections.load(Ordering::Relaxed)
+        self.gauge.get()
     }
 
     fn issue(&self, verb: &str, request: Request) -> Result<String, RequestError> {

@@ -15,6 +15,8 @@ use crate::status::{Outcome, chain};
 use crate::token::Command;
 use crate::websocket::Channel;
 
+const STOPPING: &str = "the container runtime is stopping";
+
 /// The streams a request asks for; the error stream is always there.
 #[derive(Debug, Clone, Copy, Default)]
 struct Wanted {
@@ -70,14 +72,16 @@ impl Streams {
             && self.resize.is_some() >= wanted.resize
     }
 
-    /// Gathers the streams as the client opens them, until those that were asked for are there.
-    async fn gather(&mut self, mux: &Mux, wanted: Wanted) {
+    /// Gathers the streams as the client opens them, until those that were asked for are there; false if the client
+    /// leaves before.
+    async fn gather(&mut self, mux: &Mux, wanted: Wanted) -> bool {
         while !self.complete(wanted) {
             let Some(opened) = mux.next().await else {
-                return;
+                return false;
             };
             self.add(mux, opened.id, opened.headers.get("streamtype"), wanted);
         }
+        true
     }
 
     /// Adds one stream. One that was not asked for is accepted, since clients open a stderr beside a terminal, and ended.
@@ -127,20 +131,21 @@ pub(super) async fn serve<R: Runtime>(session: &Session<'_, R>, mux: &Mux, comma
         Wire::Spdy | Wire::Tunnel => Streams::default(),
     };
     let waiting = timeout(session.config.creation_timeout, streams.gather(mux, wanted));
-    let in_time = tokio::select! {
-        gathered = waiting => gathered.is_ok(),
-        () = session.stop.cancelled() => true,
+    let refusal = tokio::select! {
+        gathered = waiting => match gathered {
+            Ok(true) => None,
+            Ok(false) => return,
+            Err(_) => Some("the client did not open the streams it asked for in time"),
+        },
+        () = session.stop.cancelled() => Some(STOPPING),
     };
     let Some(mut error) = streams.error.take() else {
-        // Nobody is there, or there is nothing to say it on.
+        // There is nothing to say it on.
         return;
     };
-    let outcome = if !in_time {
-        Outcome::Failure("the client did not open the streams it asked for in time".to_owned())
-    } else if session.stop.is_cancelled() {
-        stopping()
-    } else {
-        work(session, mux, command, &mut streams).await
+    let outcome = match refusal {
+        Some(reason) => Outcome::Failure(reason.to_owned()),
+        None => work(session, mux, command, &mut streams).await,
     };
     // A client that is not there to be told needs not be told.
     let _ = error.write_all(&outcome.encode(agreed.status)).await;
@@ -179,7 +184,7 @@ async fn work<R: Runtime>(
     });
     tokio::select! {
         outcome = run(session.runtime, command, stdio) => outcome,
-        () = session.stop.cancelled() => stopping(),
+        () = session.stop.cancelled() => Outcome::Failure(STOPPING.to_owned()),
         never = pump => match never {},
         never = late => match never {},
     }
@@ -220,10 +225,6 @@ fn failure(act: &str, container: &str, error: &dyn std::error::Error) -> Outcome
     let message = format!("cannot {act} container {container}: {}", chain(error));
     tracing::debug!(message, "a streaming session failed");
     Outcome::Failure(message)
-}
-
-fn stopping() -> Outcome {
-    Outcome::Failure("the container runtime is stopping".to_owned())
 }
 
 /// Does something on the side that ends nothing when it ends.

@@ -11,7 +11,7 @@ use tokio::io::AsyncWriteExt as _;
 use tokio::time::{Instant, sleep_until};
 
 use super::Session;
-use crate::mux::{Headers, Mux, Opened, Output, Refusal, StreamId};
+use crate::mux::{Headers, Input, Mux, Opened, Output, Refusal, StreamId};
 use crate::runtime::{Forward, Runtime};
 use crate::status::chain;
 
@@ -30,7 +30,7 @@ struct Pair {
     request: String,
     port: u16,
     deadline: Instant,
-    data: Option<StreamId>,
+    data: Option<(StreamId, Input, Output)>,
     error: Option<(StreamId, Output)>,
 }
 
@@ -91,7 +91,8 @@ impl Pairs {
         match kind {
             Kind::Data if pair.data.is_none() => {
                 pair.port = port;
-                pair.data = Some(id);
+                let (input, output) = mux.accept(id);
+                pair.data = Some((id, input, output));
             }
             Kind::Error if pair.error.is_none() => pair.error = Some((id, mux.accept(id).1)),
             Kind::Data | Kind::Error => mux.refuse(id, Refusal::Invalid),
@@ -111,8 +112,8 @@ impl Pairs {
             let Some(pair) = self.0.pop_front() else {
                 return;
             };
-            if let Some(data) = pair.data {
-                mux.refuse(data, Refusal::Cancelled);
+            if let Some((id, ..)) = pair.data {
+                mux.reset(id, Refusal::Cancelled);
             }
             if let Some((id, mut error)) = pair.error {
                 let _ = error.write_all(b"the data stream was not opened in time").await;
@@ -125,10 +126,9 @@ impl Pairs {
 
 /// Forwards one connection.
 async fn forward<R: Runtime>(session: &Session<'_, R>, mux: &Mux, pod: &str, pair: Pair) {
-    let (Some(id), Some((error_id, mut error))) = (pair.data, pair.error) else {
+    let (Some((id, input, output)), Some((error_id, mut error))) = (pair.data, pair.error) else {
         return;
     };
-    let (input, output) = mux.accept(id);
     let forward = Forward {
         pod: pod.to_owned(),
         port: pair.port,

@@ -2,8 +2,8 @@
 
 use std::io;
 use std::net::Ipv4Addr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use slipway_stream::{
@@ -59,8 +59,9 @@ pub fn pattern(at: usize) -> u8 {
 }
 
 /// 64 KiB of the pattern from a place on.
-pub fn block(at: usize) -> Vec<u8> {
-    (at..at + (64 << 10)).map(pattern).collect()
+pub fn block(at: usize) -> &'static [u8] {
+    static PATTERN: LazyLock<Vec<u8>> = LazyLock::new(|| (0..(64 << 10) + 251).map(pattern).collect());
+    &PATTERN[at % 251..][..64 << 10]
 }
 
 impl Runtime for Fake {
@@ -111,13 +112,12 @@ impl Runtime for Fake {
                 }
             }
             "flood" => {
-                let (total, all) = (argument(1), block(0));
+                let total = argument(1);
                 let stdout = stdio.stdout.as_mut().unwrap();
                 let mut at = 0;
                 while at < total {
-                    let from = at % 251;
-                    let count = (all.len() - from).min(total - at);
-                    stdout.write_all(&all[from..from + count]).await?;
+                    let count = (64 << 10).min(total - at);
+                    stdout.write_all(&block(at)[..count]).await?;
                     at += count;
                 }
             }

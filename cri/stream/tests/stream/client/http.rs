@@ -42,6 +42,7 @@ pub fn split(url: &str) -> (bool, &str, &str) {
 pub async fn connect(url: &str, trust: Option<Arc<rustls::ClientConfig>>) -> Box<dyn Io> {
     let (tls, authority, _) = split(url);
     let stream = TcpStream::connect(authority).await.unwrap();
+    stream.set_nodelay(true).unwrap();
     if !tls {
         return Box::new(stream);
     }

@@ -88,7 +88,7 @@ impl Reader {
         let first = self.input.get_u32();
         let second = self.input.get_u32();
         let (flags, length) = ((second >> 24) as u8, (second & 0x00ff_ffff) as usize);
-        self.input.reserve(length);
+        self.input.reserve(length.saturating_sub(self.input.len()));
         while self.input.len() < length {
             assert!(self.io.read_buf(&mut self.input).await.ok()? > 0, "a torn frame");
         }

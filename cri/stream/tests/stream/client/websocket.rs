@@ -42,12 +42,15 @@ impl Writer {
         }
         let mask = [0xa5, 0x5a, 0x3c, 0xc3];
         frame.extend(mask);
-        frame.extend(
-            payload
-                .iter()
-                .zip(mask.iter().cycle())
-                .map(|(byte, mask)| byte ^ mask),
-        );
+        let at = frame.len();
+        frame.extend_from_slice(payload);
+        let (words, rest) = frame[at..].as_chunks_mut::<4>();
+        for word in words {
+            *word = (u32::from_ne_bytes(*word) ^ u32::from_ne_bytes(mask)).to_ne_bytes();
+        }
+        for (byte, mask) in rest.iter_mut().zip(mask) {
+            *byte ^= mask;
+        }
         self.raw(&frame).await
     }
 
@@ -89,7 +92,7 @@ impl Reader {
     }
 
     async fn fill(&mut self, count: usize) -> Option<()> {
-        self.1.reserve(count);
+        self.1.reserve(count.saturating_sub(self.1.len()));
         while self.1.len() < count {
             if self.0.read_buf(&mut self.1).await.ok()? == 0 {
                 return None;
