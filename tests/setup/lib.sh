@@ -18,8 +18,9 @@ apt_install() {
   command -v apt-get >/dev/null || die "these packages are missing and this is no Debian or Ubuntu: ${missing[*]}"
   local sudo=; [ "$(id -u)" -eq 0 ] || sudo=sudo
   say "installing ${missing[*]}"
-  $sudo env DEBIAN_FRONTEND=noninteractive apt-get update -q >/dev/null
-  $sudo env DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends "${missing[@]}" >/dev/null
+  # apt gives up at once when another apt runs, ours or the machine's own.
+  with_lock apt $sudo env DEBIAN_FRONTEND=noninteractive apt-get update -q >/dev/null
+  with_lock apt $sudo env DEBIAN_FRONTEND=noninteractive apt-get -o DPkg::Lock::Timeout=600 install -y -q --no-install-recommends "${missing[@]}" >/dev/null
 }
 
 # One build of a cached thing at a time, also across checkouts.

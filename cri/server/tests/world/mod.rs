@@ -444,6 +444,9 @@ async fn start(dir: &Path, env: &[(&str, &str)]) -> (Child, Channel) {
         .arg(dir.join("state"))
         .arg("--cni-conf-dir")
         .arg(dir.join("cni"))
+        .arg("--cni-bin-dir")
+        .arg(dir.join("cni-bin"))
+        .args(["--cni-bin-dir", "/opt/cni/bin", "--cni-bin-dir", "/usr/lib/cni"])
         .args(["--log-level", &level])
         .envs(env.iter().copied())
         .stdin(Stdio::null())
@@ -492,9 +495,24 @@ fn network(dir: &Path) {
     let conflist = format!(
         r#"{{"cniVersion":"1.0.0","name":"slipwaytest","plugins":[
             {{"type":"bridge","bridge":"{bridge}","isGateway":true,"ipMasq":false,
-              "ipam":{{"type":"host-local","dataDir":"{}","ranges":[[{{"subnet":"{subnet}"}}]]}}}}]}}"#,
-        dir.join("ipam").display()
+              "ipam":{{"type":"host-local","dataDir":"{0}/ipam","ranges":[[{{"subnet":"{subnet}"}}]]}}}},
+            {{"type":"stubborn"}}]}}"#,
+        dir.display()
     );
+    // A plugin whose DEL fails while the file `stubborn` is there.
+    let stubborn = format!(
+        "#!/usr/bin/env python3\nimport json, os, sys\n\
+         if os.environ['CNI_COMMAND'] == 'VERSION':\n    print('{{\"cniVersion\":\"1.0.0\",\"supportedVersions\":[\"1.0.0\"]}}'); sys.exit()\n\
+         conf = json.load(sys.stdin)\n\
+         if os.environ['CNI_COMMAND'] == 'DEL' and os.path.exists('{0}/stubborn'):\n\
+         \x20   print(json.dumps(dict(cniVersion='1.0.0', code=999, msg='I will not'))); sys.exit(1)\n\
+         if os.environ['CNI_COMMAND'] == 'ADD':\n    print(json.dumps(conf['prevResult']))\n",
+        dir.display()
+    );
+    std::fs::create_dir_all(dir.join("cni-bin")).unwrap();
+    std::fs::write(dir.join("cni-bin/stubborn"), stubborn).unwrap();
+    let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+    std::fs::set_permissions(dir.join("cni-bin/stubborn"), mode).unwrap();
     std::fs::create_dir_all(dir.join("cni")).unwrap();
     std::fs::write(dir.join("cni/10-test.conflist"), conflist).unwrap();
 }
