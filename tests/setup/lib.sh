@@ -18,10 +18,17 @@ apt_install() {
   command -v apt-get >/dev/null || die "these packages are missing and this is no Debian or Ubuntu: ${missing[*]}"
   local sudo=; [ "$(id -u)" -eq 0 ] || sudo=sudo
   say "installing ${missing[*]}"
-  # apt gives up at once when another apt runs, ours or the machine's own.
-  with_lock apt $sudo env DEBIAN_FRONTEND=noninteractive apt-get update -q >/dev/null
-  with_lock apt $sudo env DEBIAN_FRONTEND=noninteractive apt-get -o DPkg::Lock::Timeout=600 install -y -q --no-install-recommends "${missing[@]}" >/dev/null
+  $sudo env DEBIAN_FRONTEND=noninteractive apt-get update -q >/dev/null
+  $sudo env DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends "${missing[@]}" >/dev/null
 }
 
 # One build of a cached thing at a time, also across checkouts.
 with_lock() { local name=$1; shift; ( flock 9; "$@" ) 9>"$SLIPWAY_CACHE/$name.lock"; }
+
+# Where this machine's own packages come from, a file a line: what is made from packages here comes from there too.
+package_sources() {
+  local f
+  for f in /etc/apt/sources.list /etc/apt/sources.list.d/*.sources /etc/apt/sources.list.d/*.list; do
+    if [ -s "$f" ] && grep -qE '^(deb|Types:)' "$f"; then echo "$f"; fi
+  done
+}

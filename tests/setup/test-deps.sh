@@ -4,4 +4,4 @@
 . "$(dirname "$0")/lib.sh"
 apt_install containernetworking-plugins iptables iproute2 mmdebstrap docker-registry busybox-static e2fsprogs \
   apache2-utils jq libseccomp-dev gcc pkg-config
-with_lock go-tools "$(dirname "$0")/go-tools.sh" crictl containerd runc cni
+with_lock go-tools "$(dirname "$0")/go-tools.sh" crictl critest containerd runc cni etcd kubernetes
