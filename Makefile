@@ -48,6 +48,21 @@ test: build ## Every test, with real registries, CNI plugins, crictl and contain
 	@$(SETUP)/test-deps.sh
 	tests/run.sh
 
+# Where the cluster of `make cluster` lies.
+CLUSTER := /var/tmp/slipway-cluster
+NODES ?= 1
+
+.PHONY: cluster
+cluster: build ## A Kubernetes cluster on this machine with slipwayd under it, left for play (NODES=2: two nodes)
+	@$(SETUP)/test-deps.sh
+	cargo build -q -p slipway-tests --bin cluster
+	@$(CARGO_TARGET_DIR)/debug/cluster up $(CLUSTER) $(NODES)
+
+.PHONY: cluster-down
+cluster-down: ## Take that cluster down, leaving no trace
+	@cargo build -q -p slipway-tests --bin cluster
+	@$(CARGO_TARGET_DIR)/debug/cluster down $(CLUSTER)
+
 .PHONY: bench
 bench: build ## Slipway beside containerd, runc and BuildKit: a table of medians and ratios
 	@$(SETUP)/test-deps.sh

@@ -7,6 +7,7 @@ use anyhow::{Context, Result};
 
 use crate::cmd::{self, Output};
 use crate::lab::{self, Lab};
+use crate::registry::Registry;
 
 /// The name of the image [`busybox`] makes.
 pub const BUSYBOX: &str = "slipway.test/busybox:1";
@@ -85,5 +86,33 @@ pub fn busybox(lab: &Lab) -> Result<()> {
     run_slipway(lab, &["build", "-t", BUSYBOX, &dir.display().to_string()])?
         .ok()
         .context("building busybox")?;
+    Ok(())
+}
+
+/// Builds a stage of tests/images/Dockerfile (its context lies in the cache) into the store below `dir` and pushes it to
+/// `registry` as `name` (a repository with its tag).
+///
+/// # Errors
+/// The context is not there, the build or the push failed: the output is in the error.
+pub fn stage(dir: &Path, registry: &Registry, stage: &str, args: &[&str], name: &str) -> Result<()> {
+    let context = lab::cache().join("lab-images");
+    anyhow::ensure!(
+        context.join("made").exists(),
+        "{} is not there (tests/setup/lab-rootfs.sh makes it)",
+        context.display()
+    );
+    let full = format!("{}/{name}", registry.host());
+    let mut build = slipway(
+        &dir.join("root"),
+        &dir.join("state"),
+        &["build", "-q", "--push", "--target", stage, "-t", &full],
+    );
+    for a in args {
+        build.args(["--build-arg", a]);
+    }
+    build.arg(&context);
+    cmd::run(&mut build, Duration::from_secs(300))?
+        .ok()
+        .with_context(|| format!("building {name}"))?;
     Ok(())
 }

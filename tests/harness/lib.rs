@@ -5,8 +5,10 @@
 //! lines, the CRI and the host's own view (`/proc`, `/sys`).
 #![forbid(unsafe_code)]
 
+pub mod cluster;
 pub mod cmd;
 pub mod cri;
+pub mod critest;
 pub mod daemon;
 pub mod image;
 pub mod lab;
@@ -18,6 +20,14 @@ pub mod world;
 pub use daemon::{Daemon, Setup};
 pub use lab::Lab;
 pub use world::World;
+
+/// Tells the person who runs the suite, also when the test passes: the test runner keeps back only what `print!` says.
+pub fn tell(text: &str) {
+    use std::io::Write;
+    let mut out = std::io::stdout().lock();
+    let _ = writeln!(out, "{text}");
+    let _ = out.flush();
+}
 
 /// The CRI's generated types, for tests that build requests.
 pub use slipway_cri_api::v1;

@@ -52,6 +52,21 @@ impl Registry {
         Ok(r)
     }
 
+    /// Writes a tree of hosts.toml files below `lab` that sends pulls from `hosts` here instead; its directory.
+    ///
+    /// # Errors
+    /// A file could not be written.
+    pub fn mirror(&self, lab: &Lab, hosts: &[&str]) -> Result<std::path::PathBuf> {
+        for host in hosts {
+            let text = format!(
+                "server = \"http://{0}\"\n[host.\"http://{0}\"]\n  capabilities = [\"pull\", \"resolve\"]\n",
+                self.host()
+            );
+            lab.write(format!("certs.d/{host}/hosts.toml"), text)?;
+        }
+        Ok(lab.join("certs.d"))
+    }
+
     /// "127.0.0.1:port".
     pub fn host(&self) -> String {
         format!("127.0.0.1:{}", self.port)

@@ -1,0 +1,89 @@
+//! `make cluster` and `make cluster-down`: a Kubernetes cluster on this machine with slipwayd under it.
+//!
+//! `cluster up DIR NODES`, `cluster down DIR`, `cluster dns ADDRESS KUBECTL KUBECONFIG` (the DNS server of one, run by `up`).
+#![forbid(unsafe_code)]
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use harness::cluster::{Cluster, Net, Options, dns};
+
+#[tokio::main]
+async fn main() -> std::process::ExitCode {
+    match run().await {
+        Ok(()) => std::process::ExitCode::SUCCESS,
+        Err(e) => {
+            eprintln!("cluster: {e:#}");
+            std::process::ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run() -> Result<()> {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let args: Vec<&str> = args.iter().map(String::as_str).collect();
+    match args[..] {
+        ["up", dir, nodes] => up(Path::new(dir), nodes).await,
+        ["down", dir] => down(Path::new(dir)).await,
+        ["dns", listen, kubectl, kubeconfig] => dns::serve(
+            listen
+                .parse()
+                .with_context(|| format!("{listen:?} is no address"))?,
+            Path::new(kubectl),
+            Path::new(kubeconfig),
+            dns::upstream(),
+        ),
+        _ => bail!("usage: cluster up DIR NODES | cluster down DIR | cluster dns ADDRESS KUBECTL KUBECONFIG"),
+    }
+}
+
+async fn up(dir: &Path, nodes: &str) -> Result<()> {
+    let count: usize = nodes
+        .parse()
+        .ok()
+        .filter(|n| (1..=3).contains(n))
+        .with_context(|| format!("NODES is 1, 2 or 3, not {nodes:?}"))?;
+    if Cluster::find(dir)?.is_some() {
+        bail!(
+            "a cluster is up already, in {}: `make cluster-down` takes it down",
+            dir.display()
+        );
+    }
+    let (cluster, took) = Cluster::up(Options {
+        dir: dir.to_owned(),
+        net: Net {
+            name: "slipway".into(),
+            base: (244, 0),
+            count,
+        },
+        program: std::env::current_exe().context("where this program is")?,
+        slipwayd: String::new(),
+        kubelet: String::new(),
+    })
+    .await?;
+    println!(
+        "API server ready after {:.1} s, {count} node{} Ready after {:.1} s; logs in {}",
+        took.api.as_secs_f64(),
+        if count == 1 { "" } else { "s" },
+        took.ready.as_secs_f64(),
+        dir.join("log").display()
+    );
+    let bin: PathBuf = harness::lab::tool("kubectl");
+    println!("\nexport KUBECONFIG={}", cluster.kubeconfig().display());
+    println!(
+        "export PATH=$PATH:{}   # kubectl, crictl",
+        bin.parent().unwrap_or(Path::new("/")).display()
+    );
+    println!("\n`make cluster-down` removes every trace of it.");
+    Ok(())
+}
+
+async fn down(dir: &Path) -> Result<()> {
+    let Some(cluster) = Cluster::find(dir)? else {
+        println!("no cluster is up in {}", dir.display());
+        return Ok(());
+    };
+    cluster.down().await?;
+    println!("nothing is left: no process, mount, link, network namespace, firewall rule, cgroup or file");
+    Ok(())
+}

@@ -1,0 +1,220 @@
+//! One node: slipwayd with a root and state of its own, and the kubelet on it.
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+
+use super::Cluster;
+use super::pki::Pki;
+use crate::cri::Cri;
+use crate::{image, lab};
+
+impl Cluster {
+    /// Node `n`'s directory.
+    pub fn node_dir(&self, n: usize) -> PathBuf {
+        self.dir().join(format!("node{n}"))
+    }
+
+    /// The CRI socket of node `n`.
+    pub fn socket(&self, n: usize) -> PathBuf {
+        self.node_dir(n).join("state/slipwayd.sock")
+    }
+
+    /// `slipway ARGS` on node `n`'s store.
+    pub fn slipway(&self, n: usize, args: &[&str]) -> std::process::Command {
+        let mut c = image::slipway(
+            &self.node_dir(n).join("root"),
+            &self.node_dir(n).join("state"),
+            args,
+        );
+        c.arg("--certs-dir").arg(self.node_dir(n).join("certs.d"));
+        c
+    }
+
+    pub(super) fn prepare_node(&self, n: usize, pki: &Pki) -> Result<()> {
+        let dir = self.node_dir(n);
+        for d in [
+            "root", "state", "static", "podlogs", "kubelet", "plugins", "certs.d",
+        ] {
+            std::fs::create_dir_all(dir.join(d))?;
+        }
+        self.net().write_cni(n, &dir.join("cni"), &dir.join("ipam"))?;
+        let at = |p: &str| dir.join(p).display().to_string();
+        let name = &self.net().name;
+        std::fs::write(
+            dir.join("config.toml"),
+            format!(
+                "root = \"{}\"\nstate = \"{}\"\n[runtime]\ncgroup_root = \"/{name}/node{n}/slipway\"\n[network]\nconf_dir = \"{}\"\nbin_dirs = [\"{}\"]\n[images]\ncerts_dir = \"{}\"\n{}",
+                at("root"),
+                at("state"),
+                at("cni"),
+                lab::cni_bin().display(),
+                at("certs.d"),
+                self.options.slipwayd
+            ),
+        )?;
+        let kubelet = format!(
+            "apiVersion: kubelet.config.k8s.io/v1beta1\nkind: KubeletConfiguration\naddress: 0.0.0.0\nport: {port}\nhealthzPort: {healthz}\nauthentication: {{anonymous: {{enabled: false}}, webhook: {{enabled: true}}, x509: {{clientCAFile: {ca}}}}}\nauthorization: {{mode: Webhook}}\nfailCgroupV1: false\ncgroupDriver: cgroupfs\ncgroupRoot: /{name}/node{n}\noomScoreAdj: 0\nfailSwapOn: false\ncontainerRuntimeEndpoint: unix://{socket}\nimageServiceEndpoint: unix://{socket}\nstaticPodPath: {static_pods}\nresolvConf: /etc/resolv.conf\nclusterDNS: [{dns}]\nclusterDomain: cluster.local\nmakeIPTablesUtilChains: false\nevictionHard: {{memory.available: 100Mi, nodefs.available: \"1%\", imagefs.available: \"1%\"}}\npodLogsDir: {logs}\nvolumePluginDir: {plugins}\nserializeImagePulls: false\nnodeStatusUpdateFrequency: 2s\nnodeStatusReportFrequency: 10s\nsyncFrequency: 10s\nfeatureGates: {{PodAndContainerStatsFromCRI: true}}\n{more}",
+            port = self.ports.kubelet,
+            healthz = self.ports.healthz,
+            ca = pki.path("ca.crt").display(),
+            socket = self.socket(n).display(),
+            static_pods = at("static"),
+            dns = self.net().node(1),
+            logs = at("podlogs"),
+            plugins = at("plugins"),
+            more = self.options.kubelet,
+        );
+        std::fs::write(dir.join("kubelet.yaml"), kubelet).context("writing kubelet.yaml")
+    }
+
+    /// Has every node ask `server` ("http://address:port") for the images of the registry `host`.
+    ///
+    /// # Errors
+    /// A file could not be written.
+    pub fn trust_registry(&self, host: &str, server: &str) -> Result<()> {
+        for n in self.nodes() {
+            let dir = self.node_dir(n).join("certs.d").join(host);
+            std::fs::create_dir_all(&dir)?;
+            let text = format!(
+                "server = \"{server}\"\n[host.\"{server}\"]\n  capabilities = [\"pull\", \"resolve\", \"push\"]\n"
+            );
+            std::fs::write(dir.join("hosts.toml"), text)
+                .with_context(|| format!("writing below {}", dir.display()))?;
+        }
+        Ok(())
+    }
+
+    /// A manifest with the places of an installed node replaced by those of node `n`.
+    pub fn localise(&self, manifest: &str, n: usize) -> String {
+        let dir = self.node_dir(n);
+        let programs = lab::bin("slipway").with_file_name("");
+        // Where the registries' files are mounted stays; where they come from does not.
+        [
+            ("/var/lib/slipway", dir.join("root")),
+            ("/run/slipway", dir.join("state")),
+            ("path: /etc/slipway/certs.d", dir.join("certs.d")),
+            ("path: /usr/local/bin", programs),
+        ]
+        .into_iter()
+        .fold(manifest.to_owned(), |text, (from, to)| {
+            let key = from
+                .split_inclusive("path: ")
+                .next()
+                .filter(|k| *k == "path: ")
+                .unwrap_or("");
+            text.replace(from, &format!("{key}{}", to.display()))
+        })
+    }
+
+    /// A command that runs in node `n`'s network.
+    fn on(&self, n: usize, program: &Path) -> std::process::Command {
+        let inside = self.net().inside(n);
+        match inside.split_first() {
+            Some((first, rest)) => {
+                let mut c = std::process::Command::new(first);
+                c.args(rest).arg(program);
+                c
+            }
+            None => std::process::Command::new(program),
+        }
+    }
+
+    /// Starts node `n`'s slipwayd.
+    ///
+    /// # Errors
+    /// It could not be started.
+    pub fn start_slipwayd(&self, n: usize) -> Result<()> {
+        let mut c = self.on(n, &lab::bin("slipwayd"));
+        c.arg("--config")
+            .arg(self.node_dir(n).join("config.toml"))
+            .args(["--log-level", "info,slipwayd=debug"]);
+        self.processes().start(&format!("slipwayd{n}"), &c)
+    }
+
+    /// Starts node `n`'s kubelet.
+    ///
+    /// # Errors
+    /// It could not be started.
+    pub fn start_kubelet(&self, n: usize) -> Result<()> {
+        let dir = self.node_dir(n);
+        let mut c = self.on(n, &lab::tool("kubelet"));
+        c.arg("--config")
+            .arg(dir.join("kubelet.yaml"))
+            .arg("--kubeconfig")
+            .arg(self.dir().join(format!("pki/node{n}.conf")))
+            .arg("--root-dir")
+            .arg(dir.join("kubelet"))
+            .arg("--cert-dir")
+            .arg(dir.join("kubelet-pki"))
+            .arg(format!("--hostname-override=node{n}"))
+            .arg(format!("--node-ip={}", self.net().node(n)))
+            .arg("--v=2");
+        self.processes().start(&format!("kubelet{n}"), &c)
+    }
+
+    /// Waits until node `n` is Ready.
+    ///
+    /// # Errors
+    /// It is not within `limit`, or its kubelet or slipwayd ended: the end of their logs.
+    pub async fn wait_ready(&self, n: usize, limit: Duration) -> Result<()> {
+        let began = Instant::now();
+        let node = format!("node{n}");
+        let path = "jsonpath={.status.conditions[?(@.type==\"Ready\")].status}";
+        loop {
+            let o = self.kubectl_for(&["get", "node", &node, "-o", path], Duration::from_secs(10));
+            if o.is_ok_and(|o| o.stdout.trim() == "True") {
+                return Ok(());
+            }
+            for name in [format!("slipwayd{n}"), format!("kubelet{n}")] {
+                if !self.processes().alive(&name) {
+                    bail!("{name} ended:\n{}", self.processes().tail(&name, 30));
+                }
+            }
+            if began.elapsed() > limit {
+                bail!(
+                    "{node} is not Ready after {limit:?}\n--- kubelet\n{}\n--- slipwayd\n{}",
+                    self.processes().tail(&format!("kubelet{n}"), 30),
+                    self.processes().tail(&format!("slipwayd{n}"), 30)
+                );
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    }
+
+    /// Removes every pod of node `n`'s runtime and ends it. One that died is started again, to clean up.
+    pub(super) async fn drain(&self, n: usize) -> Result<()> {
+        let name = format!("slipwayd{n}");
+        if !self.node_dir(n).join("config.toml").exists() {
+            return Ok(());
+        }
+        if !self.processes().alive(&name) {
+            self.start_slipwayd(n)?;
+        }
+        let began = Instant::now();
+        let cri = loop {
+            match self.cri(n).await {
+                Ok(c) => break c,
+                Err(e) if began.elapsed() > Duration::from_secs(20) => {
+                    return Err(e.context(self.processes().tail(&name, 30)));
+                }
+                Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
+            }
+        };
+        remove_all(&cri).await?;
+        self.processes().end(&name, Duration::from_secs(10))
+    }
+}
+
+async fn remove_all(cri: &Cri) -> Result<()> {
+    let mut tasks = tokio::task::JoinSet::new();
+    for p in cri.pods().await? {
+        let cri = cri.clone();
+        tasks.spawn(async move { cri.remove_pod(&p.id).await });
+    }
+    while let Some(r) = tasks.join_next().await {
+        r??;
+    }
+    Ok(())
+}

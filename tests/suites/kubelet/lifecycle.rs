@@ -1,0 +1,220 @@
+//! Probes, hooks, ends, static pods, log rotation, image collection.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use serde_json::json;
+
+use crate::kube::{self, IMAGE, Kube};
+
+pub async fn probes_and_hooks_are_run(k: Kube) -> Result<()> {
+    let web = "mkdir -p /www && echo hello > /www/index.html && exec httpd -f -p 8080 -h /www";
+    let handler = |h: serde_json::Value| {
+        let mut p = json!({ "periodSeconds": 1, "failureThreshold": 30 });
+        kube::merge(&mut p, h);
+        p
+    };
+    let dir = k.cluster.node_dir(1).join("probed");
+    k.pod(
+        "probed",
+        web,
+        json!({ "volumes": [{ "name": "host", "hostPath": { "path": dir, "type": "DirectoryOrCreate" } }] }),
+        json!({ "startupProbe": handler(json!({ "exec": { "command": ["test", "-f", "/www/index.html"] } })),
+                "readinessProbe": handler(json!({ "httpGet": { "port": 8080, "path": "/" } })),
+                "livenessProbe": handler(json!({ "tcpSocket": { "port": 8080 } })),
+                "lifecycle": { "postStart": { "exec": { "command": ["sh", "-c", "echo post > /post"] } },
+                               "preStop": { "exec": { "command": ["sh", "-c", "echo pre > /host/pre"] } } },
+                "volumeMounts": [{ "name": "host", "mountPath": "/host" }] }),
+    )?;
+    k.ready("probed").await?;
+    ensure!(
+        k.exec("probed", "cat /post")? == "post\n",
+        "the postStart hook has run"
+    );
+    // Once the file a liveness probe looks at is gone, the container is started again.
+    k.pod(
+        "doomed",
+        "touch /alive; sleep 3; rm /alive; exec sleep 1000",
+        json!({ "restartPolicy": "Always" }),
+        json!({ "livenessProbe": { "exec": { "command": ["cat", "/alive"] }, "periodSeconds": 1, "failureThreshold": 2 } }),
+    )?;
+    k.until_true("the container to be started again", |k| {
+        Ok(
+            k.field("pod/doomed", ".status.containerStatuses[0].restartCount")?
+                .parse::<u32>()
+                .unwrap_or(0)
+                > 0,
+        )
+    })
+    .await?;
+    k.ok(&["delete", "pod", "probed", "--grace-period=5"])?;
+    let pre = std::fs::read_to_string(dir.join("pre")).context("the preStop hook has run")?;
+    ensure!(pre == "pre\n");
+    Ok(())
+}
+
+pub async fn a_pod_ends_gracefully_and_is_killed_after_its_grace_period(k: Kube) -> Result<()> {
+    let dir = k.cluster.node_dir(1).join("graceful");
+    let volume = json!({ "volumes": [{ "name": "host", "hostPath": { "path": dir, "type": "DirectoryOrCreate" } }],
+                         "terminationGracePeriodSeconds": 20 });
+    let mount = json!({ "volumeMounts": [{ "name": "host", "mountPath": "/host" }] });
+    k.pod(
+        "polite",
+        "trap 'sleep 1; echo done > /host/polite; exit 0' TERM; while true; do sleep 0.1; done",
+        volume,
+        mount,
+    )?;
+    k.pod(
+        "deaf",
+        "trap '' TERM; while true; do sleep 0.1; done",
+        json!({ "terminationGracePeriodSeconds": 3 }),
+        json!({}),
+    )?;
+    k.ready("polite").await?;
+    k.ready("deaf").await?;
+    let began = Instant::now();
+    k.ok(&["delete", "pod", "polite"])?;
+    ensure!(
+        began.elapsed() < Duration::from_secs(15),
+        "it was not waited for: {:?}",
+        began.elapsed()
+    );
+    ensure!(
+        std::fs::read_to_string(dir.join("polite"))? == "done\n",
+        "SIGTERM came, and time to end"
+    );
+    let began = Instant::now();
+    k.ok(&["delete", "pod", "deaf"])?;
+    let took = began.elapsed();
+    ensure!(
+        took >= Duration::from_secs(2) && took < Duration::from_secs(20),
+        "{took:?}"
+    );
+    Ok(())
+}
+
+pub async fn a_static_pod_runs(k: Kube) -> Result<()> {
+    let path = k.cluster.node_dir(1).join("static/static.yaml");
+    let pod = format!(
+        "apiVersion: v1\nkind: Pod\nmetadata: {{name: static, namespace: {}}}\nspec:\n  terminationGracePeriodSeconds: 1\n  containers:\n  - {{name: main, image: {IMAGE}, imagePullPolicy: Never, command: [sleep, \"1000\"]}}\n",
+        k.space
+    );
+    std::fs::write(&path, pod)?;
+    let up = k.ready("static-node1").await;
+    std::fs::remove_file(&path)?;
+    up?;
+    k.until_true("the static pod to go with its file", |k| {
+        Ok(k.run(&["get", "pod", "static-node1"], Duration::from_secs(20))?
+            .code
+            != 0)
+    })
+    .await
+}
+
+pub async fn kubelet_rotates_logs_and_no_line_is_lost(k: Kube) -> Result<()> {
+    // About 2 MiB in 20 s; kubelet keeps three files of 64 KiB and looks every 3 s.
+    let script = "i=0; while [ $i -lt 20000 ]; do echo line $i of a log that is rotated while it is written; i=$((i+1)); [ $((i % 1000)) = 0 ] && sleep 1; done; sleep 1000";
+    k.pod("talker", script, json!({}), json!({}))?;
+    k.ready("talker").await?;
+    let logs = k.cluster.node_dir(1).join("podlogs");
+    let mut rotated = false;
+    let mut last = None;
+    let began = Instant::now();
+    while began.elapsed() < Duration::from_secs(90) && last != Some(19_999) {
+        let files = harness::cmd::sh(&format!(
+            "find {} -path '*{}_talker*' -type f",
+            logs.display(),
+            k.space
+        ))?;
+        rotated |= files.lines().count() > 1;
+        last = k
+            .ok(&["logs", "talker", "--tail=1"])?
+            .split(' ')
+            .nth(1)
+            .and_then(|n| n.parse::<u32>().ok());
+        tokio::time::sleep(Duration::from_millis(500)).await;
+    }
+    ensure!(rotated, "kubelet has not rotated the log");
+    ensure!(last == Some(19_999), "the last line is there: {last:?}");
+    // What the files that are left hold is without a gap.
+    let script = format!(
+        "cd {}; for f in $(find . -path '*{}_talker*' -type f | sort); do case $f in *.gz) zcat $f;; *) cat $f;; esac; done",
+        logs.display(),
+        k.space
+    );
+    let mut numbers: Vec<u32> = harness::cmd::sh(&script)?
+        .lines()
+        .filter_map(|l| l.split(' ').nth(4)?.parse().ok())
+        .collect();
+    numbers.sort_unstable();
+    let (first, end) = (
+        numbers.first().copied().context("lines")?,
+        numbers.last().copied().unwrap_or(0),
+    );
+    ensure!(
+        numbers.len() as u32 == end - first + 1,
+        "of lines {first} to {end} {} are there",
+        numbers.len()
+    );
+    Ok(())
+}
+
+pub async fn unused_images_are_collected_when_the_disk_is_full(k: Kube) -> Result<()> {
+    // An image from a registry, which a build's is not: those are pinned. Then kubelet is told that any disk is too full.
+    let lab = harness::Lab::new("kubelet-gc")?;
+    let registry = harness::registry::Registry::start(&lab, None)?;
+    harness::image::stage(
+        &lab.join("images"),
+        &registry,
+        "marked",
+        &["TEST=unused"],
+        "team/unused:1",
+    )?;
+    let image = format!("{}/team/unused:1", registry.host());
+    k.cluster.cri(1).await?.pull(&image).await?;
+    let dir = k.cluster.node_dir(1);
+    let path = dir.join("kubelet.yaml");
+    let before = std::fs::read_to_string(&path)?;
+    let eager = format!(
+        "{before}imageGCHighThresholdPercent: 1\nimageGCLowThresholdPercent: 0\nimageMinimumGCAge: 1s\n"
+    );
+    std::fs::write(&path, eager)?;
+    let processes = k.cluster.processes();
+    processes.end("kubelet1", Duration::from_secs(10))?;
+    k.cluster.start_kubelet(1)?;
+    let gone = async {
+        // The first pass comes five minutes after the start; eviction's needs no pass, but pressure.
+        let began = Instant::now();
+        loop {
+            let names: Vec<String> = k
+                .cluster
+                .cri(1)
+                .await?
+                .images()
+                .await?
+                .into_iter()
+                .flat_map(|i| i.repo_tags)
+                .collect();
+            if !names.contains(&image) {
+                ensure!(
+                    names.iter().any(|n| n == IMAGE),
+                    "a build that is nowhere else is kept: {names:?}"
+                );
+                return Ok(());
+            }
+            ensure!(
+                began.elapsed() < Duration::from_secs(340),
+                "{image} is still there"
+            );
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+    }
+    .await;
+    std::fs::write(&path, before)?;
+    processes.end("kubelet1", Duration::from_secs(10))?;
+    k.cluster.start_kubelet(1)?;
+    k.cluster.wait_ready(1, Duration::from_secs(30)).await?;
+    drop(registry);
+    lab.finish()?;
+    gone
+}

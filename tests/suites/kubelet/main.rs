@@ -1,0 +1,219 @@
+//! A real kubelet, API server, scheduler and controllers on slipwayd: what a cluster asks of its runtime.
+//!
+//! One cluster for all tests, so the runner is our own: it takes the test runner's usual arguments (a filter, -q,
+//! --test-threads=N), brings the cluster up, runs the tests side by side, each in a namespace of its own, then those that
+//! want the cluster to themselves one after the other, reads kubelet's log, and takes the cluster down.
+#![forbid(unsafe_code)]
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use harness::cluster::{Cluster, Net, Options};
+
+mod kube;
+mod lifecycle;
+mod network;
+mod restarts;
+mod streaming;
+mod training;
+
+mod volumes;
+mod workloads;
+
+use kube::Kube;
+
+type Running = Pin<Box<dyn Future<Output = Result<()>> + Send>>;
+
+/// A test: its name, and what it does in its own namespace.
+pub struct Test {
+    name: &'static str,
+    run: fn(Kube) -> Running,
+    alone: bool,
+}
+
+/// Names a test after its function.
+#[macro_export]
+macro_rules! tests {
+    ($alone:literal: $($module:ident::$name:ident),+ $(,)?) => {
+        vec![$($crate::Test { name: stringify!($name), run: |k| Box::pin($module::$name(k)), alone: $alone }),+]
+    };
+}
+
+fn all() -> Vec<Test> {
+    let mut list = tests![false:
+        workloads::containers_start_in_order_and_end_as_the_restart_policy_says,
+        workloads::a_job_completes_and_its_logs_are_kept,
+        workloads::limits_are_set_and_a_container_over_its_memory_is_oomkilled,
+        workloads::users_groups_capabilities_and_read_only_roots_are_as_asked,
+        workloads::an_image_that_cannot_be_pulled_says_why,
+        lifecycle::probes_and_hooks_are_run,
+        lifecycle::a_pod_ends_gracefully_and_is_killed_after_its_grace_period,
+        lifecycle::a_static_pod_runs,
+        lifecycle::kubelet_rotates_logs_and_no_line_is_lost,
+        volumes::config_maps_secrets_projections_and_the_downward_api_are_mounted,
+        volumes::host_paths_and_empty_directories_are_mounted,
+        network::host_namespaces_and_a_shared_pid_namespace,
+        network::host_ports_aliases_and_dns_policies,
+        streaming::exec_with_terminal_input_and_exit_codes,
+        streaming::attach_reads_and_writes,
+        streaming::cp_carries_a_file_both_ways,
+        streaming::port_forward_reaches_a_server_in_the_pod,
+        streaming::debug_adds_a_container_that_sees_its_target,
+        streaming::logs_are_followed_live,
+    ];
+    list.extend(tests![true:
+        restarts::a_running_container_never_notices_restarts_of_kubelet_and_slipwayd,
+        restarts::the_node_is_ready_two_seconds_after_slipwayd_is,
+        lifecycle::unused_images_are_collected_when_the_disk_is_full,
+        training::an_image_is_built_in_the_cluster_and_trains_on_two_nodes,
+
+    ]);
+    list
+}
+
+struct Args {
+    filter: Vec<String>,
+    threads: usize,
+    list: bool,
+}
+
+fn args() -> Args {
+    let mut a = Args {
+        filter: Vec::new(),
+        threads: 3,
+        list: false,
+    };
+    let mut it = std::env::args().skip(1);
+    while let Some(arg) = it.next() {
+        if let Some(n) = arg.strip_prefix("--test-threads=") {
+            a.threads = n.parse().unwrap_or(3);
+        } else if arg == "--test-threads" {
+            a.threads = it.next().and_then(|n| n.parse().ok()).unwrap_or(3);
+        } else if arg == "--list" {
+            a.list = true;
+        } else if !arg.starts_with('-') {
+            a.filter.push(arg);
+        }
+    }
+    a
+}
+
+#[tokio::main]
+async fn main() -> Result<()> {
+    let args = args();
+    let mut tests = all();
+    tests.retain(|t| args.filter.is_empty() || args.filter.iter().any(|f| t.name.contains(f.as_str())));
+    if args.list {
+        tests.iter().for_each(|t| println!("{}: test", t.name));
+        return Ok(());
+    }
+    if tests.is_empty() {
+        return Ok(());
+    }
+    let cluster = Arc::new(bring_up().await?);
+    let outcome = run_all(&cluster, tests, args.threads).await;
+    let complaints = kube::complaints(&cluster);
+    if std::env::var_os("KEEP").is_some() {
+        bail!("kept in {}: {outcome:?}", cluster.dir().display());
+    }
+    let down = cluster.down().await;
+    let mut wrong = outcome?;
+    if let Err(e) = down {
+        wrong.push(format!("taking the cluster down: {e:#}"));
+    }
+    if !complaints.is_empty() {
+        wrong.push(format!(
+            "kubelet complains about the runtime:\n{}",
+            complaints.join("\n")
+        ));
+    }
+    if !wrong.is_empty() {
+        bail!("{} failed:\n\n{}", wrong.len(), wrong.join("\n\n"));
+    }
+    Ok(())
+}
+
+async fn bring_up() -> Result<Cluster> {
+    let pid = std::process::id();
+    let dir =
+        std::env::var_os("SLIPWAY_TEST_DIR").map_or_else(|| "/var/tmp".into(), std::path::PathBuf::from);
+    let number = u8::try_from(pid % 40).context("below 40")?;
+    let (cluster, took) = Cluster::up(Options {
+        dir: dir.join(format!("slipway-kubelet-{pid}")),
+        net: Net {
+            name: format!("sk{:x}", pid & 0xf_ffff),
+            base: (
+                200 + number,
+                u8::try_from(pid / 40 % 64 * 4).context("below 256")?,
+            ),
+            count: 2,
+        },
+        program: env!("CARGO_BIN_EXE_cluster").into(),
+        slipwayd: String::new(),
+        kubelet: "containerLogMaxSize: 64Ki\ncontainerLogMaxFiles: 3\ncontainerLogMonitorInterval: 3s\n"
+            .into(),
+    })
+    .await?;
+    println!(
+        "API server ready after {:?}, two nodes Ready after {:?}",
+        took.api, took.ready
+    );
+    for n in cluster.nodes() {
+        kube::build_image(&cluster, n)?;
+    }
+    Ok(cluster)
+}
+
+async fn run_all(cluster: &Arc<Cluster>, tests: Vec<Test>, threads: usize) -> Result<Vec<String>> {
+    let (alone, together): (Vec<Test>, Vec<Test>) = tests.into_iter().partition(|t| t.alone);
+    let mut wrong = Vec::new();
+    let mut running = tokio::task::JoinSet::new();
+    let mut waiting = together.into_iter();
+    loop {
+        while running.len() < threads
+            && let Some(t) = waiting.next()
+        {
+            running.spawn(one(cluster.clone(), t));
+        }
+        match running.join_next().await {
+            Some(r) => wrong.extend(r?),
+            None => break,
+        }
+    }
+    for t in alone {
+        wrong.extend(one(cluster.clone(), t).await);
+    }
+    Ok(wrong)
+}
+
+/// Runs one test; what went wrong.
+async fn one(cluster: Arc<Cluster>, test: Test) -> Option<String> {
+    let began = Instant::now();
+    let space = test.name.split('_').take(4).collect::<Vec<_>>().join("-");
+    let kube = match Kube::new(cluster, &space) {
+        Ok(k) => k,
+        Err(e) => return Some(format!("{}: {e:#}", test.name)),
+    };
+    let limit = Duration::from_secs(if test.alone { 400 } else { 240 });
+    let run = tokio::spawn(tokio::time::timeout(limit, (test.run)(kube.clone())));
+    let verdict = match run.await {
+        Ok(Ok(r)) => r,
+        Ok(Err(_)) => Err(anyhow::anyhow!("not done within {limit:?}")),
+        Err(e) => Err(anyhow::anyhow!("{e}")),
+    };
+    let took = began.elapsed().as_secs_f64();
+    match verdict {
+        Ok(()) => {
+            println!("test {} ... ok ({took:.1} s)", test.name);
+            kube.delete();
+            None
+        }
+        Err(e) => {
+            println!("test {} ... FAILED ({took:.1} s)", test.name);
+            Some(format!("{}: {e:#}\n{}", test.name, kube.picture()))
+        }
+    }
+}

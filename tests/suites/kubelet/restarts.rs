@@ -1,0 +1,101 @@
+//! kubelet and slipwayd start again under running pods.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, ensure};
+use rustix::process::Signal;
+use serde_json::json;
+
+use crate::kube::Kube;
+
+const COUNT: &str = "i=0; while true; do echo $i; i=$((i+1)); sleep 0.05; done";
+
+pub async fn a_running_container_never_notices_restarts_of_kubelet_and_slipwayd(k: Kube) -> Result<()> {
+    k.pod("steady", COUNT, json!({ "restartPolicy": "Always" }), json!({}))?;
+    k.ready("steady").await?;
+    let state = |k: &Kube| -> Result<(String, String, String)> {
+        let c = ".status.containerStatuses[0]";
+        Ok((
+            k.field("pod/steady", &format!("{c}.containerID"))?,
+            k.field("pod/steady", &format!("{c}.restartCount"))?,
+            k.field("pod/steady", ".status.podIP")?,
+        ))
+    };
+    let before = state(&k)?;
+    let p = k.cluster.processes();
+
+    p.end("kubelet1", Duration::from_secs(10))?;
+    k.cluster.start_kubelet(1)?;
+    k.cluster.wait_ready(1, Duration::from_secs(30)).await?;
+
+    p.signal("slipwayd1", Signal::KILL);
+    p.end("slipwayd1", Duration::from_secs(5))?;
+    k.cluster.start_slipwayd(1)?;
+    k.cluster.wait_ready(1, Duration::from_secs(30)).await?;
+
+    p.end("slipwayd1", Duration::from_secs(10))?;
+    p.end("kubelet1", Duration::from_secs(10))?;
+    k.cluster.start_slipwayd(1)?;
+    k.cluster.start_kubelet(1)?;
+    k.cluster.wait_ready(1, Duration::from_secs(30)).await?;
+
+    // A pod made now proves that kubelet has taken up its work, and has looked at every pod.
+    k.pod("after", "exec sleep 1000", json!({}), json!({}))?;
+    k.ready("after").await?;
+    k.ready("steady").await?;
+    let after = state(&k)?;
+    ensure!(before == after, "the container was {before:?} and is {after:?}");
+    let numbers: Vec<u32> = k.logs("steady")?.lines().filter_map(|l| l.parse().ok()).collect();
+    let gap = numbers.windows(2).find(|w| w[1] != w[0] + 1);
+    ensure!(gap.is_none(), "a gap in the log at {gap:?}");
+    ensure!(numbers.len() > 50, "{} lines", numbers.len());
+    ensure!(k.exec("steady", "echo alive")? == "alive\n");
+    Ok(())
+}
+
+pub async fn the_node_is_ready_two_seconds_after_slipwayd_is(k: Kube) -> Result<()> {
+    let p = k.cluster.processes();
+    p.end("slipwayd1", Duration::from_secs(10))?;
+    let ready = |k: &Kube| {
+        k.cluster.kubectl(&[
+            "get",
+            "node",
+            "node1",
+            "-o",
+            "jsonpath={.status.conditions[?(@.type==\"Ready\")].status}",
+        ])
+    };
+    k.until_true("the node to be not Ready", |k| Ok(ready(k)? != "True"))
+        .await?;
+    k.cluster.start_slipwayd(1)?;
+    let began = Instant::now();
+    while k.cluster.cri(1).await.is_err() {
+        ensure!(
+            began.elapsed() < Duration::from_secs(20),
+            "slipwayd does not answer"
+        );
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let up = Instant::now();
+    while ready(&k)? != "True" {
+        ensure!(up.elapsed() < Duration::from_secs(20), "the node is not Ready");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    println!(
+        "node Ready {:?} after slipwayd answered, which took {:?}",
+        up.elapsed(),
+        up - began
+    );
+    // kubelet asks every five seconds how the runtime is; what is ours to keep short is what comes before.
+    ensure!(
+        up - began < Duration::from_secs(2),
+        "slipwayd took {:?} to answer",
+        up - began
+    );
+    ensure!(
+        up.elapsed() < Duration::from_secs(12),
+        "Ready after {:?}",
+        up.elapsed()
+    );
+    Ok(())
+}
