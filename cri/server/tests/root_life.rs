@@ -264,3 +264,70 @@ async fn a_full_disk_keeps_nothing_from_ending_and_being_removed() {
     w.start(&id).await.unwrap();
     w.finish().await;
 }
+
+#[tokio::test]
+async fn a_network_that_will_not_be_released_holds_nobody_back_and_is_released_in_the_end() {
+    if cannot_run() {
+        return;
+    }
+    let mut w = World::new(&[]).await;
+    let pod = w.run_pod(w.pod_config("stubborn", false)).await.unwrap();
+    let flag = w.path().join("stubborn");
+    std::fs::write(&flag, "").unwrap();
+    w.stop_pod(&pod).await.unwrap();
+    w.remove_pod(&pod).await.unwrap();
+    assert!(w.pods().await.is_empty());
+    let request = v1::StatusRequest { verbose: true };
+    let status = w.runtime.clone().status(request).await.unwrap().into_inner();
+    assert!(status.info["networkReleasesPending"].contains(&pod), "{status:?}");
+    let left = w.leftovers();
+    assert!(
+        left.iter()
+            .any(|l| l.starts_with("mount") && l.contains("ns/net")),
+        "{left:#?}"
+    );
+
+    w.kill9();
+    w.restart(&[]).await;
+    tokio::time::sleep(Duration::from_millis(1500)).await;
+    assert!(!w.leftovers().is_empty(), "it is remembered over a restart");
+    std::fs::remove_file(&flag).unwrap();
+    let began = Instant::now();
+    while !w.leftovers().is_empty() {
+        assert!(began.elapsed() < Duration::from_secs(20), "{:#?}", w.leftovers());
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    w.finish().await;
+}
+
+#[tokio::test]
+async fn the_command_of_a_client_that_goes_away_is_killed() {
+    if cannot_run() {
+        return;
+    }
+    let w = World::new(&[]).await;
+    let pod = w.run_pod(w.pod_config("gone", true)).await.unwrap();
+    let id = w.create(&pod, w.container_config("main", SLEEP)).await.unwrap();
+    w.start(&id).await.unwrap();
+    let request = v1::ExecSyncRequest {
+        container_id: id.clone(),
+        cmd: vec!["sleep".into(), "5555".into()],
+        timeout: 0,
+    };
+    let mut runtime = w.runtime.clone();
+    let call = tokio::spawn(async move { runtime.exec_sync(request).await });
+    let runs = async || {
+        let ps = w.exec(&id, &["ps"], 5).await.unwrap();
+        String::from_utf8_lossy(&ps.stdout).contains("5555")
+    };
+    let began = Instant::now();
+    while !runs().await {
+        assert!(began.elapsed() < Duration::from_secs(5), "it never ran");
+    }
+    call.abort();
+    let began = Instant::now();
+    while runs().await {
+        assert!(began.elapsed() < Duration::from_secs(5), "it still runs");
+    }
+    w.finish().await;
+}

@@ -12,7 +12,7 @@ use crate::spec::{self, SpecError};
 use prost::Message;
 use serde::Serialize;
 use slipway_shim_api::{task, timestamp, types};
-use std::io::{self, Write};
+use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -117,9 +117,7 @@ pub fn start(flags: &Containerd) -> Result<(), ContainerdError> {
         protocol: "ttrpc",
     };
     let text = serde_json::to_vec(&bootstrap).map_err(|e| io_error("describe", &socket)(e.into()))?;
-    io::stdout()
-        .write_all(&text)
-        .map_err(io_error("tell containerd of", &socket))
+    crate::print(&text).map_err(io_error("tell containerd of", &socket))
 }
 
 /// Takes a group's directory for the time that `start` or `delete` changes it: containerd calls them side by side.
@@ -223,9 +221,7 @@ pub fn delete(flags: &Containerd) -> Result<(), ContainerdError> {
         forget(&state_dir, &flags.id)?;
     }
     let answer = response.encode_to_vec();
-    io::stdout()
-        .write_all(&answer)
-        .map_err(io_error("answer containerd about", &bundle))
+    crate::print(&answer).map_err(io_error("answer containerd about", &bundle))
 }
 
 /// Takes a container out of a dead shim's record, and the record away with the last.
@@ -253,7 +249,7 @@ pub fn info() -> io::Result<()> {
         name: "io.containerd.slipway.v1".to_owned(),
         version: Some(version),
     };
-    io::stdout().write_all(&info.encode_to_vec())
+    crate::print(&info.encode_to_vec())
 }
 
 #[cfg(test)]

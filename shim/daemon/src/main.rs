@@ -4,7 +4,11 @@
 //! [`create`], [`start`], [`ending`], [`exec`]), their streams ([`stdio`], [`streams`], [`pump`], [`log`]), the pod around them
 //! ([`pod`]). It links neither an async runtime nor libcontainer: what those would cost is paid once a pod. Containers are
 //! created by a program of their own ([`worker`]).
-#![forbid(unsafe_code)]
+//!
+//! There is no unsafe code, but one attribute: the entry is C's `main`, without the runtime that Rust's would set up first
+//! (a second stack for signal handlers, a name for the thread: three pages a pod, for nothing used here).
+#![deny(unsafe_code)]
+#![cfg_attr(not(test), no_main)]
 
 mod args;
 mod cleanup;
@@ -37,25 +41,47 @@ mod tree;
 mod worker;
 
 use args::Command;
+use std::ffi::OsString;
 use std::io::{self, Write};
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStringExt;
 use std::path::PathBuf;
-use std::process::ExitCode;
 
 /// Of this program and of what it speaks.
 const VERSION: &str = env!("CARGO_PKG_VERSION");
 
-fn main() -> ExitCode {
-    match args::parse(std::env::args_os().skip(1))
-        .map_err(Into::into)
-        .and_then(run)
-    {
-        Ok(()) => ExitCode::SUCCESS,
+/// The program's entry.
+#[cfg(not(test))]
+#[allow(
+    unsafe_code,
+    reason = "the name is what the C library's start-up code calls; nothing else has it"
+)]
+#[unsafe(no_mangle)]
+extern "C" fn main() -> i32 {
+    enter()
+}
+
+fn enter() -> i32 {
+    let run = || run(args::parse(arguments()?)?);
+    match run() {
+        Ok(()) => 0,
         Err(error) => {
             diag::error!("{}", diag::Chain(error.as_ref()));
-            ExitCode::FAILURE
+            1
         }
     }
+}
+
+/// The command line without the program's name. Rust's own list is filled by the runtime that is not there.
+fn arguments() -> io::Result<impl Iterator<Item = OsString>> {
+    let mut line = std::fs::read("/proc/self/cmdline")?;
+    // Each argument ends with a zero byte, the last one too.
+    line.pop();
+    let words: Vec<OsString> = line
+        .split(|byte| *byte == 0)
+        .map(|word| OsString::from_vec(word.to_vec()))
+        .collect();
+    Ok(words.into_iter().skip(1))
 }
 
 fn run(command: Command) -> Result<(), Box<dyn std::error::Error>> {
@@ -72,14 +98,24 @@ fn run(command: Command) -> Result<(), Box<dyn std::error::Error>> {
         }
         Command::Cleanup { state_dir, all } => {
             let report = cleanup::run(&state_dir, all)?;
-            io::stdout().write_all(&serde_json::to_vec(&report)?)?;
+            print(&serde_json::to_vec(&report)?)?;
         }
         Command::Start(flags) => containerd::start(&flags)?,
         Command::Delete(flags) => containerd::delete(&flags)?,
         Command::Info => containerd::info()?,
-        Command::Version => writeln!(io::stdout(), "containerd-shim-slipway-v1 {VERSION}")?,
+        Command::Version => print(format!("containerd-shim-slipway-v1 {VERSION}\n").as_bytes())?,
     }
     Ok(())
+}
+
+/// Writes to stdout, all the way: without the runtime nobody does that at the end.
+///
+/// # Errors
+/// When nobody reads.
+fn print(text: &[u8]) -> io::Result<()> {
+    let mut out = io::stdout().lock();
+    out.write_all(text)?;
+    out.flush()
 }
 
 /// Serves on the socket that is stdin until there is nothing more to do.
@@ -120,4 +156,14 @@ fn take_listener() -> io::Result<OwnedFd> {
     let null = rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
     rustix::stdio::dup2_stdin(null.as_fd())?;
     Ok(listener)
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn the_command_line_is_found_without_the_runtime() {
+        let expected: Vec<_> = std::env::args_os().skip(1).collect();
+        assert_eq!(super::arguments().expect("read").collect::<Vec<_>>(), expected);
+        assert_eq!(super::enter(), 1, "a test harness's arguments are none of ours");
+    }
 }

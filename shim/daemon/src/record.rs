@@ -9,6 +9,7 @@
 //! <bundle>/state             the worker's own record of a container
 //! ```
 
+use crate::spec::GIVEN_BACK;
 use serde::{Deserialize, Serialize};
 use slipway_sys::cgroup::Cgroup;
 use std::io;
@@ -144,7 +145,9 @@ impl Record<&Cgroup> {
     pub fn write(&self, state_dir: &Path) -> Result<(), RecordError> {
         let path = path(state_dir);
         let new = state_dir.join("shim.json.new");
-        let text = serde_json::to_vec(self).map_err(|e| RecordError::Io {
+        // Of a size that the allocator gives back: this is written often, and read after the shim's death only.
+        let mut text = Vec::with_capacity(GIVEN_BACK);
+        serde_json::to_writer(&mut text, self).map_err(|e| RecordError::Io {
             act: "encode",
             path: path.clone(),
             source: e.into(),

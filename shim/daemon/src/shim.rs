@@ -24,7 +24,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 /// Bytes read at a time; what is read faster than this is read in larger pieces.
-pub const SCRATCH: usize = 16 * 1024;
+pub const SCRATCH: usize = 8 * 1024;
 /// Clients at once.
 const MAX_CONNS: usize = 64;
 /// Exits of processes nobody has claimed, kept while something is being created.

@@ -11,6 +11,9 @@ use std::path::{Path, PathBuf};
 /// Longer files than this are no configs.
 const MAX_CONFIG: u64 = 16 << 20;
 
+/// Allocations of at least this many bytes are mappings of their own in musl.
+pub const GIVEN_BACK: usize = 132 * 1024;
+
 /// A bundle whose config cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum SpecError {
@@ -178,7 +181,7 @@ pub fn for_exec(bundle: &Path) -> Result<ForExec, SpecError> {
         None => None,
         Some(IgnoredAny) => {
             let path = bundle.join("seccomp.bpf");
-            Some(std::fs::read(&path).map_err(|source| SpecError::Seccomp { path, source })?)
+            Some(read(&path).map_err(|source| SpecError::Seccomp { path, source })?)
         }
     };
     Ok(ForExec { process, seccomp })
@@ -193,14 +196,7 @@ pub fn annotations(bundle: &Path) -> Result<BTreeMap<String, String>, SpecError>
 }
 
 fn decode<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T, SpecError> {
-    let read = || {
-        let mut text = Vec::new();
-        std::fs::File::open(path)?
-            .take(MAX_CONFIG)
-            .read_to_end(&mut text)?;
-        Ok(text)
-    };
-    let text = read().map_err(|source| SpecError::Read {
+    let text = read(path).map_err(|source| SpecError::Read {
         path: path.to_owned(),
         source,
     })?;
@@ -208,6 +204,16 @@ fn decode<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T, SpecError> {
         path: path.to_owned(),
         source,
     })
+}
+
+/// A file of a bundle. The buffer is of a size that the allocator gives back to the system: a pod's shim is alive for weeks,
+/// and reads these for milliseconds.
+fn read(path: &Path) -> io::Result<Vec<u8>> {
+    let mut text = Vec::with_capacity(GIVEN_BACK);
+    std::fs::File::open(path)?
+        .take(MAX_CONFIG)
+        .read_to_end(&mut text)?;
+    Ok(text)
 }
 
 /// The cgroup of a container whose spec names none.

@@ -266,7 +266,7 @@ fn write(
             }
             Piece::End => {
                 let ingest = shared.ingest().take().ok_or_else(cancelled)?;
-                return ingest.finish(Some(digest), Some(size)).map(drop);
+                return ingest.finish_behind(Some(digest), Some(size)).map(drop);
             }
         }
     }

@@ -5,6 +5,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use hyper_util::rt::TokioIo;
@@ -18,6 +19,7 @@ pub const IMAGE: &str = "slipway.test/busybox:1";
 
 pub struct World {
     dir: tempfile::TempDir,
+    tag: Tag,
     child: Option<Child>,
     pub runtime: RuntimeServiceClient<Channel>,
     pub image: ImageServiceClient<Channel>,
@@ -69,10 +71,12 @@ impl World {
             assert!(mount.status().unwrap().success());
         }
         import_busybox(dir.path());
-        network(dir.path());
+        let tag = Tag::new();
+        network(dir.path(), tag);
         let (child, channel) = start(dir.path(), env).await;
         World {
             dir,
+            tag,
             child: Some(child),
             runtime: RuntimeServiceClient::new(channel.clone()).max_decoding_message_size(64 << 20),
             image: ImageServiceClient::new(channel),
@@ -143,7 +147,7 @@ impl World {
             hostname: name.into(),
             log_directory: self.path().join("logs").join(name).display().to_string(),
             linux: Some(v1::LinuxPodSandboxConfig {
-                cgroup_parent: format!("/slipway-test-{}/{name}", std::process::id()),
+                cgroup_parent: format!("{}/{name}", self.tag.cgroup()),
                 security_context: Some(v1::LinuxSandboxSecurityContext {
                     namespace_options: Some(v1::NamespaceOption {
                         network: network as i32,
@@ -379,24 +383,38 @@ impl World {
             eprintln!("{}", self.log());
         }
         let _ = Command::new("ip")
-            .args(["link", "delete", &bridge()])
+            .args(["link", "delete", &self.tag.bridge()])
             .stderr(Stdio::null())
             .status();
         self.unmount_root();
         let left = self.leftovers();
         assert!(left.is_empty(), "left over: {left:#?}\n{}", self.log());
-        let group = format!("/sys/fs/cgroup/memory/slipway-test-{}", std::process::id());
-        let left: Vec<_> = std::fs::read_dir(group)
-            .into_iter()
-            .flatten()
-            .flatten()
-            .filter(|e| e.path().is_dir())
-            .collect();
-        assert!(left.is_empty(), "cgroups left over: {left:?}");
+        self.remove_parent_cgroups();
     }
 }
 
 impl World {
+    /// Takes away the cgroups above the pods', which are the caller's own as kubelet's are; the kernel refuses that while any
+    /// pod's is below them.
+    fn remove_parent_cgroups(&self) {
+        let name = self.tag.cgroup();
+        for hierarchy in std::fs::read_dir("/sys/fs/cgroup").unwrap().flatten() {
+            let group = hierarchy.path().join(name.trim_start_matches('/'));
+            if let Err(error) = std::fs::remove_dir(&group)
+                && error.kind() != std::io::ErrorKind::NotFound
+            {
+                let below: Vec<_> = std::fs::read_dir(&group)
+                    .into_iter()
+                    .flatten()
+                    .flatten()
+                    .map(|entry| entry.path())
+                    .filter(|path| path.is_dir())
+                    .collect();
+                panic!("cgroups left over below {}: {error}: {below:?}", group.display());
+            }
+        }
+    }
+
     fn unmount_root(&self) {
         let _ = Command::new("umount")
             .arg(self.path().join("root"))
@@ -444,6 +462,9 @@ async fn start(dir: &Path, env: &[(&str, &str)]) -> (Child, Channel) {
         .arg(dir.join("state"))
         .arg("--cni-conf-dir")
         .arg(dir.join("cni"))
+        .arg("--cni-bin-dir")
+        .arg(dir.join("cni-bin"))
+        .args(["--cni-bin-dir", "/opt/cni/bin", "--cni-bin-dir", "/usr/lib/cni"])
         .args(["--log-level", &level])
         .envs(env.iter().copied())
         .stdin(Stdio::null())
@@ -477,24 +498,60 @@ async fn start(dir: &Path, env: &[(&str, &str)]) -> (Child, Channel) {
     }
 }
 
-fn bridge() -> String {
-    format!("swt{}", std::process::id() % 100_000)
+/// What names a world's things outside its directory, so that worlds of one process stand side by side.
+#[derive(Clone, Copy)]
+struct Tag {
+    process: u32,
+    world: u32,
+}
+
+impl Tag {
+    fn new() -> Tag {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        Tag {
+            process: std::process::id(),
+            world: NEXT.fetch_add(1, Ordering::Relaxed),
+        }
+    }
+
+    fn cgroup(self) -> String {
+        format!("/slipway-test-{}-{}", self.process, self.world)
+    }
+
+    fn bridge(self) -> String {
+        format!("swt{}-{}", self.process % 1_000_000, self.world)
+    }
+
+    fn subnet(self) -> String {
+        let n = (self.process * 31 + self.world) % (50 * 250);
+        format!("10.{}.{}.0/24", 200 + n / 250, n % 250)
+    }
 }
 
 /// A bridge network of this world's own.
-fn network(dir: &Path) {
-    let bridge = bridge();
-    let subnet = format!(
-        "10.{}.{}.0/24",
-        200 + std::process::id() % 50,
-        std::process::id() / 50 % 250
-    );
+fn network(dir: &Path, tag: Tag) {
+    let (bridge, subnet) = (tag.bridge(), tag.subnet());
     let conflist = format!(
         r#"{{"cniVersion":"1.0.0","name":"slipwaytest","plugins":[
             {{"type":"bridge","bridge":"{bridge}","isGateway":true,"ipMasq":false,
-              "ipam":{{"type":"host-local","dataDir":"{}","ranges":[[{{"subnet":"{subnet}"}}]]}}}}]}}"#,
-        dir.join("ipam").display()
+              "ipam":{{"type":"host-local","dataDir":"{0}/ipam","ranges":[[{{"subnet":"{subnet}"}}]]}}}},
+            {{"type":"stubborn"}}]}}"#,
+        dir.display()
     );
+    // A plugin whose DEL fails while the file `stubborn` is there.
+    let stubborn = format!(
+        "#!/usr/bin/env python3\nimport json, os, sys\n\
+         if os.environ['CNI_COMMAND'] == 'VERSION':\n    print('{{\"cniVersion\":\"1.0.0\",\"supportedVersions\":[\"1.0.0\"]}}'); sys.exit()\n\
+         conf = json.load(sys.stdin)\n\
+         if os.environ['CNI_COMMAND'] == 'DEL' and os.path.exists('{0}/stubborn'):\n\
+         \x20   print(json.dumps(dict(cniVersion='1.0.0', code=999, msg='I will not'))); sys.exit(1)\n\
+         if os.environ['CNI_COMMAND'] == 'ADD':\n    print(json.dumps(conf['prevResult']))\n",
+        dir.display()
+    );
+    std::fs::create_dir_all(dir.join("cni-bin")).unwrap();
+    std::fs::write(dir.join("cni-bin/stubborn"), stubborn).unwrap();
+    let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+    std::fs::set_permissions(dir.join("cni-bin/stubborn"), mode).unwrap();
     std::fs::create_dir_all(dir.join("cni")).unwrap();
     std::fs::write(dir.join("cni/10-test.conflist"), conflist).unwrap();
 }

@@ -337,12 +337,13 @@ impl Connection {
             .bytes()
             .map(|b| format!("{b:02x}"))
             .collect();
+        // BEGIN goes with it, and nothing more before the answer: systemd's side, when it finds the whole of a first message
+        // behind BEGIN in one read, forgets it until more comes.
         c.stream
-            .write_all(format!("\0AUTH EXTERNAL {id}\r\n").as_bytes())?;
+            .write_all(format!("\0AUTH EXTERNAL {id}\r\nBEGIN\r\n").as_bytes())?;
         if !c.line()?.starts_with("OK ") {
             return Err(invalid("the D-Bus server does not accept us"));
         }
-        c.stream.write_all(b"BEGIN\r\n")?;
         Ok(c)
     }
 
