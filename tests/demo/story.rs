@@ -235,6 +235,15 @@ async fn run_pod(work: &Path, c: &Cri) -> Result<(String, String)> {
         }),
         args: vec!["--max_steps".into(), STEPS.into()],
         log_path: "train/0.log".into(),
+        // As kubelet sets them: crictl shows a container's pod by these.
+        labels: [
+            ("io.kubernetes.container.name", "train"),
+            ("io.kubernetes.pod.name", "train-digits"),
+            ("io.kubernetes.pod.namespace", "default"),
+            ("io.kubernetes.pod.uid", "demo"),
+        ]
+        .map(|(key, value)| (key.into(), value.into()))
+        .into(),
         linux: Some(cri::LinuxContainerConfig::default()),
         ..Default::default()
     };
