@@ -4,7 +4,8 @@
 //! specification asks. Lock order: the gate (shared for ADD, DEL, CHECK; alone for GC), then the
 //! container's.
 
-use std::path::PathBuf;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,6 +18,7 @@ use crate::error::CniError;
 use crate::netns;
 use crate::plugin;
 use crate::pod::PodNetwork;
+use crate::template::{self, PodCidrs};
 
 /// The pod's interface.
 const IFNAME: &str = "eth0";
@@ -35,6 +37,20 @@ pub enum NetworkStatus {
         reason: String,
     },
 }
+
+/// What became of a template.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Installed {
+    /// It is filled in, at this path.
+    Written(PathBuf),
+    /// It was, with the same.
+    Unchanged(PathBuf),
+    /// There is a network of this name already, which is not ours to replace.
+    OtherNetwork(String),
+}
+
+/// The file that a template becomes. Early among the others, as the network that was meant for the node.
+const RENDERED: &str = "10-slipway-net.conflist";
 
 /// The configured network and its plugins. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -86,6 +102,47 @@ impl Cni {
                 network: network.name.clone(),
             },
         }
+    }
+
+    /// Makes the network configuration from a template and the addresses that the node's pods may have. A network that
+    /// somebody else has configured stays.
+    ///
+    /// # Errors
+    /// The template cannot be filled in, does not come to a configuration, or cannot be written.
+    pub fn install(&self, template: &str, cidrs: &PodCidrs) -> Result<Installed, CniError> {
+        let text = template::render(template, cidrs)?;
+        let (network, _) =
+            config::parse_list(text.as_bytes()).map_err(|reason| CniError::Rendered { reason })?;
+        if network.plugins.is_empty() {
+            let reason = "it has no plugins".to_owned();
+            return Err(CniError::Rendered { reason });
+        }
+        let dir = self.inner.folder.dir();
+        let path = dir.join(RENDERED);
+        match std::fs::read(&path) {
+            Ok(old) if old == text.as_bytes() => return Ok(Installed::Unchanged(path)),
+            Ok(_) => {}
+            Err(_) => {
+                if let Ok(network) = self.inner.folder.network() {
+                    return Ok(Installed::OtherNetwork(network.name.clone()));
+                }
+            }
+        }
+        let failed = |path: &Path| {
+            let path = path.to_owned();
+            move |source| CniError::Write { path, source }
+        };
+        std::fs::create_dir_all(dir).map_err(failed(dir))?;
+        // No name that anybody takes for a configuration; whole or not there.
+        let new = dir.join(format!("{RENDERED}.new"));
+        std::fs::File::create(&new)
+            .and_then(|mut file| {
+                file.write_all(text.as_bytes())?;
+                file.sync_all()
+            })
+            .map_err(failed(&new))?;
+        std::fs::rename(&new, &path).map_err(failed(&path))?;
+        Ok(Installed::Written(path))
     }
 
     /// As [`Cni::status`], and asks the plugins themselves where they speak 1.1 (STATUS).
@@ -282,4 +339,47 @@ fn check_pod(pod: &PodNetwork) -> Result<(), CniError> {
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_template_becomes_the_network_unless_there_is_another() {
+        let top = tempfile::tempdir().unwrap();
+        let dir = top.path().join("net.d");
+        let cni = Cni::new(dir.clone(), Vec::new());
+        let template = r#"{"cniVersion":"1.0.0","name":"node","plugins":[{"type":"ptp","ipam":{"subnet":"{{.PodCIDR}}"}}]}"#;
+        let cidrs = |text| PodCidrs::parse(text).unwrap();
+        let path = dir.join(RENDERED);
+        assert_eq!(
+            cni.install(template, &cidrs("10.1.0.0/24")).unwrap(),
+            Installed::Written(path.clone())
+        );
+        assert_eq!(
+            cni.install(template, &cidrs("10.1.0.0/24")).unwrap(),
+            Installed::Unchanged(path.clone())
+        );
+        assert_eq!(
+            cni.install(template, &cidrs("10.2.0.0/24")).unwrap(),
+            Installed::Written(path.clone())
+        );
+        assert!(std::fs::read_to_string(&path).unwrap().contains("10.2.0.0/24"));
+        assert_eq!(std::fs::read_dir(&dir).unwrap().count(), 1);
+
+        std::fs::remove_file(&path).unwrap();
+        let other = r#"{"cniVersion":"1.0.0","name":"other","type":"ptp"}"#;
+        std::fs::write(dir.join("20-other.conf"), other).unwrap();
+        let stays = cni.install(template, &cidrs("10.1.0.0/24")).unwrap();
+        assert_eq!(stays, Installed::OtherNetwork("other".into()));
+        assert!(!path.exists());
+        for bad in [
+            "{{.Other}}",
+            "{}",
+            r#"{"cniVersion":"1.0.0","name":"x","plugins":[]}"#,
+        ] {
+            assert!(cni.install(bad, &cidrs("10.1.0.0/24")).is_err(), "{bad}");
+        }
+    }
 }

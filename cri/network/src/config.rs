@@ -165,6 +165,10 @@ impl Folder {
         }
     }
 
+    pub(crate) fn dir(&self) -> &Path {
+        &self.dir
+    }
+
     /// The network, or why there is none.
     pub(crate) fn network(&self) -> Result<Arc<Network>, String> {
         let listing = list(&self.dir).map_err(|e| match e.kind() {

@@ -60,6 +60,23 @@ pub enum CniError {
         /// What the least able plugin knows.
         known: String,
     },
+    /// A template of a network configuration that this program does not understand.
+    #[error("fill in the template of the network configuration")]
+    Template(#[from] crate::TemplateError),
+    /// What a template came to is no network configuration.
+    #[error("the filled-in template is no network configuration: {reason}")]
+    Rendered {
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A network configuration cannot be written.
+    #[error("write {}", path.display())]
+    Write {
+        /// Where to.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
     /// A result that is not one.
     #[error("{act} {network}: the result makes no sense: {reason}")]
     BadResult {

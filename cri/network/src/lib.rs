@@ -17,10 +17,12 @@ pub mod netns;
 mod plugin;
 mod pod;
 mod result;
+mod template;
 mod version;
 
 pub use attachment::{Attachment, PluginConfig};
-pub use cni::{Cni, NetworkStatus};
+pub use cni::{Cni, Installed, NetworkStatus};
 pub use error::{CniError, PluginError};
 pub use pod::{Bandwidth, Dns, PodNetwork, PortMapping, Protocol};
 pub use result::{Interface, IpAddress, NetworkResult, Route};
+pub use template::{PodCidrs, TemplateError};
