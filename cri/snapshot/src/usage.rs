@@ -13,7 +13,10 @@ use std::path::Path;
 const MAX_DEPTH: usize = 400;
 
 /// Blocks and inodes of a tree; a file with several names counts once. What disappears meanwhile is not counted.
-pub(crate) fn of_tree(dir: &Path) -> io::Result<Usage> {
+///
+/// # Errors
+/// The tree cannot be read.
+pub fn of_tree(dir: &Path) -> io::Result<Usage> {
     let root = rustix::fs::openat(
         CWD,
         dir,
