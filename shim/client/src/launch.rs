@@ -44,6 +44,8 @@ pub struct DeadContainer {
     pub exit_code: u32,
     /// The kernel killed something of it for want of memory.
     pub oom_killed: bool,
+    /// When it ended as far as its shim or the clean-up saw it, in nanoseconds since 1970; 0: not told.
+    pub at_ns: i64,
 }
 
 impl Launcher {
@@ -200,6 +202,7 @@ fn dead_containers(report: &[u8]) -> Option<Vec<DeadContainer>> {
                 .get("oom_killed")
                 .and_then(serde_json::Value::as_bool)
                 .unwrap_or(false),
+            at_ns: c.get("at_ns").and_then(serde_json::Value::as_i64).unwrap_or(0),
         })
     };
     report.get("containers")?.as_array()?.iter().map(dead).collect()
@@ -281,14 +284,15 @@ mod tests {
     #[test]
     fn the_report_of_a_clean_up_names_the_dead() {
         let report =
-            br#"{"containers":[{"id":"a","exit_code":137,"oom_killed":true},{"id":"b","exit_code":0}]}"#;
+            br#"{"containers":[{"id":"a","exit_code":137,"oom_killed":true,"at_ns":7},{"id":"b","exit_code":0}]}"#;
         let dead = dead_containers(report).expect("a report");
         assert_eq!(
             dead[0],
             DeadContainer {
                 id: "a".into(),
                 exit_code: 137,
-                oom_killed: true
+                oom_killed: true,
+                at_ns: 7
             }
         );
         assert_eq!(
@@ -296,7 +300,8 @@ mod tests {
             DeadContainer {
                 id: "b".into(),
                 exit_code: 0,
-                oom_killed: false
+                oom_killed: false,
+                at_ns: 0
             }
         );
         assert!(dead_containers(b"{}").is_none());

@@ -46,14 +46,24 @@ async fn root_a_shim_killed_leaves_nothing_after_its_clean_up() {
             id: "runs".into(),
             exit_code: 137,
             oom_killed: false,
+            at_ns: 0,
         },
         DeadContainer {
             id: "ended".into(),
             exit_code: 4,
             oom_killed: false,
+            at_ns: 0,
         },
     ];
-    assert_eq!(dead, expected);
+    let untimed: Vec<_> = dead
+        .iter()
+        .map(|d| DeadContainer {
+            at_ns: 0,
+            ..d.clone()
+        })
+        .collect();
+    assert_eq!(untimed, expected);
+    assert!(dead.iter().all(|d| d.at_ns > 0), "the time of each end: {dead:?}");
     assert!(cgroups_of(&format!("{}/runs", pod.cgroup)).is_empty());
     assert!(
         pod.path("ns/net").exists(),
