@@ -17,10 +17,12 @@ use crate::config::Config;
 use crate::container::Container;
 use crate::container::bundle::Bundle;
 use crate::error::Error;
+use crate::events::Events;
 use crate::ids::ContainerId;
 use crate::instance::Paths;
 use crate::pod::Pod;
 use crate::pod::network::Releases;
+use crate::pod_cidr::PodCidr;
 use crate::records::Records;
 use crate::recover::janitor::Janitor;
 use crate::registry::Registry;
@@ -39,6 +41,8 @@ pub struct Daemon {
     pub paths: Paths,
     pub boot_id: String,
     pub host: HostFacts,
+    /// Pods can have user namespaces of their own: the root's file system can be mounted with mapped owners.
+    pub maps_owners: bool,
     pub store: Store,
     pub records: Records,
     pub registry: Registry,
@@ -49,6 +53,8 @@ pub struct Daemon {
     pub puller: Puller,
     pub pulls: Semaphore,
     pub janitor: Janitor,
+    pub pod_cidr: PodCidr,
+    pub events: Events,
     /// Mutating verbs in progress: waited for at shutdown.
     pub verbs: TaskTracker,
     /// Everything else that runs beside them: dropped at shutdown.
@@ -66,6 +72,7 @@ impl Daemon {
             boot_id: boot_id()?,
             host: HostFacts::gather(|path: &Path| std::fs::read(path))
                 .map_err(Error::io("look at the host through", "/proc"))?,
+            maps_owners: slipway_snapshot::maps_owners(&config.root),
             records: Records::new(store.clone()),
             registry: Registry::default(),
             launcher,
@@ -75,6 +82,8 @@ impl Daemon {
             puller: Puller::new(store.clone(), registry_config(&config)),
             pulls: Semaphore::new(PULLS),
             janitor: Janitor::default(),
+            pod_cidr: PodCidr::default(),
+            events: Events::default(),
             verbs: TaskTracker::new(),
             background: TaskTracker::new(),
             stopping: CancellationToken::new(),

@@ -21,6 +21,16 @@ pub enum Error {
     Invalid(#[from] Invalid),
     #[error("no {kind} {id:?}")]
     NotFound { kind: &'static str, id: String },
+    /// It exists, and what it is cannot be read: nothing is done to it.
+    #[error(
+        "{kind} {id} is left alone: its {record} record cannot be read ({why}); a slipwayd that knows it takes it over"
+    )]
+    Unreadable {
+        kind: &'static str,
+        id: String,
+        record: &'static str,
+        why: String,
+    },
     #[error("{kind} id {id:?} means more than one")]
     Ambiguous { kind: &'static str, id: String },
     /// The name belongs to something that exists, or is being made or removed.
@@ -94,6 +104,8 @@ pub enum Error {
         id: String,
         source: Box<CniError>,
     },
+    #[error("cannot make a network configuration of the template {}", path.display())]
+    NetworkTemplate { path: PathBuf, source: Box<CniError> },
     #[error("cannot {act} {}", path.display())]
     Io {
         act: &'static str,
@@ -123,6 +135,8 @@ pub enum Error {
     },
     #[error(transparent)]
     Injected(#[from] Injected),
+    #[error("there are {most} {what} already")]
+    TooMany { what: &'static str, most: usize },
     #[error("slipwayd is shutting down")]
     ShuttingDown,
     #[error("a task of slipwayd panicked")]

@@ -11,7 +11,7 @@
 //! Fixed and changing halves are apart so that a change of state rewrites a few hundred bytes. Deleting goes state
 //! first: what is left in between reads as an intent to be undone.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -22,8 +22,13 @@ use crate::error::Error;
 use crate::ids::{ContainerId, PodId};
 use crate::model::{ContainerConfig, PodConfig, Resources};
 
-/// Raised when an older slipwayd could no longer read what we write.
-pub const VERSION: u32 = 1;
+/// Raised when an older slipwayd could no longer read what we write: it then leaves alone what has the new number.
+const VERSION: u32 = 1;
+
+/// The version written into records, and the newest that is read.
+pub fn version() -> u32 {
+    crate::version::records(VERSION)
+}
 
 /// A kind of record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -79,7 +84,7 @@ impl PodState {
     /// Of one that nobody has been told of yet.
     pub fn starting() -> PodState {
         PodState {
-            version: VERSION,
+            version: version(),
             phase: PodPhase::Starting,
             network: PodNetworkState::Host,
             namespaces: Vec::new(),
@@ -330,18 +335,32 @@ impl Records {
         .await?;
         let mut records = BTreeMap::new();
         for row in rows {
-            match serde_json::from_str(&row.json) {
+            match decode(&row.json) {
                 Ok(record) => {
                     records.insert(row.id, record);
                 }
-                Err(error) => {
-                    tracing::error!(kind = kind.as_str(), id = row.id, %error, "a record cannot be read; left alone");
-                    unreadable.0.insert(row.id);
-                }
+                Err(why) => unreadable.note(kind, row.id, why),
             }
         }
         Ok(records)
     }
+}
+
+/// A record's version, which is looked at before anything else of it.
+#[derive(Deserialize)]
+struct Versioned {
+    version: u32,
+}
+
+fn decode<T: DeserializeOwned>(json: &str) -> Result<T, String> {
+    let Versioned { version: found } = serde_json::from_str(json).map_err(|error| error.to_string())?;
+    let known = version();
+    if found > known {
+        return Err(format!(
+            "it has version {found}, and this slipwayd knows up to {known}"
+        ));
+    }
+    serde_json::from_str(json).map_err(|error| error.to_string())
 }
 
 fn encode<T: Serialize>(kind: Kind, id: &str, record: &T) -> Result<String, Error> {
@@ -352,12 +371,69 @@ fn encode<T: Serialize>(kind: Kind, id: &str, record: &T) -> Result<String, Erro
     })
 }
 
-/// Ids of records that cannot be read: nothing of theirs is touched.
+/// Pods and containers that are known to exist and nothing else of them: a record of theirs, or of the pod they belong
+/// to, cannot be read. Nothing of theirs is touched.
 #[derive(Debug, Clone, Default)]
-pub struct Unreadable(BTreeSet<String>);
+pub struct Unreadable(BTreeMap<String, Untold>);
+
+/// Why one of them cannot be read.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Untold {
+    /// What the record is of: `pod`, `container-state` …
+    pub kind: &'static str,
+    pub why: String,
+}
 
 impl Unreadable {
     pub fn contains(&self, id: &str) -> bool {
-        self.0.contains(id)
+        self.0.contains_key(id)
+    }
+
+    pub fn get(&self, id: &str) -> Option<&Untold> {
+        self.0.get(id)
+    }
+
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &Untold)> {
+        self.0.iter().map(|(id, untold)| (id.as_str(), untold))
+    }
+
+    /// Notes a record, and says so: somebody has to look at it.
+    pub fn note(&mut self, kind: Kind, id: String, why: String) {
+        let kind = kind.as_str();
+        tracing::error!(
+            kind,
+            id,
+            why,
+            "a record cannot be read: what belongs to it is left alone, until a slipwayd that reads it comes or it is removed by hand"
+        );
+        self.0.entry(id).or_insert(Untold { kind, why });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_record_of_a_later_version_or_none_is_not_read_and_the_reason_is_told() {
+        let record = NetworkRelease {
+            version: version(),
+            pod: PodId::random().unwrap(),
+            boot_id: "b".into(),
+            since_ns: 1,
+            attachment: serde_json::from_value(serde_json::json!({
+                "version": 1, "containerId": "a", "network": "n", "ifname": "eth0", "netns": "/n", "cniVersion": "1.0.0",
+                "args": "", "plugins": [], "capabilityArgs": {}
+            }))
+            .unwrap(),
+        };
+        let mut json = serde_json::to_value(&record).unwrap();
+        decode::<NetworkRelease>(&json.to_string()).unwrap();
+        json["version"] = (version() + 1).into();
+        // Whatever else a later version says: it is not looked at.
+        json["pod"] = serde_json::Value::Null;
+        let why = decode::<NetworkRelease>(&json.to_string()).unwrap_err();
+        assert!(why.contains(&format!("version {}", version() + 1)), "{why}");
+        assert!(decode::<NetworkRelease>("{\"torn\"").is_err());
     }
 }

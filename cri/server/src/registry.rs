@@ -1,6 +1,6 @@
 //! Every pod and container this slipwayd knows, in memory, found by id or by an unambiguous beginning of one.
 //!
-//! It owns the maps only. What an entity is and which changes it may go through is in `pod` and `container`. Locks are
+//! It owns the maps only, and the names of those that exist and cannot be read. What an entity is and which changes it may go through is in `pod` and `container`. Locks are
 //! held for a lookup, never across an await.
 
 use std::collections::BTreeMap;
@@ -10,6 +10,7 @@ use crate::container::Container;
 use crate::error::Error;
 use crate::ids::{ContainerId, PodId};
 use crate::pod::Pod;
+use crate::records::Unreadable;
 
 /// The shortest beginning of an id that is looked up: crictl shows 13.
 const SHORTEST_PREFIX: usize = 3;
@@ -19,6 +20,8 @@ const SHORTEST_PREFIX: usize = 3;
 pub struct Registry {
     pods: RwLock<BTreeMap<String, Arc<Pod>>>,
     containers: RwLock<BTreeMap<String, Arc<Container>>>,
+    /// Known to exist, and nothing else of them: asked for by name they are neither there nor gone.
+    unreadable: RwLock<Arc<Unreadable>>,
 }
 
 impl Registry {
@@ -39,15 +42,40 @@ impl Registry {
     }
 
     /// # Errors
-    /// [`Error::NotFound`] and [`Error::Ambiguous`].
+    /// [`Error::NotFound`], [`Error::Ambiguous`], [`Error::Unreadable`].
     pub fn pod(&self, id: &str) -> Result<Arc<Pod>, Error> {
-        find(&read(&self.pods), "pod", id)
+        self.unless_unreadable(find(&read(&self.pods), "pod", id))
     }
 
     /// # Errors
-    /// [`Error::NotFound`] and [`Error::Ambiguous`].
+    /// [`Error::NotFound`], [`Error::Ambiguous`], [`Error::Unreadable`].
     pub fn container(&self, id: &str) -> Result<Arc<Container>, Error> {
-        find(&read(&self.containers), "container", id)
+        self.unless_unreadable(find(&read(&self.containers), "container", id))
+    }
+
+    /// Pods and containers whose records cannot be read.
+    pub fn unreadable(&self) -> Arc<Unreadable> {
+        read(&self.unreadable).clone()
+    }
+
+    pub fn set_unreadable(&self, unreadable: Unreadable) {
+        *write(&self.unreadable) = Arc::new(unreadable);
+    }
+
+    /// What is known to exist must not pass for gone.
+    fn unless_unreadable<T>(&self, found: Result<T, Error>) -> Result<T, Error> {
+        let Err(Error::NotFound { kind, id }) = found else {
+            return found;
+        };
+        match self.unreadable().get(&id) {
+            Some(untold) => Err(Error::Unreadable {
+                kind,
+                id,
+                record: untold.kind,
+                why: untold.why.clone(),
+            }),
+            None => Err(Error::NotFound { kind, id }),
+        }
     }
 
     pub fn pods(&self) -> Vec<Arc<Pod>> {

@@ -47,7 +47,7 @@ pub async fn serve(config: Config) -> anyhow::Result<()> {
         socket = %socket.display(),
         root = %daemon.paths.root.display(),
         state = %daemon.paths.state.display(),
-        version = env!("CARGO_PKG_VERSION"),
+        version = crate::version::program(),
         "serving"
     );
 

@@ -2,6 +2,7 @@
 
 #![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used, reason = "a panic is how a test says no")]
+#![allow(dead_code, reason = "the world has more than is used")]
 
 mod world;
 
@@ -124,16 +125,7 @@ async fn a_killed_shim_is_told_as_an_exit_with_a_reason() {
     let pod = w.run_pod(w.pod_config("shim", true)).await.unwrap();
     let id = w.create(&pod, w.container_config("main", SLEEP)).await.unwrap();
     w.start(&id).await.unwrap();
-    let state = w.path().join("state").display().to_string();
-    for entry in std::fs::read_dir("/proc").unwrap().flatten() {
-        let cmdline = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
-        let cmdline = String::from_utf8_lossy(&cmdline).into_owned();
-        if cmdline.contains("containerd-shim-slipway-v1") && cmdline.contains(&state) {
-            let pid = entry.file_name().to_string_lossy().parse().unwrap();
-            let pid = rustix::process::Pid::from_raw(pid).unwrap();
-            rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
-        }
-    }
+    w.kill_shims();
     let status = w.wait_exit(&id).await;
     assert_eq!((status.exit_code, status.reason.as_str()), (137, "ShimDied"));
     let began = Instant::now();
@@ -150,6 +142,12 @@ async fn whole_life(w: &World, name: &str) -> Result<(), tonic::Status> {
     let id = w.create(&pod, w.container_config("main", SLEEP)).await?;
     w.start(&id).await?;
     w.exec(&id, &["true"], 5).await?;
+    let limits = v1::LinuxContainerResources {
+        memory_limit_in_bytes: 64 << 20,
+        ..Default::default()
+    };
+    w.update(&id, limits).await?;
+    w.stats().await?;
     w.stop(&id, 0).await?;
     w.remove(&id).await?;
     w.stop_pod(&pod).await?;
@@ -183,7 +181,7 @@ async fn a_kill_at_any_failpoint_leaks_nothing() {
         whole_life(&w, "fp")
             .await
             .unwrap_or_else(|e| panic!("{point}: {e}\n{}", w.log()));
-        let left = w.leftovers();
+        let left = w.left().await;
         assert!(left.is_empty(), "{point} leaves {left:#?}\n{}", w.log());
     }
     w.finish().await;
@@ -213,7 +211,7 @@ async fn an_error_at_any_failpoint_undoes_the_rest() {
             w.remove_pod(&pod.id).await.unwrap();
         }
         assert!(w.containers().await.is_empty(), "{point}");
-        let left = w.leftovers();
+        let left = w.left().await;
         assert!(left.is_empty(), "{point} leaves {left:#?}\n{}", w.log());
         whole_life(&w, "fe")
             .await

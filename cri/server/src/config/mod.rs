@@ -2,6 +2,7 @@
 //!
 //! Unknown keys are refused with their line. It reads one file and refuses to know what any setting is used for.
 
+use std::collections::BTreeMap;
 use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
 
@@ -60,8 +61,20 @@ struct RawRuntime {
     cgroup_root: Option<String>,
     create_missing_mount_sources: Option<bool>,
     shm_size_mib: Option<u64>,
+    volume_copy_limit_mib: Option<u64>,
+    handlers: BTreeMap<String, RawHandler>,
     shim: Option<PathBuf>,
     worker: Option<PathBuf>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct RawHandler {
+    shm_size_mib: Option<u64>,
+    privileged_without_host_devices: Option<bool>,
+    no_new_privileges: Option<bool>,
+    default_capabilities: Option<Vec<String>>,
+    pass_annotations: Option<Vec<String>>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -69,6 +82,7 @@ struct RawRuntime {
 struct RawNetwork {
     conf_dir: Option<PathBuf>,
     bin_dirs: Option<Vec<PathBuf>>,
+    conf_template: Option<PathBuf>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -135,16 +149,58 @@ pub struct Runtime {
     pub cgroup_root: String,
     pub create_missing_mount_sources: bool,
     pub shm_size_mib: u64,
+    pub volume_copy_limit_mib: u64,
+    pub handlers: BTreeMap<String, Handler>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub shim: Option<PathBuf>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub worker: Option<PathBuf>,
 }
 
+/// One variant of the runtime, which a RuntimeClass names.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct Handler {
+    pub shm_size_mib: u64,
+    /// Privileged containers get every capability, and no device that they do not name.
+    pub privileged_without_host_devices: bool,
+    /// As if every container asked for no_new_privs.
+    pub no_new_privileges: bool,
+    /// In the place of the default set; what a container adds and drops counts from here.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub default_capabilities: Option<Vec<String>>,
+    /// Which annotations reach the runtime specification: names, or beginnings ending in `*`.
+    pub pass_annotations: Vec<String>,
+}
+
+impl Runtime {
+    /// The variant of this name; `None`: there is none.
+    pub fn handler(&self, name: &str) -> Option<Handler> {
+        if DEFAULT_HANDLERS.contains(&name) {
+            return Some(Handler {
+                shm_size_mib: self.shm_size_mib,
+                ..Handler::default()
+            });
+        }
+        self.handlers.get(name).cloned()
+    }
+
+    /// Every name that a RuntimeClass may have.
+    pub fn handler_names(&self) -> impl Iterator<Item = &str> {
+        DEFAULT_HANDLERS
+            .into_iter()
+            .chain(self.handlers.keys().map(String::as_str))
+    }
+}
+
+/// The default, and ourselves by name.
+const DEFAULT_HANDLERS: [&str; 2] = ["", "slipway"];
+
 #[derive(Debug, Clone, Serialize)]
 pub struct Network {
     pub conf_dir: PathBuf,
     pub bin_dirs: Vec<PathBuf>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub conf_template: Option<PathBuf>,
 }
 
 #[derive(Debug, Clone, Serialize)]
@@ -258,6 +314,11 @@ impl Raw {
             network: Network {
                 conf_dir: absolute("network.conf_dir", conf_dir)?,
                 bin_dirs: all_absolute("network.bin_dirs", bin_dirs)?,
+                conf_template: self
+                    .network
+                    .conf_template
+                    .map(|path| absolute("network.conf_template", path))
+                    .transpose()?,
             },
             images: self.images.resolve()?,
             cdi: Cdi {
@@ -289,23 +350,68 @@ impl RawRuntime {
             });
         }
         let shm_size_mib = self.shm_size_mib.unwrap_or(64);
-        if shm_size_mib == 0 || shm_size_mib > 1 << 30 {
-            return Err(ConfigError::Value {
-                key: "runtime.shm_size_mib",
-                value: shm_size_mib.to_string(),
-                reason: "a tmpfs of no size, or of more than a PiB, is a mistake",
-            });
-        }
+        check_shm("runtime.shm_size_mib", shm_size_mib)?;
+        let handlers = self
+            .handlers
+            .into_iter()
+            .map(|(name, raw)| Ok((checked_handler(name)?, raw.resolve(shm_size_mib)?)))
+            .collect::<Result<_, ConfigError>>()?;
         Ok(Runtime {
             cgroup_driver: self.cgroup_driver.unwrap_or(CgroupDriver::Cgroupfs),
             cgroup_root,
             create_missing_mount_sources: self.create_missing_mount_sources.unwrap_or(false),
             shm_size_mib,
+            handlers,
+            // More than a disk has is no limit; it must only not overflow as bytes.
+            volume_copy_limit_mib: self.volume_copy_limit_mib.unwrap_or(1024).min(1 << 40),
             shim: self.shim.map(|path| absolute("runtime.shim", path)).transpose()?,
             worker: self
                 .worker
                 .map(|path| absolute("runtime.worker", path))
                 .transpose()?,
+        })
+    }
+}
+
+fn check_shm(key: &'static str, mib: u64) -> Result<(), ConfigError> {
+    if mib == 0 || mib > 1 << 30 {
+        return Err(ConfigError::Value {
+            key,
+            value: mib.to_string(),
+            reason: "a tmpfs of no size, or of more than a PiB, is a mistake",
+        });
+    }
+    Ok(())
+}
+
+/// As Kubernetes wants a RuntimeClass's handler: a DNS label, and none of ours.
+fn checked_handler(name: String) -> Result<String, ConfigError> {
+    let label = name.len() <= 63
+        && !name.starts_with('-')
+        && !name.ends_with('-')
+        && name
+            .bytes()
+            .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-');
+    if name.is_empty() || !label || DEFAULT_HANDLERS.contains(&name.as_str()) {
+        return Err(ConfigError::Value {
+            key: "runtime.handlers",
+            value: format!("{name:?}"),
+            reason: "a handler is named by a DNS label other than \"slipway\"",
+        });
+    }
+    Ok(name)
+}
+
+impl RawHandler {
+    fn resolve(self, shm_size_mib: u64) -> Result<Handler, ConfigError> {
+        let shm_size_mib = self.shm_size_mib.unwrap_or(shm_size_mib);
+        check_shm("runtime.handlers.*.shm_size_mib", shm_size_mib)?;
+        Ok(Handler {
+            shm_size_mib,
+            privileged_without_host_devices: self.privileged_without_host_devices.unwrap_or(false),
+            no_new_privileges: self.no_new_privileges.unwrap_or(false),
+            default_capabilities: self.default_capabilities,
+            pass_annotations: self.pass_annotations.unwrap_or_default(),
         })
     }
 }
@@ -383,6 +489,26 @@ mod tests {
             .to_string();
         assert!(error.contains("line 2"), "{error}");
         assert!(error.contains("systemd"), "{error}");
+    }
+
+    #[test]
+    fn handlers_are_variants_of_the_runtime_and_have_proper_names() {
+        let config =
+            parse("[runtime]\nshm_size_mib = 8\n[runtime.handlers.strict]\nno_new_privileges = true\n")
+                .unwrap();
+        let names: Vec<&str> = config.runtime.handler_names().collect();
+        assert_eq!(names, ["", "slipway", "strict"]);
+        let strict = config.runtime.handler("strict").unwrap();
+        assert!(strict.no_new_privileges && strict.shm_size_mib == 8);
+        assert!(!config.runtime.handler("").unwrap().no_new_privileges);
+        assert_eq!(config.runtime.handler("kata"), None);
+        for bad in ["slipway", "Strict", "a.b", "\"\""] {
+            assert!(
+                parse(&format!("[runtime.handlers.{bad}]\nshm_size_mib = 8\n")).is_err(),
+                "{bad}"
+            );
+        }
+        assert!(parse("[runtime.handlers.x]\nkernel = \"y\"\n").is_err());
     }
 
     #[test]

@@ -4,6 +4,7 @@
 //! <state>/containers/<id>/  0700
 //!   config.json     the runtime specification
 //!   rootfs/         the overlay mount, volatile
+//!   layers/         in a user namespace, for the moment of mounting: the layers with mapped owners
 //!   volumes/<n>/    mounts of image volumes
 //! ```
 
@@ -49,6 +50,10 @@ impl Bundle {
         self.path.join("rootfs")
     }
 
+    fn layers(&self) -> PathBuf {
+        self.path.join("layers")
+    }
+
     pub fn config(&self) -> PathBuf {
         self.path.join("config.json")
     }
@@ -58,7 +63,7 @@ impl Bundle {
     }
 
     /// Makes the directories and mounts the rootfs. The container's id is new, so a bundle that exists is an error.
-    pub fn mount(&self, rootfs: &RootfsMount) -> Result<(), Error> {
+    pub fn mount(&self, rootfs: &RootfsMount, userns: Option<&Path>) -> Result<(), Error> {
         let make = |path: &Path, mode| {
             DirBuilder::new()
                 .mode(mode)
@@ -67,25 +72,34 @@ impl Bundle {
         };
         make(&self.path, 0o700)?;
         make(&self.rootfs(), 0o755)?;
-        self.mount_on(rootfs, &self.rootfs())
+        self.mount_on(rootfs, &self.rootfs(), userns)
     }
 
     /// Mounts an image volume.
-    pub fn mount_volume(&self, number: usize, image: &RootfsMount) -> Result<PathBuf, Error> {
+    pub fn mount_volume(
+        &self,
+        number: usize,
+        image: &RootfsMount,
+        userns: Option<&Path>,
+    ) -> Result<PathBuf, Error> {
         let target = self.volume(number);
         DirBuilder::new()
             .recursive(true)
             .mode(0o755)
             .create(&target)
             .map_err(Error::io("create", &target))?;
-        self.mount_on(image, &target)?;
+        self.mount_on(image, &target, userns)?;
         Ok(target)
     }
 
-    fn mount_on(&self, mount: &RootfsMount, target: &Path) -> Result<(), Error> {
+    fn mount_on(&self, mount: &RootfsMount, target: &Path, userns: Option<&Path>) -> Result<(), Error> {
         // Volatile: unmounting an ordinary overlay syncs the whole filesystem below, at every container's end, and a
         // container's layer is never mounted again after the boot it was made in.
-        mount.mount_volatile(target).map_err(|source| Error::Snapshot {
+        let mounted = match userns {
+            None => mount.mount_volatile(target),
+            Some(userns) => mount.mount_mapped(target, userns, &self.layers()),
+        };
+        mounted.map_err(|source| Error::Snapshot {
             act: "mount the root",
             id: self.id.clone(),
             source: Box::new(source),
@@ -95,7 +109,7 @@ impl Bundle {
     /// Unmounts everything in it. Not mounted, or no bundle at all: fine.
     pub fn unmount(&self) -> Result<(), Error> {
         unmount(&self.rootfs())?;
-        if self.path.join("volumes").exists() {
+        if self.path.join("volumes").exists() || self.layers().exists() {
             for point in crate::mountinfo::below(&self.path)? {
                 unmount(&point)?;
             }

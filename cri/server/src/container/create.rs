@@ -14,11 +14,12 @@ use super::bundle::Bundle;
 use super::{Container, mounts, remove, spec, volumes};
 use crate::daemon::Daemon;
 use crate::error::Error;
+use crate::events::{self, What};
 use crate::fail;
 use crate::ids::ContainerId;
 use crate::model::{ContainerConfig, ImageSpec, PidNamespace, Scope};
 use crate::pod::Pod;
-use crate::records::{ContainerPhase, ContainerRecord, ContainerState, Kind, Made, VERSION};
+use crate::records::{ContainerPhase, ContainerRecord, ContainerState, Kind, Made};
 
 const VERB: &str = "CreateContainer";
 
@@ -34,7 +35,7 @@ pub async fn create(
     let image = resolve(daemon, &config.image.image).await?;
 
     let record = ContainerRecord {
-        version: VERSION,
+        version: crate::records::version(),
         id: ContainerId::random().map_err(|source| Error::Random { source })?,
         pod: pod.id().clone(),
         created_at_ns: crate::time::now_ns(),
@@ -67,7 +68,10 @@ pub async fn create(
         target,
     };
     match work.set_up(&shim).await {
-        Ok(()) => Ok(id),
+        Ok(()) => {
+            events::of_container(daemon, &container, What::Created);
+            Ok(id)
+        }
         Err(error) => {
             remove::undo(daemon, &container).await;
             Err(error)
@@ -148,6 +152,11 @@ fn name_taken(daemon: &Daemon, asked: &Container, error: Error) -> Error {
             let by = format!("container {by}, which is {}", super::describe(&holder.phase()));
             Error::NameTaken { kind, name, by }
         }
+        Err(Error::Unreadable { .. }) => Error::NameTaken {
+            kind,
+            name,
+            by: format!("container {by}, whose record cannot be read"),
+        },
         Err(_) => Error::NameTaken {
             kind,
             name,
@@ -195,17 +204,29 @@ impl Work {
         let bundle = daemon.bundle(id);
         let active = self.prepare_snapshot()?;
         fail::blocking_point("create_container.after_snapshot")?;
-        bundle.mount(&active.mount)?;
+        let userns = self.user_namespace()?;
+        if let (Some(userns), Some(upper)) = (&userns, active.mount.upper()) {
+            userns.own(upper)?;
+        }
+        let pinned = userns.as_ref().map(|userns| userns.path.as_path());
+        bundle.mount(&active.mount, pinned)?;
         fail::blocking_point("create_container.after_mount")?;
         let log_path = self.make_log_directory()?;
-        let mut binds = mounts::resolve(daemon, &self.container, &bundle)?;
+        let mut binds = mounts::resolve(daemon, &self.container, &bundle, pinned)?;
         let anonymous = volumes::make(
             &daemon.paths.volumes,
             &self.container,
             &self.image,
             &binds,
             &bundle.rootfs(),
+            daemon.config.runtime.volume_copy_limit_mib << 20,
         )?;
+        if let Some(userns) = &userns {
+            // The directory of a volume that the image has nothing for is root's; what was copied has its owners.
+            for volume in &anonymous {
+                userns.own(&volume.host_path)?;
+            }
+        }
         binds.extend(anonymous);
         let made = spec::make(&spec::Wanted {
             daemon,
@@ -240,6 +261,28 @@ impl Work {
         })
     }
 
+    /// The pod's user namespace, when it has one of its own.
+    fn user_namespace(&self) -> Result<Option<OwnUsers>, Error> {
+        let pod = &self.pod;
+        let Some(user) = &pod.record().config.namespaces.user else {
+            return Ok(None);
+        };
+        let root = |maps: &[slipway_spec::IdMap]| {
+            let map = maps.iter().find(|map| map.container == 0);
+            map.map(|map| map.host).ok_or_else(|| {
+                Error::invalid(
+                    "namespace_options.userns_options",
+                    "root of the container is not mapped",
+                )
+            })
+        };
+        Ok(Some(OwnUsers {
+            path: pod.namespace(&self.daemon, "user"),
+            uid: root(&user.uids)?,
+            gid: root(&user.gids)?,
+        }))
+    }
+
     /// A writable snapshot on the image's layers, held by a lease that has the container's name.
     fn prepare_snapshot(&self) -> Result<slipway_image::Active, Error> {
         let id = self.container.id().as_str();
@@ -265,6 +308,24 @@ impl Work {
             std::fs::create_dir_all(parent).map_err(Error::io("create", parent))?;
         }
         Ok(Some(path))
+    }
+}
+
+/// A pod's user namespace and who its root is on the host.
+struct OwnUsers {
+    path: std::path::PathBuf,
+    uid: u32,
+    gid: u32,
+}
+
+impl OwnUsers {
+    /// Gives a directory that is the host's root's to the pod's.
+    fn own(&self, dir: &std::path::Path) -> Result<(), Error> {
+        use std::os::unix::fs::MetadataExt as _;
+        let meta = dir.symlink_metadata().map_err(Error::io("look at", dir))?;
+        let mine = |id: u32, root: u32| if id == 0 { Some(root) } else { None };
+        std::os::unix::fs::lchown(dir, mine(meta.uid(), self.uid), mine(meta.gid(), self.gid))
+            .map_err(Error::io("change the owner of", dir))
     }
 }
 

@@ -9,6 +9,7 @@ use tracing::Instrument;
 use super::Container;
 use crate::daemon::Daemon;
 use crate::error::Error;
+use crate::events::{self, What};
 use crate::pod::Pod;
 use crate::records::{ContainerPhase, Exited};
 
@@ -21,24 +22,35 @@ pub fn ended(code: i32, at_ns: i64, oom_killed: bool) -> Exited {
     };
     Exited {
         started_at_ns: 0,
-        finished_at_ns: if at_ns > 0 { at_ns } else { crate::time::now_ns() },
+        finished_at_ns: known_or_now(at_ns),
         code,
         reason: reason.to_owned(),
         message: String::new(),
     }
 }
 
+/// A time that the shim told, or now when it could not.
+pub fn known_or_now(at_ns: i64) -> i64 {
+    if at_ns > 0 { at_ns } else { crate::time::now_ns() }
+}
+
 /// Notes an end; one that is noted already stays as it is.
 pub async fn note(daemon: &Daemon, container: &Container, exit: Exited) -> Result<(), Error> {
+    let mut noted = false;
     container
         .transition(&daemon.records, |state| match state.phase.after_exit(exit) {
             Some(phase) => {
                 state.phase = phase;
+                noted = true;
                 true
             }
             None => false,
         })
-        .await
+        .await?;
+    if noted {
+        events::of_container(daemon, container, What::Stopped);
+    }
+    Ok(())
 }
 
 /// Notes the ends of all containers of a pod that its shim has seen end.

@@ -10,6 +10,7 @@ pub mod exit;
 pub mod list;
 pub mod logs;
 pub mod mounts;
+pub mod processes;
 pub mod remove;
 pub mod spec;
 pub mod start;
@@ -29,7 +30,7 @@ use crate::container::stats::Samples;
 use crate::error::Error;
 use crate::ids::{ContainerId, PodId};
 use crate::op::{Busy, Held, Turn};
-use crate::records::{ContainerPhase, ContainerRecord, ContainerState, Exited, Kind, Made, Records, VERSION};
+use crate::records::{ContainerPhase, ContainerRecord, ContainerState, Exited, Kind, Made, Records};
 
 /// One container.
 pub struct Container {
@@ -59,7 +60,7 @@ impl Container {
     /// One that is being created.
     pub fn creating(record: ContainerRecord) -> Container {
         let state = ContainerState {
-            version: VERSION,
+            version: crate::records::version(),
             phase: ContainerPhase::Creating,
             made: Made::default(),
             resources: None,
@@ -106,6 +107,7 @@ impl Container {
         if !change(&mut next) {
             return Ok(());
         }
+        next.version = crate::records::version();
         let id = self.id().as_str();
         if next.phase.gives_back() {
             records.put_giving_back(Kind::ContainerState, id, &next).await?;

@@ -18,6 +18,7 @@ pub fn resolve(
     daemon: &Daemon,
     container: &Container,
     bundle: &Bundle,
+    userns: Option<&Path>,
 ) -> Result<Vec<slipway_spec::Mount>, Error> {
     let create_missing = daemon.config.runtime.create_missing_mount_sources;
     let mut resolved = Vec::new();
@@ -25,7 +26,8 @@ pub fn resolve(
         let host_path = match &mount.source {
             MountSource::Host(path) => host_source(path, &mount.container_path, create_missing)?,
             MountSource::Image { image, sub_path } => {
-                image_source(daemon, container, bundle, number, image, sub_path)?
+                let target = image_volume(daemon, container, bundle, number, image, userns)?;
+                inside(target, image, sub_path)?
             }
         };
         resolved.push(bind(mount, host_path));
@@ -78,14 +80,14 @@ fn host_source(path: &Path, container_path: &str, create_missing: bool) -> Resul
     }
 }
 
-/// Mounts an image read-only in the bundle and finds the directory asked for, without leaving it.
-fn image_source(
+/// Mounts an image read-only in the bundle.
+fn image_volume(
     daemon: &Daemon,
     container: &Container,
     bundle: &Bundle,
     number: usize,
     image: &ImageSpec,
-    sub_path: &str,
+    userns: Option<&Path>,
 ) -> Result<PathBuf, Error> {
     let store = &daemon.store;
     let found = store
@@ -101,7 +103,11 @@ fn image_source(
     let view = store
         .view(&format!("{id}-volume-{number}"), found.chain.as_ref(), &lease)
         .map_err(Error::store("make a view of an image"))?;
-    let target = bundle.mount_volume(number, &view.mount)?;
+    bundle.mount_volume(number, &view.mount, userns)
+}
+
+/// Finds the directory asked for in a mounted image, without leaving it.
+fn inside(target: PathBuf, image: &ImageSpec, sub_path: &str) -> Result<PathBuf, Error> {
     if sub_path.is_empty() {
         return Ok(target);
     }

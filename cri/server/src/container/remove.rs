@@ -8,6 +8,7 @@ use slipway_shim_client::Error as ShimError;
 use super::{Container, stop, volumes};
 use crate::daemon::Daemon;
 use crate::error::Error;
+use crate::events::{self, What};
 use crate::pod::Pod;
 use crate::records::{ContainerPhase, Kind};
 
@@ -89,6 +90,9 @@ pub async fn tear_down(daemon: &Arc<Daemon>, container: &Arc<Container>) -> Resu
         .delete(Kind::Container, container.id().as_str())
         .await?;
     daemon.registry.remove_container(container.id());
+    if !container.hidden() {
+        events::of_container(daemon, container, What::Deleted);
+    }
     Ok(())
 }
 

@@ -72,6 +72,7 @@ fn input(wanted: &Wanted<'_>) -> Result<SpecInput, Error> {
     let dir = PodDir::new(&daemon.paths.pods, pod.id());
     let default_security = Security::default();
     let security = config.security.as_ref().unwrap_or(&default_security);
+    let handler = pod.handler(daemon);
     let (passwd, group) = user_files(&wanted.bundle.rootfs())?;
     Ok(SpecInput {
         image: ImageDefaults::from_config(&wanted.image.config),
@@ -87,7 +88,7 @@ fn input(wanted: &Wanted<'_>) -> Result<SpecInput, Error> {
             hostname: Some(dir.hostname()),
         },
         devices: devices(wanted.container)?,
-        host_devices: if security.privileged {
+        host_devices: if security.privileged && !handler.privileged_without_host_devices {
             host_devices()?
         } else {
             Vec::new()
@@ -97,7 +98,9 @@ fn input(wanted: &Wanted<'_>) -> Result<SpecInput, Error> {
         group,
         capabilities: security.capabilities.clone(),
         privileged: security.privileged,
-        no_new_privs: security.no_new_privs,
+        default_capabilities: handler.default_capabilities,
+        no_new_privs: security.no_new_privs || handler.no_new_privileges,
+        annotation_passthrough: handler.pass_annotations,
         readonly_rootfs: security.readonly_rootfs,
         masked_paths: config.security.as_ref().map(|s| s.masked_paths.clone()),
         readonly_paths: config.security.as_ref().map(|s| s.readonly_paths.clone()),
@@ -118,7 +121,7 @@ fn input(wanted: &Wanted<'_>) -> Result<SpecInput, Error> {
         oom_score_adj: Some(config.resources.oom_score_adj),
         resources: config.resources.limits.clone(),
         cgroups_path: cgroups_path(daemon, pod, wanted.container),
-        namespaces: namespaces(wanted, security, &dir)?,
+        namespaces: namespaces(wanted, security),
         tty: config.tty,
         hostname: Some(crate::pod::dir::hostname(&pod.record().config)),
         annotations: config.annotations.clone(),
@@ -153,23 +156,16 @@ fn shm(pod: &Pod, security: &Security, dir: &PodDir) -> Option<PathBuf> {
     }
 }
 
-fn namespaces(wanted: &Wanted<'_>, security: &Security, dir: &PodDir) -> Result<Namespaces, Error> {
+fn namespaces(wanted: &Wanted<'_>, security: &Security) -> Namespaces {
     let pod = wanted.pod.record().config.namespaces.clone();
-    let state = wanted.pod.state();
-    let pinned = |kind: &str| {
-        state
-            .namespaces
-            .iter()
-            .find(|ns| ns.kind == kind)
-            .map_or_else(|| dir.path().join("ns").join(kind), |ns| ns.path.clone())
-    };
+    let pinned = |kind: &str| wanted.pod.namespace(wanted.daemon, kind);
     let shared = |scope: Scope, kind: &str| match scope {
         Scope::Pod => Namespace::Path(pinned(kind)),
         Scope::Node => Namespace::Host,
         Scope::Container => Namespace::New,
     };
     // The network and the name are the pod's; a container says them again, and cannot say otherwise.
-    Ok(Namespaces {
+    Namespaces {
         network: shared(pod.network, "net"),
         uts: shared(pod.network, "uts"),
         ipc: match security.ipc {
@@ -188,8 +184,12 @@ fn namespaces(wanted: &Wanted<'_>, security: &Security, dir: &PodDir) -> Result<
             (PidNamespace::Pod, scope) => shared(scope, "pid"),
         },
         cgroup: Namespace::New,
-        user: None,
-    })
+        user: pod.user.map(|user| slipway_spec::UserNamespace {
+            path: Some(pinned("user")),
+            uids: user.uids,
+            gids: user.gids,
+        }),
+    }
 }
 
 fn user(security: &Security) -> UserSpec {

@@ -1,21 +1,30 @@
-//! What containers and pods use: asked of their shims now, except the size of writable layers, which takes long to count
-//! and is remembered; a stale one is answered and counted anew behind the answer.
+//! What containers and pods use: asked of their shims now, except the size of writable layers, which takes long to count.
+//! Layers are counted behind the answer, a few at a time, and what is known is answered: nobody waits for a tree to be
+//! walked for more than [`PATIENCE`], and what is told is older than the configuration's age by one walk at most.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
 use slipway_shim_client::pod as wire;
 use slipway_snapshot::Usage;
+use tokio::sync::Semaphore;
 
-use super::Container;
+use super::{Container, volumes};
 use crate::daemon::Daemon;
 use crate::error::Error;
+use crate::fail;
 use crate::pod::Pod;
 
 /// The least time between two samples of a rate.
 const SHORTEST_SAMPLE_NS: i64 = 100_000_000;
+/// How long an answer waits, all containers together, for layers of which nothing is known yet. Small ones are counted
+/// by then; a large one is told of the next time.
+const PATIENCE: Duration = Duration::from_millis(100);
+/// Layers counted at once, so that statistics do not take the disk from the containers.
+const COUNTS: usize = 2;
+static COUNTING: Semaphore = Semaphore::const_new(COUNTS);
 
 /// What was known last.
 #[derive(Debug, Default)]
@@ -113,13 +122,17 @@ async fn of_containers(daemon: &Arc<Daemon>, pod: &Arc<Pod>, containers: Vec<Arc
         let found = cgroups.iter().position(|c| c.id == container.id().as_str());
         let cgroup = found.map(|at| cgroups.swap_remove(at));
         let nano_cores = cgroup.as_ref().and_then(|c| rate(&container, c));
-        let layer = layer(daemon, &container).await;
         stats.push(ContainerStats {
             container,
             cgroup,
             nano_cores,
-            layer,
+            layer: None,
         });
+    }
+    let until = tokio::time::Instant::now() + PATIENCE;
+    let layers = stats.iter().map(|s| layer(daemon, &s.container, until));
+    for (layer, stats) in join_all(layers).await.into_iter().zip(&mut stats) {
+        stats.layer = layer;
     }
     PodStats {
         pod: pod.clone(),
@@ -158,35 +171,53 @@ fn next_sample(last: Option<CpuSample>, at_ns: i64, usage_ns: u64) -> CpuSample 
     }
 }
 
-/// The size of the writable layer as known; counted now only when it is not known at all.
-async fn layer(daemon: &Arc<Daemon>, container: &Arc<Container>) -> Option<LayerSample> {
+/// The size of the writable layer as known. It is counted behind the answer when that is old; when nothing is known, the
+/// count is waited for a little.
+async fn layer(
+    daemon: &Arc<Daemon>,
+    container: &Arc<Container>,
+    until: tokio::time::Instant,
+) -> Option<LayerSample> {
     let (known, counting) = {
         let samples = container.samples.lock().unwrap_or_else(PoisonError::into_inner);
         (samples.layer, samples.counting.clone())
     };
-    match known {
-        None => count(daemon, container).await,
-        Some(sample) => {
-            let stale = sample.counted.elapsed() > daemon.config.stats.layer_usage_max_age;
-            if stale && !counting.swap(true, Ordering::AcqRel) {
-                let (daemon, container) = (daemon.clone(), container.clone());
-                let tasks = daemon.background.clone();
-                tasks.spawn(async move {
-                    count(&daemon, &container).await;
-                    counting.store(false, Ordering::Release);
-                });
-            }
-            Some(sample)
-        }
+    let stale = known.is_none_or(|s| s.counted.elapsed() > daemon.config.stats.layer_usage_max_age);
+    if !stale || counting.swap(true, Ordering::AcqRel) {
+        return known;
     }
+    let (behind, whose) = (daemon.clone(), container.clone());
+    let counted = daemon.background.spawn(async move {
+        count(&behind, &whose).await;
+        counting.store(false, Ordering::Release);
+    });
+    if known.is_some() || tokio::time::timeout_at(until, counted).await.is_err() {
+        return known;
+    }
+    let samples = container.samples.lock().unwrap_or_else(PoisonError::into_inner);
+    samples.layer
 }
 
-async fn count(daemon: &Arc<Daemon>, container: &Arc<Container>) -> Option<LayerSample> {
-    let (store, key) = (daemon.store.clone(), container.id().to_string());
+/// Counts the writable layer and the anonymous volumes, which lie on the same file system and are the container's too.
+async fn count(daemon: &Arc<Daemon>, container: &Arc<Container>) {
+    let Ok(_turn) = COUNTING.acquire().await else {
+        return;
+    };
+    let (store, volumes, id) = (
+        daemon.store.clone(),
+        daemon.paths.volumes.clone(),
+        container.id().clone(),
+    );
     let counted = crate::blocking::run(move || {
-        store
-            .usage(&key)
-            .map_err(Error::store("count a container's layer"))
+        fail::blocking_point("container_stats.count_layer")?;
+        let layer = store
+            .usage(id.as_str())
+            .map_err(Error::store("count a container's layer"))?;
+        let volumes = volumes::usage(&volumes, &id)?;
+        Ok(Usage {
+            bytes: layer.bytes + volumes.bytes,
+            inodes: layer.inodes + volumes.inodes,
+        })
     });
     match counted.await {
         Ok(usage) => {
@@ -195,16 +226,11 @@ async fn count(daemon: &Arc<Daemon>, container: &Arc<Container>) -> Option<Layer
                 usage,
                 counted: Instant::now(),
             };
-            container
-                .samples
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .layer = Some(sample);
-            Some(sample)
+            let mut samples = container.samples.lock().unwrap_or_else(PoisonError::into_inner);
+            samples.layer = Some(sample);
         }
         Err(error) => {
             tracing::debug!(container = %container.id(), error = error.chain(), "its layer cannot be counted");
-            None
         }
     }
 }

@@ -2,14 +2,20 @@
 
 use std::sync::Arc;
 
+use slipway_shim_client::Shim;
+
 use super::Container;
 use crate::daemon::Daemon;
 use crate::error::Error;
+use crate::fail;
 use crate::model::Resources;
 
 const VERB: &str = "UpdateContainerResources";
 
 /// Changes limits. What the update does not name (zero, empty) stays.
+///
+/// Written down first: a disk that takes no record has changed nothing, and after a crash in between the next start sets
+/// what is written ([`enforce`]). Limits the kernel does not take are undone with those set before them.
 pub async fn update(daemon: &Arc<Daemon>, id: &str, change: Resources) -> Result<(), Error> {
     let container = daemon.registry.container(id)?;
     let _turn = container.begin(VERB).await?;
@@ -20,27 +26,52 @@ pub async fn update(daemon: &Arc<Daemon>, id: &str, change: Resources) -> Result
         .registry
         .pod(container.pod().as_str())?
         .live_shim("change limits in it")?;
+    let recorded = container.state().resources;
     let before = in_force(&container);
     let after = merge(&before, &change);
-    let apply = async |resources: &Resources| {
-        let json = oci_json(&container, resources)?;
-        shim.update(container.id().as_str(), json)
-            .await
-            .map_err(Error::shim("change the limits", container.id()))
+    // What no kernel takes is refused before anything is touched.
+    oci_json(&container, &after)?;
+    record(daemon, &container, Some(after.clone())).await?;
+    let changed = async {
+        fail::point("update_container_resources.after_record").await?;
+        apply(&shim, &container, &after).await?;
+        fail::point("update_container_resources.after_apply").await?;
+        Ok(())
     };
-    if let Err(error) = apply(&after).await {
-        // Some may have been set before one was refused.
-        if let Err(undo) = apply(&before).await {
-            tracing::warn!(container = %container.id(), error = undo.chain(), "old limits could not be set again");
-        }
-        return Err(error);
+    let Err(error) = changed.await else { return Ok(()) };
+    let undone = async {
+        apply(&shim, &container, &undoing(&before, &change)).await?;
+        record(daemon, &container, recorded).await
+    };
+    if let Err(undo) = undone.await {
+        tracing::error!(container = %container.id(), error = undo.chain(), "old limits could not be set again");
     }
+    Err(error)
+}
+
+/// Sets what the record says: a crash may have come between the two.
+pub async fn enforce(container: &Container, shim: &Shim) -> Result<(), Error> {
+    match container.state().resources {
+        Some(resources) => apply(shim, container, &resources).await,
+        None => Ok(()),
+    }
+}
+
+async fn record(daemon: &Daemon, container: &Container, resources: Option<Resources>) -> Result<(), Error> {
     container
         .transition(&daemon.records, |state| {
-            state.resources = Some(after);
-            true
+            let other = state.resources != resources;
+            state.resources = resources;
+            other
         })
         .await
+}
+
+async fn apply(shim: &Shim, container: &Container, resources: &Resources) -> Result<(), Error> {
+    let json = oci_json(container, resources)?;
+    shim.update(container.id().as_str(), json)
+        .await
+        .map_err(Error::shim("change the limits", container.id()))
 }
 
 /// The limits a container has now.
@@ -59,6 +90,36 @@ fn oci_json(container: &Container, resources: &Resources) -> Result<String, Erro
         id: id(),
         source,
     })
+}
+
+/// What takes a change back: the limits before it, and none where there was none. Only a set of CPUs or memory nodes that
+/// had not been limited stays, because nobody here knows what its parent has.
+fn undoing(before: &Resources, change: &Resources) -> Resources {
+    let number = |old: i64, new: i64, none: i64| if old == 0 && new != 0 { none } else { old };
+    let (old, new) = (&before.limits, &change.limits);
+    let mut unified = old.unified.clone();
+    for file in new.unified.keys().filter(|file| !old.unified.contains_key(*file)) {
+        let none = match file.rsplit('.').next() {
+            Some("max" | "high") => "max",
+            Some("min" | "low") => "0",
+            _ => continue,
+        };
+        unified.insert(file.clone(), none.to_owned());
+    }
+    Resources {
+        limits: slipway_spec::Resources {
+            cpu_period: number(old.cpu_period, new.cpu_period, 100_000),
+            cpu_quota: number(old.cpu_quota, new.cpu_quota, -1),
+            cpu_shares: number(old.cpu_shares, new.cpu_shares, 1024),
+            memory_limit: number(old.memory_limit, new.memory_limit, -1),
+            memory_swap_limit: number(old.memory_swap_limit, new.memory_swap_limit, -1),
+            memory_reservation: number(old.memory_reservation, new.memory_reservation, -1),
+            pids_limit: number(old.pids_limit, new.pids_limit, -1),
+            unified,
+            ..old.clone()
+        },
+        oom_score_adj: before.oom_score_adj,
+    }
 }
 
 /// The CRI's zeroes and empty strings mean "as it is".
@@ -111,6 +172,19 @@ mod tests {
             (96, 50_000, "0")
         );
         assert_eq!(after.unified.len(), 2);
+    }
+
+    #[test]
+    fn what_was_not_limited_before_is_not_limited_after_an_undo() {
+        let mut before = Resources::default();
+        before.limits.cpu_shares = 512;
+        let mut change = Resources::default();
+        change.limits.memory_limit = 96;
+        change.limits.cpu_shares = 1000;
+        change.limits.unified.insert("memory.high".into(), "90".into());
+        let undo = undoing(&before, &change).limits;
+        assert_eq!((undo.memory_limit, undo.cpu_shares, undo.cpu_quota), (-1, 512, 0));
+        assert_eq!(undo.unified["memory.high"], "max");
     }
 
     #[test]

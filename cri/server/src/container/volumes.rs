@@ -16,16 +16,58 @@ use std::path::Path;
 
 use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Stat, Timestamps, Uid};
 use slipway_image::Image;
-use slipway_snapshot::Root;
+use slipway_snapshot::{Root, Usage};
 use slipway_spec::ImageDefaults;
 
 use super::Container;
 use crate::error::Error;
 use crate::ids::ContainerId;
 
-/// Bounds what one VOLUME may copy: entries, and depth.
+/// Bounds what the volumes of a container may copy: entries, and depth. Bytes are the configuration's.
 const MAX_ENTRIES: usize = 1_000_000;
 const MAX_DEPTH: usize = 256;
+
+/// What may still be copied.
+struct Allowance {
+    entries: usize,
+    bytes: u64,
+    limit: u64,
+}
+
+impl Allowance {
+    fn new(limit: u64) -> Allowance {
+        Allowance {
+            entries: MAX_ENTRIES,
+            bytes: limit,
+            limit,
+        }
+    }
+
+    fn entry(&mut self) -> std::io::Result<()> {
+        self.entries = self
+            .entries
+            .checked_sub(1)
+            .ok_or_else(|| too_much("more than a million files"))?;
+        Ok(())
+    }
+
+    fn bytes(&mut self, bytes: u64) -> std::io::Result<()> {
+        self.bytes = self.bytes.checked_sub(bytes).ok_or_else(|| {
+            too_much(&format!(
+                "more than {} MiB (runtime.volume_copy_limit_mib); mount something there, or raise the limit",
+                self.limit >> 20
+            ))
+        })?;
+        Ok(())
+    }
+}
+
+fn too_much(what: &str) -> std::io::Error {
+    std::io::Error::new(
+        std::io::ErrorKind::QuotaExceeded,
+        format!("the image's volumes hold {what}"),
+    )
+}
 
 /// Makes the volumes of the image that no mount of the container covers; they are mounts then.
 pub fn make(
@@ -34,10 +76,11 @@ pub fn make(
     image: &Image,
     mounts: &[slipway_spec::Mount],
     rootfs: &Path,
+    limit: u64,
 ) -> Result<Vec<slipway_spec::Mount>, Error> {
     let wanted = slipway_spec::volumes(&ImageDefaults::from_config(&image.config), mounts)
         .map_err(Error::spec(container.id()))?;
-    let mut made = Vec::new();
+    let (mut made, mut allowance) = (Vec::new(), Allowance::new(limit));
     for (number, path) in wanted.iter().enumerate() {
         let dir = volumes.join(container.id().as_str()).join(number.to_string());
         DirBuilder::new()
@@ -45,7 +88,7 @@ pub fn make(
             .mode(0o700)
             .create(&dir)
             .map_err(Error::io("create", &dir))?;
-        fill(rootfs, path, &dir)?;
+        fill(rootfs, path, &dir, &mut allowance)?;
         made.push(slipway_spec::Mount {
             container_path: path.to_string_lossy().into_owned(),
             host_path: dir,
@@ -65,7 +108,7 @@ pub fn remove(volumes: &Path, id: &ContainerId) -> Result<(), Error> {
 }
 
 /// Copies what the image has at `path`, with owner, mode, times, links and extended attributes.
-fn fill(rootfs: &Path, path: &Path, to: &Path) -> Result<(), Error> {
+fn fill(rootfs: &Path, path: &Path, to: &Path, left: &mut Allowance) -> Result<(), Error> {
     let failed =
         |error: std::io::Error| Error::io("copy the image's content into the volume for", path)(error);
     let root = Root::open(rootfs).map_err(failed)?;
@@ -84,8 +127,7 @@ fn fill(rootfs: &Path, path: &Path, to: &Path) -> Result<(), Error> {
         Mode::empty(),
     )
     .map_err(|errno| failed(errno.into()))?;
-    let mut left = MAX_ENTRIES;
-    copy_dir(from.as_fd(), into.as_fd(), &stat, MAX_DEPTH, &mut left).map_err(failed)
+    copy_dir(from.as_fd(), into.as_fd(), &stat, MAX_DEPTH, left).map_err(failed)
 }
 
 /// Copies the entries of one directory, then its own properties.
@@ -94,7 +136,7 @@ fn copy_dir(
     to: BorrowedFd<'_>,
     stat: &Stat,
     depth: usize,
-    left: &mut usize,
+    left: &mut Allowance,
 ) -> std::io::Result<()> {
     if depth == 0 {
         return Err(std::io::Error::other("directories nested too deep"));
@@ -105,9 +147,7 @@ fn copy_dir(
         if name == "." || name == ".." {
             continue;
         }
-        *left = left
-            .checked_sub(1)
-            .ok_or_else(|| std::io::Error::other("too many files"))?;
+        left.entry()?;
         copy_entry(from, to, name, depth, left)?;
     }
     copy_properties(from, to, stat)
@@ -118,7 +158,7 @@ fn copy_entry(
     to: BorrowedFd<'_>,
     name: &OsStr,
     depth: usize,
-    left: &mut usize,
+    left: &mut Allowance,
 ) -> std::io::Result<()> {
     let stat = rustix::fs::statat(from, name, AtFlags::SYMLINK_NOFOLLOW)?;
     let private = Mode::RUSR | Mode::WUSR | Mode::XUSR;
@@ -135,7 +175,7 @@ fn copy_entry(
             let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
             let target = rustix::fs::openat(to, name, flags, private)?;
             let (mut reader, mut writer) = (std::fs::File::from(source), std::fs::File::from(target));
-            std::io::copy(&mut reader, &mut writer)?;
+            copy_content(&mut reader, &mut writer, &stat, left)?;
             copy_properties(reader.as_fd(), writer.as_fd(), &stat)
         }
         FileType::Symlink => {
@@ -147,6 +187,52 @@ fn copy_entry(
             rustix::fs::mknodat(to, name, kind, Mode::from_raw_mode(stat.st_mode), stat.st_rdev)?;
             chown_entry(to, name, &stat)
         }
+    }
+}
+
+/// Copies what a file holds and not its holes, which would take the disk for nothing. The kernel shares the blocks where
+/// the file system can.
+fn copy_content(
+    from: &mut std::fs::File,
+    to: &mut std::fs::File,
+    stat: &Stat,
+    left: &mut Allowance,
+) -> std::io::Result<()> {
+    use std::io::{Read as _, Seek as _, SeekFrom as From};
+    let size = u64::try_from(stat.st_size).unwrap_or(0);
+    to.set_len(size)?;
+    let mut at = 0;
+    while at < size {
+        let data = match rustix::fs::seek(&*from, rustix::fs::SeekFrom::Data(at)) {
+            Ok(data) => data,
+            // Nothing but a hole is left.
+            Err(rustix::io::Errno::NXIO) => break,
+            // The file system knows no holes.
+            Err(rustix::io::Errno::INVAL) => at,
+            Err(errno) => return Err(errno.into()),
+        };
+        let end = match rustix::fs::seek(&*from, rustix::fs::SeekFrom::Hole(data)) {
+            Ok(end) => end.min(size),
+            Err(_) => size,
+        };
+        left.bytes(end - data)?;
+        from.seek(From::Start(data))?;
+        to.seek(From::Start(data))?;
+        let copied = std::io::copy(&mut from.take(end - data), to)?;
+        if copied < end - data {
+            return Err(std::io::ErrorKind::UnexpectedEof.into());
+        }
+        at = end;
+    }
+    Ok(())
+}
+
+/// What a container's volumes take of the disk. None is nothing.
+pub fn usage(volumes: &Path, id: &ContainerId) -> Result<Usage, Error> {
+    let dir = volumes.join(id.as_str());
+    match slipway_snapshot::tree_usage(&dir) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Usage::default()),
+        counted => counted.map_err(Error::io("count", dir)),
     }
 }
 
@@ -225,7 +311,13 @@ mod tests {
             .set_modified(old)
             .unwrap();
 
-        fill(rootfs.path(), Path::new("/data"), volume.path()).unwrap();
+        fill(
+            rootfs.path(),
+            Path::new("/data"),
+            volume.path(),
+            &mut Allowance::new(1 << 20),
+        )
+        .unwrap();
         let file = volume.path().join("sub/file");
         assert_eq!(std::fs::read_to_string(&file).unwrap(), "content");
         assert_eq!(file.metadata().unwrap().mode() & 0o7777, 0o640);
@@ -242,7 +334,47 @@ mod tests {
         let outside = tempfile::tempdir().unwrap();
         std::fs::write(outside.path().join("secret"), "x").unwrap();
         std::os::unix::fs::symlink(outside.path(), rootfs.path().join("data")).unwrap();
-        fill(rootfs.path(), Path::new("/data"), volume.path()).unwrap();
+        fill(
+            rootfs.path(),
+            Path::new("/data"),
+            volume.path(),
+            &mut Allowance::new(1 << 20),
+        )
+        .unwrap();
         assert_eq!(std::fs::read_dir(volume.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn more_bytes_than_allowed_are_refused_and_holes_cost_nothing() {
+        let (rootfs, volume) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let data = rootfs.path().join("data");
+        std::fs::create_dir(&data).unwrap();
+        let sparse = std::fs::File::create(data.join("a")).unwrap();
+        sparse.set_len(1 << 40).unwrap();
+        std::os::unix::fs::FileExt::write_at(&sparse, b"end", (1 << 40) - 3).unwrap();
+        fill(
+            rootfs.path(),
+            Path::new("/data"),
+            volume.path(),
+            &mut Allowance::new(1 << 20),
+        )
+        .unwrap();
+        let copied = volume.path().join("a").metadata().unwrap();
+        assert_eq!(copied.len(), 1 << 40);
+        assert!(copied.blocks() * 512 < 1 << 20, "{} blocks", copied.blocks());
+
+        std::fs::remove_file(volume.path().join("a")).unwrap();
+        std::fs::write(data.join("b"), vec![1; 2 << 20]).unwrap();
+        let error = fill(
+            rootfs.path(),
+            Path::new("/data"),
+            volume.path(),
+            &mut Allowance::new(1 << 20),
+        );
+        let text = error.unwrap_err().chain();
+        assert!(
+            text.contains("1 MiB") && text.contains("volume_copy_limit_mib"),
+            "{text}"
+        );
     }
 }

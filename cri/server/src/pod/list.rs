@@ -39,7 +39,7 @@ pub fn list(daemon: &Daemon, filter: &Filter) -> Result<Vec<Arc<Pod>>, Error> {
 pub fn none_when_unknown<T>(found: Result<T, Error>) -> Result<Vec<T>, Error> {
     match found {
         Ok(one) => Ok(vec![one]),
-        Err(Error::NotFound { .. } | Error::Ambiguous { .. }) => Ok(Vec::new()),
+        Err(Error::NotFound { .. } | Error::Ambiguous { .. } | Error::Unreadable { .. }) => Ok(Vec::new()),
         Err(error) => Err(error),
     }
 }

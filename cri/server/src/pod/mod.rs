@@ -13,6 +13,7 @@ pub mod status;
 pub mod stop;
 pub mod watch;
 
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use slipway_shim_client::Shim;
@@ -20,6 +21,8 @@ use tokio::sync::{
     Mutex as AsyncMutex, OwnedRwLockReadGuard, OwnedRwLockWriteGuard, RwLock, watch as watched,
 };
 
+use crate::config::Handler;
+use crate::daemon::Daemon;
 use crate::error::Error;
 use crate::ids::PodId;
 use crate::op::{Busy, Held, Turn};
@@ -81,6 +84,7 @@ impl Pod {
         if !change(&mut next) {
             return Ok(());
         }
+        next.version = crate::records::version();
         let id = self.id().as_str();
         if next.phase.gives_back() {
             records.put_giving_back(Kind::PodState, id, &next).await?;
@@ -147,6 +151,31 @@ impl Pod {
     /// Waits for those inside to leave and lets nobody in.
     pub async fn close_gate(&self) -> OwnedRwLockWriteGuard<()> {
         self.gate.clone().write_owned().await
+    }
+
+    /// The variant of the runtime it was asked to run with; the default when that is not configured any more.
+    pub fn handler(&self, daemon: &Daemon) -> Handler {
+        let runtime = &daemon.config.runtime;
+        let name = &self.record.config.runtime_handler;
+        runtime.handler(name).unwrap_or_else(|| {
+            tracing::warn!(pod = %self.id(), handler = name, "the pod's runtime handler is not configured any more");
+            runtime.handler("").unwrap_or_default()
+        })
+    }
+
+    /// Where one of its namespaces is pinned.
+    pub fn namespace(&self, daemon: &Daemon, kind: &str) -> PathBuf {
+        let state = self.state.borrow();
+        let pinned = state.namespaces.iter().find(|ns| ns.kind == kind);
+        pinned.map_or_else(
+            || {
+                dir::PodDir::new(&daemon.paths.pods, self.id())
+                    .path()
+                    .join("ns")
+                    .join(kind)
+            },
+            |ns| ns.path.clone(),
+        )
     }
 
     /// Notes what the shim pinned, in memory; the next transition writes it.

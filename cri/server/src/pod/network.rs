@@ -1,7 +1,7 @@
 //! A pod's attachment to the network: recorded before ADD, undone with what ADD left behind, retried until proven.
 //!
 //! A DEL that fails never holds a pod back: its attachment moves to a `network-release` record, whose address stays
-//! leased until [`retry_releases`] has proven it gone. The pinned namespace stays exactly as long.
+//! leased until [`retry_release`] has proven it gone. The pinned namespace stays exactly as long.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -17,7 +17,7 @@ use crate::fail;
 use crate::ids::PodId;
 use crate::model::{PodConfig, Protocol, Scope};
 use crate::pod::dir::PodDir;
-use crate::records::{Kind, NetworkRelease, PodNetworkState, VERSION};
+use crate::records::{Kind, NetworkRelease, PodNetworkState};
 
 /// Attachments whose DEL has not been proven, by pod.
 #[derive(Default)]
@@ -32,6 +32,10 @@ impl Releases {
 
     pub fn contains(&self, pod: &PodId) -> bool {
         self.lock().contains_key(pod)
+    }
+
+    fn get(&self, pod: &PodId) -> Option<NetworkRelease> {
+        self.lock().get(pod).cloned()
     }
 
     pub fn all(&self) -> Vec<NetworkRelease> {
@@ -89,7 +93,7 @@ pub async fn detach(daemon: &Daemon, pod: &Pod) -> Result<bool, Error> {
         Err(error) => {
             tracing::warn!(pod = %pod.id(), error = error.chain(), "CNI DEL failed; it will be retried");
             let release = NetworkRelease {
-                version: VERSION,
+                version: crate::records::version(),
                 pod: pod.id().clone(),
                 boot_id: pod.record().boot_id.clone(),
                 since_ns: crate::time::now_ns(),
@@ -120,20 +124,13 @@ async fn delete(daemon: &Daemon, pod: &PodId, attachment: &Attachment) -> Result
     })
 }
 
-/// Tries every release once more; how many are left.
-pub async fn retry_releases(daemon: &Arc<Daemon>) -> usize {
-    let mut left = 0;
-    for release in daemon.releases.all() {
-        let done = match delete(daemon, &release.pod, &release.attachment).await {
-            Ok(()) => release_proven(daemon, &release).await,
-            Err(error) => Err(error),
-        };
-        if let Err(error) = done {
-            left += 1;
-            tracing::warn!(pod = %release.pod, error = error.chain(), "a network is still not released");
-        }
-    }
-    left
+/// Tries a pod's release once more. None is fine.
+pub async fn retry_release(daemon: &Arc<Daemon>, pod: &PodId) -> Result<(), Error> {
+    let Some(release) = daemon.releases.get(pod) else {
+        return Ok(());
+    };
+    delete(daemon, pod, &release.attachment).await?;
+    release_proven(daemon, &release).await
 }
 
 /// The last holder of the namespace is gone: it is unpinned, and what else was kept with it goes too.

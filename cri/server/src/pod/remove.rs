@@ -7,6 +7,7 @@ use super::{Pod, stop};
 use crate::container::remove as containers;
 use crate::daemon::Daemon;
 use crate::error::Error;
+use crate::events::{self, What};
 use crate::fail;
 use crate::records::{Kind, PodPhase};
 
@@ -35,7 +36,9 @@ pub async fn remove_held(daemon: &Arc<Daemon>, pod: &Arc<Pod>) -> Result<(), Err
     let halted = pod.phase() == PodPhase::Stopped;
     pod.note_removing(&daemon.records).await?;
     fail::point("remove_pod_sandbox.after_intent").await?;
-    tear_down(daemon, pod, halted).await
+    tear_down(daemon, pod, halted).await?;
+    events::of_pod(daemon, pod, What::Deleted);
+    Ok(())
 }
 
 /// Undoes a RunPodSandbox that failed. What cannot be undone now stays recorded and is tried again by the janitor.

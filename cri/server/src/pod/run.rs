@@ -14,10 +14,11 @@ use super::{Pod, describe, network, remove, watch};
 use crate::config::CgroupDriver;
 use crate::daemon::Daemon;
 use crate::error::Error;
+use crate::events::{self, What};
 use crate::fail;
 use crate::ids::PodId;
 use crate::model::{PodConfig, Scope};
-use crate::records::{Kind, PinnedNamespace, PodPhase, PodRecord, PodState, VERSION};
+use crate::records::{Kind, PinnedNamespace, PodPhase, PodRecord, PodState};
 
 const VERB: &str = "RunPodSandbox";
 
@@ -26,7 +27,7 @@ pub async fn run(daemon: &Arc<Daemon>, config: PodConfig) -> Result<PodId, Error
     check(daemon, &config)?;
     let name = config.metadata.reserved_name();
     let record = PodRecord {
-        version: VERSION,
+        version: crate::records::version(),
         id: PodId::random().map_err(|source| Error::Random { source })?,
         created_at_ns: crate::time::now_ns(),
         boot_id: daemon.boot_id.clone(),
@@ -46,7 +47,11 @@ pub async fn run(daemon: &Arc<Daemon>, config: PodConfig) -> Result<PodId, Error
         return Err(name_taken(daemon, error));
     }
     match set_up(daemon, &pod).await {
-        Ok(()) => Ok(id),
+        Ok(()) => {
+            events::of_pod(daemon, &pod, What::Created);
+            events::of_pod(daemon, &pod, What::Started);
+            Ok(id)
+        }
         Err(error) => {
             remove::undo(daemon, &pod).await;
             Err(error)
@@ -56,10 +61,10 @@ pub async fn run(daemon: &Arc<Daemon>, config: PodConfig) -> Result<PodId, Error
 
 /// What can be refused without having touched anything.
 fn check(daemon: &Daemon, config: &PodConfig) -> Result<(), Error> {
-    if config.namespaces.user.is_some() {
+    if config.namespaces.user.is_some() && !daemon.maps_owners {
         return Err(Error::invalid(
             "namespace_options.userns_options",
-            "pods with a user namespace of their own are not built yet",
+            "this kernel, or the file system of the root directory, has no mounts with mapped owners",
         ));
     }
     network::bandwidth(config)?;
@@ -103,6 +108,11 @@ fn name_taken(daemon: &Daemon, error: Error) -> Error {
             let by = format!("pod {by}, which is {}", describe(&holder.phase()));
             Error::NameTaken { kind, name, by }
         }
+        Err(Error::Unreadable { .. }) => Error::NameTaken {
+            kind,
+            name,
+            by: format!("pod {by}, whose record cannot be read"),
+        },
         Err(_) => Error::NameTaken {
             kind,
             name,
@@ -149,7 +159,7 @@ async fn set_up(daemon: &Arc<Daemon>, pod: &Arc<Pod>) -> Result<(), Error> {
 
 async fn fill(daemon: &Daemon, pod: &Pod, dir: &PodDir) -> Result<(), Error> {
     let (dir, config) = (dir.clone(), pod.record().config.clone());
-    let shm_bytes = daemon.config.runtime.shm_size_mib << 20;
+    let shm_bytes = pod.handler(daemon).shm_size_mib << 20;
     crate::blocking::run(move || dir.fill(&config, shm_bytes)).await
 }
 
@@ -190,8 +200,28 @@ fn request(daemon: &Daemon, pod: &Pod, dir: &PodDir) -> wire::CreatePodRequest {
         sysctls: config.sysctls.clone().into_iter().collect(),
         cgroup_parent: cgroup_parent(daemon, pod),
         systemd_cgroup: daemon.config.runtime.cgroup_driver == CgroupDriver::Systemd,
+        uid_map: config
+            .namespaces
+            .user
+            .iter()
+            .flat_map(|user| id_maps(&user.uids))
+            .collect(),
+        gid_map: config
+            .namespaces
+            .user
+            .iter()
+            .flat_map(|user| id_maps(&user.gids))
+            .collect(),
         ..Default::default()
     }
+}
+
+fn id_maps(maps: &[slipway_spec::IdMap]) -> impl Iterator<Item = wire::IdMapping> {
+    maps.iter().map(|map| wire::IdMapping {
+        container_id: map.container,
+        host_id: map.host,
+        length: map.length,
+    })
 }
 
 /// The pod's cgroup: the kubelet's, or one of our own under the configured root.

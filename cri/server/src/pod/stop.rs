@@ -10,6 +10,7 @@ use super::{Pod, network, watch};
 use crate::container::exit;
 use crate::daemon::Daemon;
 use crate::error::Error;
+use crate::events::{self, What};
 use crate::fail;
 use crate::records::PodPhase;
 
@@ -47,6 +48,7 @@ pub async fn stop_held(daemon: &Arc<Daemon>, pod: &Arc<Pod>) -> Result<(), Error
         true
     })
     .await?;
+    events::of_pod(daemon, pod, What::Stopped);
     fail::point("stop_pod_sandbox.after_record").await?;
     Ok(())
 }
@@ -91,6 +93,7 @@ async fn end_processes(daemon: &Arc<Daemon>, pod: &Arc<Pod>) -> Result<Option<Sh
 async fn let_go(daemon: &Arc<Daemon>, pod: &Arc<Pod>, shim: &Shim, proven: bool) -> Result<(), Error> {
     // The containers' cgroups lie in the pod's: they go first.
     exit::settle_all(daemon, pod).await?;
+    forget_unreadable(daemon, shim).await?;
     if proven {
         shim.release_pod()
             .await
@@ -110,6 +113,25 @@ async fn let_go(daemon: &Arc<Daemon>, pod: &Arc<Pod>, shim: &Shim, proven: bool)
     }
     pod.set_shim(None);
     fail::point("stop_pod_sandbox.after_shutdown").await?;
+    Ok(())
+}
+
+/// A container whose record cannot be read has died with its pod; its shim forgets it, its files and records stay.
+async fn forget_unreadable(daemon: &Arc<Daemon>, shim: &Shim) -> Result<(), Error> {
+    let unreadable = daemon.registry.unreadable();
+    for (id, _) in unreadable.iter() {
+        match shim.delete(id).await {
+            Ok(_) => tracing::warn!(container = id, "it ended with its pod; what is left of it stays"),
+            Err(error) if error.is_not_found() || matches!(error, ShimError::Gone) => {}
+            Err(source) => {
+                return Err(Error::Shim {
+                    act: "delete the task",
+                    id: id.to_owned(),
+                    source,
+                });
+            }
+        }
+    }
     Ok(())
 }
 

@@ -13,6 +13,7 @@ use super::dir::PodDir;
 use crate::container::exit;
 use crate::daemon::Daemon;
 use crate::error::Error;
+use crate::events::{self, What};
 use crate::records::{Exited, PodPhase};
 
 /// How long one question waits for an event.
@@ -57,9 +58,14 @@ async fn follow(daemon: &Arc<Daemon>, pod: &Arc<Pod>, shim: &Shim, mut after: u6
         }
     }
     // Whoever took the pod down, or handed it to another watcher, expected this.
-    if pod.phase() == PodPhase::Ready {
+    if watched(&pod.phase()) {
         shim_died(daemon, pod).await;
     }
+}
+
+/// Whether the shim of a pod in this phase has to be there: its containers may run.
+pub fn watched(phase: &PodPhase) -> bool {
+    matches!(phase, PodPhase::Ready | PodPhase::NotReady { .. })
 }
 
 async fn handle(daemon: &Arc<Daemon>, pod: &Arc<Pod>, event: &wire::Event) -> Result<(), Error> {
@@ -105,13 +111,13 @@ async fn handle(daemon: &Arc<Daemon>, pod: &Arc<Pod>, event: &wire::Event) -> Re
     }
 }
 
-/// The shim of a ready pod is gone: everything of it is killed and seen dead before anyone is told.
+/// The shim of a pod is gone whose containers may run: everything of it is killed and seen dead before anyone is told.
 async fn shim_died(daemon: &Arc<Daemon>, pod: &Arc<Pod>) {
     tracing::error!("the connection to the pod's shim ended");
     let died = async {
         let _turn = pod.begin("burying its shim").await?;
         let _closed = pod.close_gate().await;
-        if pod.phase() != PodPhase::Ready {
+        if !watched(&pod.phase()) {
             return Ok(());
         }
         // Losing the connection is not the shim's death: one that answers is followed again.
@@ -160,16 +166,17 @@ pub async fn bury(daemon: &Arc<Daemon>, pod: &Arc<Pod>, why: &str) -> Result<(),
 
 /// How a container ended that died with its shim, or before it without having been noted.
 fn death(found: Option<&DeadContainer>, why: &str) -> Exited {
-    let now = crate::time::now_ns();
+    // When it ended, not when that was found out: slipwayd may have been away for hours.
+    let at_ns = found.map_or(0, |dead| dead.at_ns);
     match found {
         Some(dead) if dead.exit_code != KILLED.unsigned_abs() || dead.oom_killed => exit::ended(
             i32::try_from(dead.exit_code).unwrap_or(i32::MAX),
-            now,
+            at_ns,
             dead.oom_killed,
         ),
         _ => Exited {
             started_at_ns: 0,
-            finished_at_ns: now,
+            finished_at_ns: exit::known_or_now(at_ns),
             code: KILLED,
             reason: "ShimDied".to_owned(),
             message: format!("killed: {why}"),
@@ -178,16 +185,21 @@ fn death(found: Option<&DeadContainer>, why: &str) -> Exited {
 }
 
 pub async fn not_ready(daemon: &Arc<Daemon>, pod: &Arc<Pod>, reason: &str) -> Result<(), Error> {
+    let mut changed = false;
     pod.transition(&daemon.records, |state| {
-        let ready = state.phase == PodPhase::Ready;
-        if ready {
+        changed = state.phase == PodPhase::Ready;
+        if changed {
             state.phase = PodPhase::NotReady {
                 reason: reason.to_owned(),
             };
         }
-        ready
+        changed
     })
-    .await
+    .await?;
+    if changed {
+        events::of_pod(daemon, pod, What::Stopped);
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -200,11 +212,16 @@ mod tests {
             id: "a".into(),
             exit_code: 137,
             oom_killed: false,
+            at_ns: 5,
         };
         for found in [None, Some(&dead)] {
             let exit = death(found, "the pod's shim ended unexpectedly");
             assert_eq!((exit.code, exit.reason.as_str()), (137, "ShimDied"));
             assert!(exit.message.contains("shim"));
+            match found {
+                Some(_) => assert_eq!(exit.finished_at_ns, 5, "when it ended, not when that was noticed"),
+                None => assert!(exit.finished_at_ns > 5),
+            }
         }
     }
 
@@ -214,12 +231,15 @@ mod tests {
             id: "a".into(),
             exit_code: 3,
             oom_killed: false,
+            at_ns: 5,
         };
-        assert_eq!(death(Some(&dead), "x").code, 3);
+        let exit = death(Some(&dead), "x");
+        assert_eq!((exit.code, exit.finished_at_ns), (3, 5));
         let oom = DeadContainer {
             id: "a".into(),
             exit_code: 137,
             oom_killed: true,
+            at_ns: 5,
         };
         assert_eq!(death(Some(&oom), "x").reason, "OOMKilled");
     }

@@ -10,6 +10,9 @@
 //! Stopped       let go                          settled                         settled
 //! Removing      finished                        finished                        finished
 //! ```
+//! A pod or container with a record that cannot be read is not recovered: it stays as it is, with everything that belongs
+//! to it (a pod's containers, its shim, its network), and is told of by Status. Its pod may be: stopping that ends it too.
+//!
 //! On another boot nothing is signalled: pids and namespaces of the records are somebody else's by now.
 
 mod builds;
@@ -38,7 +41,7 @@ const UNKNOWN: i32 = 255;
 
 /// Recovers everything. What fails is told and left to the janitor: one bad pod must not keep the node down.
 pub async fn recover(daemon: &Arc<Daemon>) -> Result<(), Error> {
-    let unreadable = load(daemon).await?;
+    load(daemon).await?;
     let pods = daemon.registry.pods();
     let count = pods.len();
     futures_util::stream::iter(pods)
@@ -50,7 +53,7 @@ pub async fn recover(daemon: &Arc<Daemon>) -> Result<(), Error> {
         })
         .await;
     remove_orphans(daemon).await;
-    if let Err(error) = sweep::sweep(daemon, &unreadable).await {
+    if let Err(error) = sweep::sweep(daemon).await {
         tracing::error!(error = error.chain(), "the directories could not be swept");
     }
     if let Err(error) = builds::bury(daemon).await {
@@ -70,7 +73,7 @@ pub async fn recover(daemon: &Arc<Daemon>) -> Result<(), Error> {
 }
 
 /// Fills the registry from the records.
-async fn load(daemon: &Arc<Daemon>) -> Result<Unreadable, Error> {
+async fn load(daemon: &Arc<Daemon>) -> Result<(), Error> {
     let mut unreadable = Unreadable::default();
     let mut states = daemon
         .records
@@ -103,6 +106,11 @@ async fn load(daemon: &Arc<Daemon>) -> Result<Unreadable, Error> {
         if unreadable.contains(&id) {
             continue;
         }
+        if unreadable.contains(record.pod.as_str()) {
+            let why = format!("its pod {} cannot be read", record.pod);
+            unreadable.note(Kind::Pod, id, why);
+            continue;
+        }
         let container = match states.remove(&id) {
             Some(state) => Container::new(record, state),
             None => Container::creating(record),
@@ -117,9 +125,12 @@ async fn load(daemon: &Arc<Daemon>) -> Result<Unreadable, Error> {
         .list::<NetworkRelease>(Kind::NetworkRelease, &mut unreadable)
         .await?
     {
-        daemon.releases.insert(release);
+        if !unreadable.contains(release.pod.as_str()) {
+            daemon.releases.insert(release);
+        }
     }
-    Ok(unreadable)
+    daemon.registry.set_unreadable(unreadable);
+    Ok(())
 }
 
 /// Brings one pod to a state that is true. Also the janitor's way of trying again.
@@ -206,7 +217,7 @@ async fn finish_containers(daemon: &Arc<Daemon>, pod: &Arc<Pod>) -> Result<(), E
     Ok(())
 }
 
-/// Containers whose pod is gone: the pod's removal was interrupted, or its record cannot be read.
+/// Containers whose pod is gone: its removal was interrupted. One whose pod cannot be read is not among them.
 async fn remove_orphans(daemon: &Arc<Daemon>) {
     for container in daemon.registry.containers() {
         if daemon.registry.pod(container.pod().as_str()).is_ok() {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use slipway_shim_client::{Shim, pod as wire};
 
 use super::unknown_exit;
-use crate::container::{Container, exit};
+use crate::container::{Container, exit, update};
 use crate::daemon::Daemon;
 use crate::error::Error;
 use crate::pod::{Pod, watch};
@@ -39,11 +39,17 @@ pub async fn with_shim(
             .iter()
             .find(|seen| seen.id == container.id().as_str());
         one(daemon, &container, seen).await?;
+        if container.live()
+            && let Err(error) = update::enforce(&container, shim).await
+        {
+            tracing::warn!(container = %container.id(), error = error.chain(), "its limits could not be set as they are recorded");
+        }
     }
+    let unreadable = daemon.registry.unreadable();
     for stray in info
         .containers
         .iter()
-        .filter(|seen| daemon.registry.container(&seen.id).is_err())
+        .filter(|seen| daemon.registry.container(&seen.id).is_err() && !unreadable.contains(&seen.id))
     {
         tracing::warn!(pod = %pod.id(), container = stray.id, "the shim knows a container that no record does; removing it");
         // Answers do not matter: the pod's end takes whatever is left.

@@ -11,10 +11,10 @@ use crate::daemon::Daemon;
 use crate::error::Error;
 use crate::ids::{ContainerId, PodId};
 use crate::pod::dir::PodDir;
-use crate::records::Unreadable;
 
 /// Removes whatever nobody knows.
-pub async fn sweep(daemon: &Arc<Daemon>, unreadable: &Unreadable) -> Result<(), Error> {
+pub async fn sweep(daemon: &Arc<Daemon>) -> Result<(), Error> {
+    let unreadable = daemon.registry.unreadable();
     for path in entries(&daemon.paths.pods)? {
         let Some(id) = name(&path).and_then(PodId::parse) else {
             continue;
@@ -51,7 +51,7 @@ pub async fn sweep(daemon: &Arc<Daemon>, unreadable: &Unreadable) -> Result<(), 
         .iter()
         .map(|c| c.id().to_string())
         .collect();
-    let (store, unreadable) = (daemon.store.clone(), unreadable.clone());
+    let store = daemon.store.clone();
     crate::blocking::run(move || {
         for active in store.actives().map_err(Error::store("list the snapshots"))? {
             // A lease named as a container is held by that container's record.

@@ -10,6 +10,7 @@ use slipway_cri_api::v1;
 use slipway_image::{AuthFields, Credentials};
 use slipway_spec::{CapabilityRequest, IdMap, Propagation, SupplementalGroupsPolicy};
 
+use crate::config::Runtime;
 use crate::model::{
     Apparmor, ContainerConfig, ContainerMetadata, Device, Dns, ImageSpec, Mount, MountSource, PidNamespace,
     PodConfig, PodMetadata, PodNamespaces, PortMapping, Protocol, Resources, Scope, Seccomp, Security,
@@ -31,19 +32,19 @@ fn invalid(field: &'static str, reason: impl Into<String>) -> Invalid {
     }
 }
 
-/// Handlers that RunPodSandbox accepts: the default, and ourselves by name.
-pub const RUNTIME_HANDLERS: [&str; 2] = ["", "slipway"];
-
 /// A whole RunPodSandbox request.
 pub fn pod_config(
     config: Option<v1::PodSandboxConfig>,
     runtime_handler: String,
+    runtime: &Runtime,
 ) -> Result<PodConfig, Invalid> {
     let config = config.ok_or_else(|| invalid("config", "is missing"))?;
-    if !RUNTIME_HANDLERS.contains(&runtime_handler.as_str()) {
+    if runtime.handler(&runtime_handler).is_none() {
+        let known: Vec<&str> = runtime.handler_names().collect();
+        let shown = shown(&runtime_handler);
         return Err(invalid(
             "runtime_handler",
-            format!("{runtime_handler:?} is not known here; only \"\" and \"slipway\" are"),
+            format!("{shown} is not known here; {known:?} are"),
         ));
     }
     let linux = config.linux.unwrap_or_default();
@@ -51,18 +52,24 @@ pub fn pod_config(
     Ok(PodConfig {
         metadata: pod_metadata(config.metadata)?,
         hostname: hostname(config.hostname)?,
-        log_directory: optional_absolute("config.log_directory", &config.log_directory)?,
+        log_directory: log_directory(&config.log_directory)?,
         dns: config.dns_config.map(dns).transpose()?,
         port_mappings: port_mappings(config.port_mappings)?,
-        labels: string_map(config.labels),
-        annotations: string_map(config.annotations),
+        labels: bounded_map("config.labels", config.labels)?,
+        annotations: bounded_map("config.annotations", config.annotations)?,
         runtime_handler,
         cgroup_parent: cgroup_parent(linux.cgroup_parent)?,
         namespaces: pod_namespaces(security.namespace_options)?,
         privileged: security.privileged,
-        sysctls: string_map(linux.sysctls),
-        overhead: linux.overhead.map(|r| resources(&r)),
-        resources: linux.resources.map(|r| resources(&r)),
+        sysctls: bounded_map("config.linux.sysctls", linux.sysctls)?,
+        overhead: linux
+            .overhead
+            .map(|r| resources("config.linux.overhead", &r))
+            .transpose()?,
+        resources: linux
+            .resources
+            .map(|r| resources("config.linux.resources", &r))
+            .transpose()?,
     })
 }
 
@@ -72,11 +79,66 @@ fn pod_metadata(metadata: Option<v1::PodSandboxMetadata>) -> Result<PodMetadata,
         return Err(invalid("config.metadata.name", "is empty"));
     }
     Ok(PodMetadata {
-        name: metadata.name,
-        uid: metadata.uid,
-        namespace: metadata.namespace,
+        name: name("config.metadata.name", metadata.name)?,
+        uid: name("config.metadata.uid", metadata.uid)?,
+        namespace: name("config.metadata.namespace", metadata.namespace)?,
         attempt: metadata.attempt,
     })
+}
+
+/// Longer than any name of Kubernetes, and than critest's.
+const LONGEST_NAME: usize = 1024;
+
+/// Part of a name: it goes into logs, errors and plugins' arguments. May be empty.
+fn name(field: &'static str, text: String) -> Result<String, Invalid> {
+    if text.len() > LONGEST_NAME {
+        return Err(invalid(
+            field,
+            format!("{} bytes, more than {LONGEST_NAME}", text.len()),
+        ));
+    }
+    if text.chars().any(char::is_control) {
+        return Err(invalid(field, format!("{text:?} has control characters")));
+    }
+    Ok(text)
+}
+
+/// Of labels and annotations together, in keys and values; four times what Kubernetes allows an object's annotations.
+const LARGEST_MAP: usize = 1 << 20;
+
+/// Labels, annotations: any text, within bounds.
+fn bounded_map(field: &'static str, map: HashMap<String, String>) -> Result<StringMap, Invalid> {
+    let size: usize = map.iter().map(|(key, value)| key.len() + value.len()).sum();
+    if size > LARGEST_MAP {
+        return Err(invalid(field, format!("{size} bytes, more than {LARGEST_MAP}")));
+    }
+    match map
+        .keys()
+        .find(|key| key.is_empty() || key.chars().any(char::is_control))
+    {
+        Some(key) => Err(invalid(
+            field,
+            format!("the key {} is empty or has control characters", shown(key)),
+        )),
+        None => Ok(string_map(map)),
+    }
+}
+
+/// A text as an error shows it: quoted, and not megabytes of it.
+fn shown(text: &str) -> String {
+    const MOST: usize = 128;
+    match text.char_indices().nth(MOST) {
+        Some((at, _)) => format!("{:?}…", &text[..at]),
+        None => format!("{text:?}"),
+    }
+}
+
+fn log_directory(text: &str) -> Result<Option<PathBuf>, Invalid> {
+    const FIELD: &str = "config.log_directory";
+    if text.chars().any(char::is_control) {
+        return Err(invalid(FIELD, format!("{} has control characters", shown(text))));
+    }
+    optional_absolute(FIELD, text)
 }
 
 fn hostname(name: String) -> Result<String, Invalid> {
@@ -84,11 +146,11 @@ fn hostname(name: String) -> Result<String, Invalid> {
     if name.len() > 64
         || name
             .bytes()
-            .any(|b| b.is_ascii_whitespace() || b.is_ascii_control())
+            .any(|b| b.is_ascii_whitespace() || b.is_ascii_control() || b == b'/')
     {
         return Err(invalid(
             "config.hostname",
-            format!("{name:?} is too long or has white space"),
+            format!("{} is too long, or has white space or a slash", shown(&name)),
         ));
     }
     Ok(name)
@@ -215,6 +277,18 @@ fn user_namespace(options: Option<v1::UserNamespace>) -> Result<Option<UserNames
                     "a pod's user namespace takes exactly one uid and one gid mapping",
                 ));
             }
+            for map in options.uids.iter().chain(&options.gids) {
+                let last = |first: u32| map.length.checked_sub(1).and_then(|more| first.checked_add(more));
+                if last(map.container_id).is_none() || last(map.host_id).is_none() {
+                    return Err(invalid(
+                        FIELD,
+                        format!(
+                            "{}:{}:{} is no range of ids",
+                            map.container_id, map.host_id, map.length
+                        ),
+                    ));
+                }
+            }
             Ok(Some(UserNamespace {
                 uids: id_maps(&options.uids),
                 gids: id_maps(&options.gids),
@@ -244,11 +318,19 @@ pub fn container_config(config: Option<v1::ContainerConfig>) -> Result<Container
     if metadata.name.is_empty() {
         return Err(invalid("config.metadata.name", "is empty"));
     }
+    for (field, words) in [("config.command", &config.command), ("config.args", &config.args)] {
+        if words.iter().any(|word| word.contains('\0')) {
+            return Err(invalid(field, "an argument has a NUL byte"));
+        }
+    }
+    if config.working_dir.contains('\0') {
+        return Err(invalid("config.working_dir", "has a NUL byte"));
+    }
     let image = config.image.map(image_spec).filter(|i| !i.image.is_empty());
     let linux = config.linux.unwrap_or_default();
     Ok(ContainerConfig {
         metadata: ContainerMetadata {
-            name: metadata.name,
+            name: name("config.metadata.name", metadata.name)?,
             attempt: metadata.attempt,
         },
         image: image.ok_or_else(|| invalid("config.image", "is missing"))?,
@@ -259,13 +341,18 @@ pub fn container_config(config: Option<v1::ContainerConfig>) -> Result<Container
         mounts: config.mounts.into_iter().map(mount).collect::<Result<_, _>>()?,
         devices: config.devices.into_iter().map(device).collect::<Result<_, _>>()?,
         cdi_devices: config.cdi_devices.into_iter().map(|d| d.name).collect(),
-        labels: string_map(config.labels),
-        annotations: string_map(config.annotations),
+        labels: bounded_map("config.labels", config.labels)?,
+        annotations: bounded_map("config.annotations", config.annotations)?,
         log_path: log_path(&config.log_path)?,
         stdin: config.stdin,
         stdin_once: config.stdin_once,
         tty: config.tty,
-        resources: linux.resources.as_ref().map(resources).unwrap_or_default(),
+        resources: linux
+            .resources
+            .as_ref()
+            .map(|r| resources("config.linux.resources", r))
+            .transpose()?
+            .unwrap_or_default(),
         security: linux.security_context.map(security).transpose()?,
         stop_signal: stop_signal(config.stop_signal)?,
     })
@@ -391,9 +478,28 @@ fn log_path(text: &str) -> Result<Option<PathBuf>, Invalid> {
     Ok(Some(path.to_owned()))
 }
 
-/// A CRI resources message, as sent; limits are checked when the spec is made.
-pub fn resources(r: &v1::LinuxContainerResources) -> Resources {
-    Resources {
+/// A CRI resources message; whether the kernel takes each limit is found out when it is set.
+pub fn resources(field: &'static str, r: &v1::LinuxContainerResources) -> Result<Resources, Invalid> {
+    let least = |name: &str, value: i64, least: i64| {
+        if value < least {
+            Err(invalid(field, format!("{name} is {value}, less than {least}")))
+        } else {
+            Ok(())
+        }
+    };
+    least("cpu_period", r.cpu_period, 0)?;
+    least("cpu_quota", r.cpu_quota, -1)?;
+    least("cpu_shares", r.cpu_shares, 0)?;
+    least("memory_limit_in_bytes", r.memory_limit_in_bytes, -1)?;
+    least("memory_swap_limit_in_bytes", r.memory_swap_limit_in_bytes, -1)?;
+    least("oom_score_adj", r.oom_score_adj, -1000)?;
+    if r.oom_score_adj > 1000 {
+        return Err(invalid(
+            field,
+            format!("oom_score_adj is {}, more than 1000", r.oom_score_adj),
+        ));
+    }
+    Ok(Resources {
         limits: slipway_spec::Resources {
             cpu_period: r.cpu_period,
             cpu_quota: r.cpu_quota,
@@ -412,7 +518,7 @@ pub fn resources(r: &v1::LinuxContainerResources) -> Resources {
             unified: r.unified.iter().map(|(k, v)| (k.clone(), v.clone())).collect(),
         },
         oom_score_adj: r.oom_score_adj,
-    }
+    })
 }
 
 fn security(context: v1::LinuxContainerSecurityContext) -> Result<Security, Invalid> {
@@ -566,6 +672,11 @@ pub fn command(cmd: Vec<String>) -> Result<Vec<String>, Invalid> {
     Ok(cmd)
 }
 
+/// One of an enumeration's values in a filter.
+pub fn known<E: TryFrom<i32>>(field: &'static str, value: i32) -> Result<E, Invalid> {
+    E::try_from(value).map_err(|_| unknown_enum(field, value))
+}
+
 /// Seconds; negative ones are refused, 0 means none.
 pub fn seconds(field: &'static str, value: i64) -> Result<u64, Invalid> {
     u64::try_from(value).map_err(|_| invalid(field, format!("{value} is negative")))
@@ -597,6 +708,15 @@ pub(super) fn string_map(map: HashMap<String, String>) -> StringMap {
 mod tests {
     use super::*;
 
+    fn runtime() -> Runtime {
+        crate::config::Config::load(&crate::cli::Flags {
+            config: Some("/dev/null".into()),
+            ..Default::default()
+        })
+        .unwrap()
+        .runtime
+    }
+
     fn minimal_pod() -> v1::PodSandboxConfig {
         v1::PodSandboxConfig {
             metadata: Some(v1::PodSandboxMetadata {
@@ -624,7 +744,7 @@ mod tests {
     fn pod_field(change: impl FnOnce(&mut v1::PodSandboxConfig)) -> Result<PodConfig, Invalid> {
         let mut pod = minimal_pod();
         change(&mut pod);
-        pod_config(Some(pod), String::new())
+        pod_config(Some(pod), String::new(), &runtime())
     }
 
     fn container_field(change: impl FnOnce(&mut v1::ContainerConfig)) -> Result<ContainerConfig, Invalid> {
@@ -635,7 +755,10 @@ mod tests {
 
     #[test]
     fn a_missing_config_or_metadata_is_named() {
-        assert_eq!(pod_config(None, String::new()).unwrap_err().field, "config");
+        assert_eq!(
+            pod_config(None, String::new(), &runtime()).unwrap_err().field,
+            "config"
+        );
         assert_eq!(
             pod_field(|p| p.metadata = None).unwrap_err().field,
             "config.metadata"
@@ -650,10 +773,12 @@ mod tests {
     #[test]
     fn an_unknown_runtime_handler_is_refused_and_our_own_name_is_not() {
         assert_eq!(
-            pod_config(Some(minimal_pod()), "kata".into()).unwrap_err().field,
+            pod_config(Some(minimal_pod()), "kata".into(), &runtime())
+                .unwrap_err()
+                .field,
             "runtime_handler"
         );
-        pod_config(Some(minimal_pod()), "slipway".into()).unwrap();
+        pod_config(Some(minimal_pod()), "slipway".into(), &runtime()).unwrap();
     }
 
     #[test]
@@ -748,5 +873,67 @@ mod tests {
             Seccomp::Localhost("/etc/p.json".into())
         );
         assert!(seccomp(None, "localhost/p.json").is_err());
+    }
+
+    #[test]
+    fn names_maps_and_numbers_out_of_bounds_are_refused_by_field() {
+        let pod = |change: &dyn Fn(&mut v1::PodSandboxConfig)| pod_field(|p| change(p)).unwrap_err().field;
+        let metadata =
+            |p: &mut v1::PodSandboxConfig, name: &str| p.metadata.as_mut().unwrap().name = name.into();
+        assert_eq!(pod(&|p| metadata(p, "a\nb")), "config.metadata.name");
+        assert_eq!(pod(&|p| metadata(p, &"x".repeat(2000))), "config.metadata.name");
+        let large = || HashMap::from([("note".to_owned(), "x".repeat(10 << 20))]);
+        assert_eq!(pod(&|p| p.annotations = large()), "config.annotations");
+        assert_eq!(
+            pod(&|p| p.labels = HashMap::from([("a\nb".into(), String::new())])),
+            "config.labels"
+        );
+        assert_eq!(
+            pod(&|p| p.log_directory = "/var/log/../../etc".into()),
+            "config.log_directory"
+        );
+        assert_eq!(
+            pod(&|p| p.log_directory = "/var/log/a\nb".into()),
+            "config.log_directory"
+        );
+        assert_eq!(pod(&|p| p.hostname = "a/b".into()), "config.hostname");
+        let limits = |change: &dyn Fn(&mut v1::LinuxContainerResources)| {
+            let mut resources = v1::LinuxContainerResources::default();
+            change(&mut resources);
+            let linux = v1::LinuxContainerConfig {
+                resources: Some(resources),
+                ..Default::default()
+            };
+            container_field(|c| c.linux = Some(linux))
+                .unwrap_err()
+                .to_string()
+        };
+        for (text, field) in [
+            (limits(&|r| r.memory_limit_in_bytes = -5), "memory_limit_in_bytes"),
+            (limits(&|r| r.cpu_period = -1), "cpu_period"),
+            (limits(&|r| r.cpu_shares = -1), "cpu_shares"),
+            (limits(&|r| r.oom_score_adj = 1001), "oom_score_adj"),
+        ] {
+            assert!(
+                text.starts_with("config.linux.resources: ") && text.contains(field),
+                "{text}"
+            );
+        }
+        assert_eq!(
+            container_field(|c| c.annotations = large()).unwrap_err().field,
+            "config.annotations"
+        );
+        assert_eq!(
+            container_field(|c| c.command = vec!["a\0".into()])
+                .unwrap_err()
+                .field,
+            "config.command"
+        );
+    }
+
+    #[test]
+    fn an_error_about_a_long_text_is_short() {
+        let error = pod_field(|p| p.hostname = "x".repeat(1 << 20)).unwrap_err();
+        assert!(error.reason.len() < 300, "{} bytes", error.reason.len());
     }
 }

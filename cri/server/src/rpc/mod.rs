@@ -3,7 +3,9 @@
 
 pub mod decode;
 mod encode;
+mod events;
 mod image;
+mod metrics;
 mod node;
 mod runtime;
 mod status;

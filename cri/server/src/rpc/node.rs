@@ -1,13 +1,13 @@
 //! What the runtime says of itself and of the node: Version, Status, RuntimeConfig.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 use slipway_cri_api::v1;
 use slipway_network::NetworkStatus;
 
-use super::decode::RUNTIME_HANDLERS;
 use crate::config::CgroupDriver;
 use crate::daemon::Daemon;
+use crate::records::Unreadable;
 
 /// What the kubelet calls us.
 pub const RUNTIME_NAME: &str = "slipway";
@@ -17,7 +17,7 @@ pub fn version() -> v1::VersionResponse {
         // The kubelet's own API version, answered as every runtime does.
         version: "0.1.0".to_owned(),
         runtime_name: RUNTIME_NAME.to_owned(),
-        runtime_version: env!("CARGO_PKG_VERSION").to_owned(),
+        runtime_version: crate::version::program().to_owned(),
         runtime_api_version: "v1".to_owned(),
     }
 }
@@ -26,26 +26,32 @@ pub fn status(daemon: &Daemon, verbose: bool) -> v1::StatusResponse {
     let network = daemon.cni.status();
     v1::StatusResponse {
         status: Some(v1::RuntimeStatus {
-            conditions: vec![
-                condition("RuntimeReady", true, "", ""),
-                network_condition(&network),
-            ],
+            conditions: [
+                Some(condition("RuntimeReady", true, "", "")),
+                Some(network_condition(&network)),
+                records_condition(&daemon.registry.unreadable()),
+            ]
+            .into_iter()
+            .flatten()
+            .collect(),
         }),
         info: if verbose { info(daemon) } else { HashMap::new() },
-        runtime_handlers: RUNTIME_HANDLERS
-            .iter()
+        runtime_handlers: daemon
+            .config
+            .runtime
+            .handler_names()
             .map(|name| v1::RuntimeHandler {
-                name: (*name).to_owned(),
+                name: name.to_owned(),
                 features: Some(v1::RuntimeHandlerFeatures {
                     recursive_read_only_mounts: daemon.host.kernel >= RECURSIVE_READ_ONLY,
-                    user_namespaces: false,
+                    user_namespaces: daemon.maps_owners,
                 }),
             })
             .collect(),
         features: Some(v1::RuntimeFeatures {
             supplemental_groups_policy: true,
-            user_namespaces_host_network: false,
-            mount_options: false,
+            user_namespaces_host_network: daemon.maps_owners,
+            mount_options: true,
         }),
     }
 }
@@ -71,6 +77,31 @@ fn network_condition(status: &NetworkStatus) -> v1::RuntimeCondition {
     }
 }
 
+/// There only when it is false: that something on this node is left alone because nobody here can read what it is.
+fn records_condition(unreadable: &Unreadable) -> Option<v1::RuntimeCondition> {
+    /// Names in the message; all of them are in the verbose information.
+    const NAMED: usize = 8;
+    let all: Vec<String> = unreadable
+        .iter()
+        .map(|(id, untold)| format!("{id} ({}: {})", untold.kind, untold.why))
+        .collect();
+    if all.is_empty() {
+        return None;
+    }
+    let more = if all.len() > NAMED { ", …" } else { "" };
+    let message = format!(
+        "{} pods and containers are left alone, their records cannot be read: {}{more}",
+        all.len(),
+        all[..all.len().min(NAMED)].join(", ")
+    );
+    Some(condition(
+        "SlipwayRecordsReadable",
+        false,
+        "UnreadableRecords",
+        &message,
+    ))
+}
+
 pub fn runtime_config(daemon: &Daemon) -> v1::RuntimeConfigResponse {
     let driver = match daemon.config.runtime.cgroup_driver {
         CgroupDriver::Cgroupfs => v1::CgroupDriver::Cgroupfs,
@@ -93,6 +124,16 @@ fn info(daemon: &Daemon) -> HashMap<String, String> {
         (
             "bootId".to_owned(),
             serde_json::Value::from(daemon.boot_id.clone()).to_string(),
+        ),
+        (
+            "podCIDR".to_owned(),
+            of(serde_json::to_value(daemon.pod_cidr.told())),
+        ),
+        (
+            "unreadableRecords".to_owned(),
+            of(serde_json::to_value(
+                daemon.registry.unreadable().iter().collect::<BTreeMap<_, _>>(),
+            )),
         ),
         (
             "networkReleasesPending".to_owned(),

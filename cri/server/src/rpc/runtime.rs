@@ -7,11 +7,11 @@ use slipway_cri_api::v1::runtime_service_server::RuntimeService;
 use tonic::{Request, Response, Status, async_trait};
 use tracing::info_span;
 
-use super::stream::{Parts, parts};
-use super::{Cri, call, decode, encode, node};
-use crate::container::{self, list::Visible, stats};
+use super::stream::{Parts, parts, parts_of};
+use super::{Cri, call, decode, encode, events, metrics, node};
+use crate::container::{self, list::Visible, processes, stats};
 use crate::error::Error;
-use crate::pod;
+use crate::{pod, pod_cidr};
 
 type Answer<T> = Result<Response<T>, Status>;
 
@@ -19,31 +19,36 @@ fn unimplemented<T>(what: &'static str) -> Answer<T> {
     Err(super::status::from(&Error::Unimplemented { what }))
 }
 
-fn pod_filter(filter: Option<v1::PodSandboxFilter>) -> pod::list::Filter {
+fn pod_filter(filter: Option<v1::PodSandboxFilter>) -> Result<pod::list::Filter, Error> {
     let filter = filter.unwrap_or_default();
-    pod::list::Filter {
+    let state = filter
+        .state
+        .map(|s| decode::known("filter.state", s.state))
+        .transpose()?;
+    Ok(pod::list::Filter {
         id: filter.id,
-        ready: filter
-            .state
-            .map(|s| s.state == v1::PodSandboxState::SandboxReady as i32),
+        ready: state.map(|s: v1::PodSandboxState| s == v1::PodSandboxState::SandboxReady),
         labels: decode::string_map(filter.label_selector),
-    }
+    })
 }
 
-fn container_filter(filter: Option<v1::ContainerFilter>) -> container::list::Filter {
+fn container_filter(filter: Option<v1::ContainerFilter>) -> Result<container::list::Filter, Error> {
     let filter = filter.unwrap_or_default();
-    let state = filter.state.map(|s| match v1::ContainerState::try_from(s.state) {
-        Ok(v1::ContainerState::ContainerCreated) => Visible::Created,
-        Ok(v1::ContainerState::ContainerRunning) => Visible::Running,
-        Ok(v1::ContainerState::ContainerExited) => Visible::Exited,
-        Ok(v1::ContainerState::ContainerUnknown) | Err(_) => Visible::Unknown,
-    });
-    container::list::Filter {
+    let state = filter
+        .state
+        .map(|s| decode::known("filter.state", s.state))
+        .transpose()?;
+    Ok(container::list::Filter {
         id: filter.id,
         pod: filter.pod_sandbox_id,
-        state,
+        state: state.map(|s| match s {
+            v1::ContainerState::ContainerCreated => Visible::Created,
+            v1::ContainerState::ContainerRunning => Visible::Running,
+            v1::ContainerState::ContainerExited => Visible::Exited,
+            v1::ContainerState::ContainerUnknown => Visible::Unknown,
+        }),
         labels: decode::string_map(filter.label_selector),
-    }
+    })
 }
 
 fn stats_filter(filter: Option<v1::ContainerStatsFilter>) -> container::list::Filter {
@@ -63,6 +68,19 @@ fn pod_stats_filter(filter: Option<v1::PodSandboxStatsFilter>) -> pod::list::Fil
         ready: None,
         labels: decode::string_map(filter.label_selector),
     }
+}
+
+/// The file system of a directory, by its device.
+fn file_system(dir: &std::path::Path) -> Option<metrics::FileSystem> {
+    let stat = rustix::fs::stat(dir).ok()?;
+    let fs = rustix::fs::statvfs(dir).ok()?;
+    let (major, minor) = (rustix::fs::major(stat.st_dev), rustix::fs::minor(stat.st_dev));
+    Some(metrics::FileSystem {
+        device: metrics::device_name(major.into(), minor.into()),
+        bytes: fs.f_blocks * fs.f_frsize,
+        inodes: fs.f_files,
+        inodes_free: fs.f_ffree,
+    })
 }
 
 impl Cri {
@@ -101,6 +119,38 @@ impl Cri {
         Ok(futures_util::future::join_all(found.iter().map(|pod| self.measured_pod(pod))).await)
     }
 
+    async fn metrics(&self) -> Result<Vec<v1::PodSandboxMetrics>, Error> {
+        let mut found = pod::list::list(&self.daemon, &Default::default())?;
+        found.retain(|pod| pod.shim().is_some());
+        let measured = futures_util::future::join_all(found.iter().map(|pod| self.measure(pod))).await;
+        Ok(measured.iter().map(metrics::of_pod).collect())
+    }
+
+    async fn measure(&self, pod: &std::sync::Arc<pod::Pod>) -> metrics::Measured {
+        let stats = stats::of_pod(&self.daemon, pod).await;
+        let mut asked = Vec::with_capacity(stats.containers.len());
+        for container in &stats.containers {
+            let pids = match pod.shim().filter(|_| container.cgroup.is_some()) {
+                Some(shim) => shim.pids(container.container.id().as_str()).await.ok(),
+                None => None,
+            };
+            asked.push((container.container.state().made.pid, pids));
+        }
+        let root = self.daemon.paths.root.clone();
+        let looked = crate::blocking::run(move || {
+            let look = |(init, pids): (u32, Option<Vec<u32>>)| Some(processes::look(init, &pids?));
+            Ok((asked.into_iter().map(look).collect(), file_system(&root)))
+        });
+        let (processes, file_system) = looked.await.unwrap_or_default();
+        metrics::Measured {
+            interfaces: pod::stats::interfaces(&self.daemon, pod),
+            cgroup: pod::run::cgroup_parent(&self.daemon, pod),
+            stats,
+            processes,
+            file_system,
+        }
+    }
+
     async fn measured_pod(&self, pod: &std::sync::Arc<pod::Pod>) -> v1::PodSandboxStats {
         let measured = stats::of_pod(&self.daemon, pod).await;
         encode::pod_stats(
@@ -118,7 +168,7 @@ impl RuntimeService for Cri {
     type StreamContainerStatsStream = Parts<v1::StreamContainerStatsResponse>;
     type StreamPodSandboxStatsStream = Parts<v1::StreamPodSandboxStatsResponse>;
     type StreamPodSandboxMetricsStream = Parts<v1::StreamPodSandboxMetricsResponse>;
-    type GetContainerEventsStream = Parts<v1::ContainerEventResponse>;
+    type GetContainerEventsStream = super::events::Told;
 
     async fn version(&self, _: Request<v1::VersionRequest>) -> Answer<v1::VersionResponse> {
         Ok(Response::new(node::version()))
@@ -148,11 +198,13 @@ impl RuntimeService for Cri {
             .runtime_config
             .and_then(|c| c.network_config)
             .unwrap_or_default();
-        tracing::info!(
-            pod_cidr = network.pod_cidr,
-            "told of the pod CIDR; CNI's own configuration decides"
-        );
-        Ok(Response::new(v1::UpdateRuntimeConfigResponse {}))
+        call(info_span!("UpdateRuntimeConfig"), async {
+            let daemon = self.daemon.clone();
+            let told = async move { pod_cidr::update(&daemon, network.pod_cidr).await };
+            self.daemon.to_the_end(told).await?;
+            Ok(v1::UpdateRuntimeConfigResponse {})
+        })
+        .await
     }
 
     async fn run_pod_sandbox(
@@ -166,7 +218,11 @@ impl RuntimeService for Cri {
             .and_then(|c| c.metadata.as_ref())
             .map(|m| m.name.clone());
         call(info_span!("RunPodSandbox", name), async {
-            let config = decode::pod_config(request.config, request.runtime_handler)?;
+            let config = decode::pod_config(
+                request.config,
+                request.runtime_handler,
+                &self.daemon.config.runtime,
+            )?;
             let daemon = self.daemon.clone();
             let id = self
                 .daemon
@@ -241,10 +297,10 @@ impl RuntimeService for Cri {
         &self,
         request: Request<v1::ListPodSandboxRequest>,
     ) -> Answer<v1::ListPodSandboxResponse> {
-        let filter = pod_filter(request.into_inner().filter);
+        let filter = request.into_inner().filter;
         call(info_span!("ListPodSandbox"), async {
             Ok(v1::ListPodSandboxResponse {
-                items: self.pods(&filter)?,
+                items: self.pods(&pod_filter(filter)?)?,
             })
         })
         .await
@@ -254,10 +310,12 @@ impl RuntimeService for Cri {
         &self,
         request: Request<v1::StreamPodSandboxesRequest>,
     ) -> Answer<Self::StreamPodSandboxesStream> {
-        let filter = pod_filter(request.into_inner().filter);
-        let pods = call(info_span!("StreamPodSandboxes"), async { self.pods(&filter) })
-            .await?
-            .into_inner();
+        let filter = request.into_inner().filter;
+        let pods = call(info_span!("StreamPodSandboxes"), async {
+            self.pods(&pod_filter(filter)?)
+        })
+        .await?
+        .into_inner();
         Ok(parts(pods, |pod_sandboxes| v1::StreamPodSandboxesResponse {
             pod_sandboxes,
         }))
@@ -312,7 +370,7 @@ impl RuntimeService for Cri {
             timeout,
         } = request.into_inner();
         call(info_span!("StopContainer", container = id, timeout), async {
-            let grace = Duration::from_secs(u64::try_from(timeout).unwrap_or(0));
+            let grace = Duration::from_secs(decode::seconds("timeout", timeout)?);
             let daemon = self.daemon.clone();
             self.daemon
                 .to_the_end(async move { container::stop::stop(&daemon, &id, grace).await })
@@ -341,10 +399,10 @@ impl RuntimeService for Cri {
         &self,
         request: Request<v1::ListContainersRequest>,
     ) -> Answer<v1::ListContainersResponse> {
-        let filter = container_filter(request.into_inner().filter);
+        let filter = request.into_inner().filter;
         call(info_span!("ListContainers"), async {
             Ok(v1::ListContainersResponse {
-                containers: self.containers(&filter)?,
+                containers: self.containers(&container_filter(filter)?)?,
             })
         })
         .await
@@ -354,10 +412,9 @@ impl RuntimeService for Cri {
         &self,
         request: Request<v1::StreamContainersRequest>,
     ) -> Answer<Self::StreamContainersStream> {
-        let filter = container_filter(request.into_inner().filter);
-        let found = call(info_span!("StreamContainers"), async { self.containers(&filter) })
-            .await?
-            .into_inner();
+        let filter = request.into_inner().filter;
+        let listed = async { self.containers(&container_filter(filter)?) };
+        let found = call(info_span!("StreamContainers"), listed).await?.into_inner();
         Ok(parts(found, |containers| v1::StreamContainersResponse {
             containers,
         }))
@@ -395,7 +452,7 @@ impl RuntimeService for Cri {
             let change = request
                 .linux
                 .ok_or_else(|| Error::invalid("linux", "is missing"))?;
-            let (daemon, change) = (self.daemon.clone(), decode::resources(&change));
+            let (daemon, change) = (self.daemon.clone(), decode::resources("linux", &change)?);
             let updated = async move { container::update::update(&daemon, &id, change).await };
             self.daemon.to_the_end(updated).await?;
             Ok(v1::UpdateContainerResourcesResponse {})
@@ -414,12 +471,14 @@ impl RuntimeService for Cri {
             let overhead = request
                 .overhead
                 .as_ref()
-                .map(decode::resources)
+                .map(|r| decode::resources("overhead", r))
+                .transpose()?
                 .unwrap_or_default();
             let resources = request
                 .resources
                 .as_ref()
-                .map(decode::resources)
+                .map(|r| decode::resources("resources", r))
+                .transpose()?
                 .unwrap_or_default();
             // The kubelet has edited the pod's cgroup itself; what is left is to remember.
             let daemon = self.daemon.clone();
@@ -585,27 +644,41 @@ impl RuntimeService for Cri {
         &self,
         _: Request<v1::GetEventsRequest>,
     ) -> Answer<Self::GetContainerEventsStream> {
-        unimplemented("GetContainerEvents")
+        call(info_span!("GetContainerEvents"), async {
+            events::listen(&self.daemon)
+        })
+        .await
     }
 
     async fn list_metric_descriptors(
         &self,
         _: Request<v1::ListMetricDescriptorsRequest>,
     ) -> Answer<v1::ListMetricDescriptorsResponse> {
-        unimplemented("ListMetricDescriptors")
+        let descriptors = metrics::descriptors();
+        Ok(Response::new(v1::ListMetricDescriptorsResponse { descriptors }))
     }
 
     async fn list_pod_sandbox_metrics(
         &self,
         _: Request<v1::ListPodSandboxMetricsRequest>,
     ) -> Answer<v1::ListPodSandboxMetricsResponse> {
-        unimplemented("ListPodSandboxMetrics")
+        call(info_span!("ListPodSandboxMetrics"), async {
+            let pod_metrics = self.metrics().await?;
+            Ok(v1::ListPodSandboxMetricsResponse { pod_metrics })
+        })
+        .await
     }
 
     async fn stream_pod_sandbox_metrics(
         &self,
         _: Request<v1::StreamPodSandboxMetricsRequest>,
     ) -> Answer<Self::StreamPodSandboxMetricsStream> {
-        unimplemented("StreamPodSandboxMetrics")
+        let found = call(info_span!("StreamPodSandboxMetrics"), self.metrics())
+            .await?
+            .into_inner();
+        // Each pod has hundreds.
+        Ok(parts_of(32, found, |pod_sandbox_metrics| {
+            v1::StreamPodSandboxMetricsResponse { pod_sandbox_metrics }
+        }))
     }
 }

@@ -24,8 +24,9 @@ fn code(error: &Error) -> Code {
         | Error::Busy { .. }
         | Error::NetworkNotReady { .. }
         | Error::ShuttingDown => Code::Unavailable,
-        Error::State { .. } => Code::FailedPrecondition,
+        Error::State { .. } | Error::Unreadable { .. } => Code::FailedPrecondition,
         Error::Unimplemented { .. } => Code::Unimplemented,
+        Error::TooMany { .. } => Code::ResourceExhausted,
         Error::ExecTimeout { .. } | Error::Timeout { .. } => Code::DeadlineExceeded,
         Error::Pull { source, .. } => pull(source),
         Error::Store { source, .. } => store(source),
@@ -33,6 +34,7 @@ fn code(error: &Error) -> Code {
         Error::Shim { source, .. } => shim(source),
         Error::Io { source, .. } => io(source),
         Error::Network { .. }
+        | Error::NetworkTemplate { .. }
         | Error::Random { .. }
         | Error::Encode { .. }
         | Error::Injected(_)

@@ -11,10 +11,15 @@ pub type Parts<M> = Iter<std::vec::IntoIter<Result<M, Status>>>;
 
 /// Cuts a list into messages.
 pub fn parts<T, M>(items: Vec<T>, message: impl Fn(Vec<T>) -> M) -> Response<Parts<M>> {
-    let mut messages = Vec::with_capacity(items.len().div_ceil(PART));
+    parts_of(PART, items, message)
+}
+
+/// As [`parts`], for items larger than most.
+pub fn parts_of<T, M>(part: usize, items: Vec<T>, message: impl Fn(Vec<T>) -> M) -> Response<Parts<M>> {
+    let mut messages = Vec::with_capacity(items.len().div_ceil(part));
     let mut items = items.into_iter().peekable();
     while items.peek().is_some() {
-        messages.push(Ok(message(items.by_ref().take(PART).collect())));
+        messages.push(Ok(message(items.by_ref().take(part).collect())));
     }
     Response::new(tokio_stream::iter(messages))
 }

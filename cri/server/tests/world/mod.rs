@@ -83,8 +83,70 @@ impl World {
         }
     }
 
+    /// The parent of its pods' cgroups.
+    pub fn cgroup(&self) -> String {
+        self.tag.cgroup()
+    }
+
     pub fn path(&self) -> &Path {
         self.dir.path()
+    }
+
+    /// What the next start finds in its configuration besides its own: first keys of `[runtime]`, then tables.
+    pub fn configure(&self, more: &str) {
+        std::fs::write(self.path().join("more.toml"), more).unwrap();
+    }
+
+    /// Another hand in the catalog, while slipwayd is not there.
+    pub fn store(&self) -> Store {
+        Store::open(&self.path().join("root"), OwnerKind::Cli).unwrap()
+    }
+
+    /// Kills the shims of this world with SIGKILL.
+    pub fn kill_shims(&self) {
+        let state = self.path().join("state").display().to_string();
+        for entry in std::fs::read_dir("/proc").unwrap().flatten() {
+            let cmdline = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
+            let cmdline = String::from_utf8_lossy(&cmdline).into_owned();
+            if cmdline.contains("containerd-shim-slipway-v1") && cmdline.contains(&state) {
+                let pid = entry.file_name().to_string_lossy().parse().unwrap();
+                let pid = rustix::process::Pid::from_raw(pid).unwrap();
+                rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+            }
+        }
+    }
+
+    pub async fn node_status(&self) -> v1::StatusResponse {
+        let request = v1::StatusRequest { verbose: true };
+        self.runtime.clone().status(request).await.unwrap().into_inner()
+    }
+
+    pub async fn update(
+        &self,
+        id: &str,
+        resources: v1::LinuxContainerResources,
+    ) -> Result<(), tonic::Status> {
+        let request = v1::UpdateContainerResourcesRequest {
+            container_id: id.into(),
+            linux: Some(resources),
+            ..Default::default()
+        };
+        self.runtime
+            .clone()
+            .update_container_resources(request)
+            .await
+            .map(|_| ())
+    }
+
+    pub async fn stats(&self) -> Result<Vec<v1::ContainerStats>, tonic::Status> {
+        let request = v1::ListContainerStatsRequest::default();
+        Ok(self
+            .runtime
+            .clone()
+            .list_container_stats(request)
+            .await?
+            .into_inner()
+            .stats)
     }
 
     pub fn pid(&self) -> u32 {
@@ -370,6 +432,18 @@ impl World {
         found
     }
 
+    /// As [`World::leftovers`], once what is on its way out is out: a shim's socket closes a moment before its process.
+    pub async fn left(&self) -> Vec<String> {
+        let began = Instant::now();
+        loop {
+            let found = self.leftovers();
+            if found.is_empty() || began.elapsed() > Duration::from_secs(3) {
+                return found;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
     /// Removes every pod, ends slipwayd, and proves that nothing is left.
     pub async fn finish(mut self) {
         for pod in self.pods().await {
@@ -387,7 +461,7 @@ impl World {
             .stderr(Stdio::null())
             .status();
         self.unmount_root();
-        let left = self.leftovers();
+        let left = self.left().await;
         assert!(left.is_empty(), "left over: {left:#?}\n{}", self.log());
         self.remove_parent_cgroups();
     }
@@ -442,10 +516,11 @@ async fn start(dir: &Path, env: &[(&str, &str)]) -> (Child, Channel) {
         .append(true)
         .open(dir.join("slipwayd.log"))
         .unwrap();
+    let more = std::fs::read_to_string(dir.join("more.toml")).unwrap_or_default();
     std::fs::write(
         dir.join("config.toml"),
         format!(
-            "[runtime]\nshim = \"{0}/containerd-shim-slipway-v1\"\nworker = \"{0}/slipway-runc\"\n",
+            "[runtime]\nshim = \"{0}/containerd-shim-slipway-v1\"\nworker = \"{0}/slipway-runc\"\n{more}",
             bin.canonicalize().unwrap().display()
         ),
     )
