@@ -681,7 +681,7 @@ async fn bad_requests_are_refused_by_field_and_leave_nothing() {
             }),
         ),
         (
-            "supplemental_groups",
+            "supplemental group",
             Box::new(|c| {
                 linux(c)
                     .security_context
