@@ -368,6 +368,39 @@ fn run_has_a_home_a_user_and_dockers_capabilities() -> Result<()> {
 }
 
 #[test]
+fn a_shim_that_cannot_be_prepared_is_gone_when_its_build_has_failed() -> Result<()> {
+    let lab = bench("b-shim")?;
+    let text = format!(
+        "FROM {BUSYBOX} AS a\nRUN echo a > /a\nFROM {BUSYBOX} AS b\nRUN echo b > /b\nFROM scratch\nCOPY --from=a /a /\nCOPY --from=b /b /\n"
+    );
+    let dir = context(&lab, "c", &[("Dockerfile", &text)])?;
+    // In a mount namespace of its own no cgroup can be made: the shim comes up, and CreatePod fails.
+    let script = "for m in $(awk '$3 ~ /^cgroup/ { print $2 }' /proc/self/mounts); do mount -o remount,bind,ro $m; done; exec \"$@\"";
+    let slipway = image::slipway(
+        &lab.join("root"),
+        &lab.join("state"),
+        &["build", "--no-cache", "--progress", "plain", &dir],
+    );
+    let mut unshared = cmd::command(
+        "unshare",
+        ["-m", "--propagation", "private", "sh", "-c", script, "sh"],
+    );
+    unshared.arg(slipway.get_program()).args(slipway.get_args());
+    let o = cmd::run(&mut unshared, Duration::from_secs(60))?;
+    assert_ne!(o.code, 0, "{o:?}");
+    assert!(
+        o.stderr.contains("shim") && o.stderr.contains("cgroup"),
+        "{}",
+        o.stderr
+    );
+    let left = leftovers::find(&lab);
+    assert!(left.is_empty(), "{left:?}");
+    assert_eq!(std::fs::read_dir(lab.join("state/builds"))?.count(), 0);
+    build(&lab, &[&dir])?.ok()?;
+    lab.finish()
+}
+
+#[test]
 fn archives_go_out_and_come_back_the_same() -> Result<()> {
     let lab = bench("b-save")?;
     let id = inspect(&lab, BUSYBOX)?["id"].clone();
@@ -405,7 +438,7 @@ fn completions_are_printed_for_the_shells() -> Result<()> {
 }
 
 #[tokio::test]
-async fn a_push_after_prune_makes_the_same_digests_and_containerd_would_pull_them() -> Result<()> {
+async fn a_push_after_prune_makes_the_same_digests() -> Result<()> {
     let w = World::new("b-push").await?;
     let registry = harness::registry::Registry::start(&w.lab, None)?;
     let name = format!("{}/same:1", registry.host());
@@ -426,7 +459,10 @@ async fn a_push_after_prune_makes_the_same_digests_and_containerd_would_pull_the
     };
     let first = digest(&name)?;
     assert!(first.contains("sha256:"), "{first}");
+    let blobs = || Ok::<_, anyhow::Error>(std::fs::read_dir(w.daemon.root().join("content/sha256"))?.count());
+    assert_eq!(blobs()?, 2, "the base's and the step's");
     run_slipway(&w.lab, &["prune"])?.ok()?;
+    assert_eq!(blobs()?, 0, "they can be made again");
     let other = harness::registry::Registry::start(&w.lab, None)?;
     let again = format!("{}/same:1", other.host());
     run_slipway(&w.lab, &["tag", &name, &again])?.ok()?;
@@ -442,5 +478,6 @@ async fn a_push_after_prune_makes_the_same_digests_and_containerd_would_pull_the
         v
     };
     assert_eq!(digests(&digest(&again)?).len(), 1, "{}", digest(&again)?);
+    assert_eq!(digests(&digest(&again)?), digests(&first));
     w.finish().await
 }

@@ -152,7 +152,11 @@ impl Estate {
         })
     }
 
-    async fn stop_shim(&self, launcher: &Launcher) -> Result<(), EstateError> {
+    /// Ends the shim and whatever it runs; nothing where there is none.
+    ///
+    /// # Errors
+    /// What would not go.
+    pub async fn stop_shim(&self, launcher: &Launcher) -> Result<(), EstateError> {
         if !self.state_dir.exists() {
             return Ok(());
         }

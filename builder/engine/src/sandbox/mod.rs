@@ -151,22 +151,34 @@ impl Sandbox {
                     .start(&self.pod_id(), &self.dir)
                     .await
                     .map_err(failed("start the shim for"))?;
-                shim.create_pod(pod::CreatePodRequest {
-                    pod_id: self.pod_id(),
-                    state_dir: self.dir.to_string_lossy().into_owned(),
-                    hostname: HOSTNAME.to_owned(),
-                    net: pod::NamespaceMode::None.into(),
-                    ipc: pod::NamespaceMode::None.into(),
-                    uts: pod::NamespaceMode::None.into(),
-                    pid: pod::NamespaceMode::None.into(),
-                    cgroup_parent: self.cgroup(),
-                    ..Default::default()
-                })
-                .await
-                .map_err(failed("prepare the shim for"))?;
-                Ok(shim)
+                match shim.create_pod(self.pod()).await {
+                    Ok(_) => Ok(shim),
+                    Err(error) => {
+                        // The next step to ask would bind the same socket anew, and nobody could reach this one.
+                        let estate = self.estate.lock().await.clone();
+                        if let Err(left) = estate.stop_shim(launcher).await {
+                            tracing::warn!(error = %left, "a shim that could not be prepared does not end");
+                        }
+                        Err(failed("prepare the shim for")(error))
+                    }
+                }
             })
             .await
+    }
+
+    /// No namespaces but those that the steps bring along.
+    fn pod(&self) -> pod::CreatePodRequest {
+        pod::CreatePodRequest {
+            pod_id: self.pod_id(),
+            state_dir: self.dir.to_string_lossy().into_owned(),
+            hostname: HOSTNAME.to_owned(),
+            net: pod::NamespaceMode::None.into(),
+            ipc: pod::NamespaceMode::None.into(),
+            uts: pod::NamespaceMode::None.into(),
+            pid: pod::NamespaceMode::None.into(),
+            cgroup_parent: self.cgroup(),
+            ..Default::default()
+        }
     }
 
     fn pod_id(&self) -> String {
@@ -301,9 +313,9 @@ impl Sandbox {
         let estate = self.estate.lock().await.clone();
         match &self.around.launcher {
             Ok(launcher) => {
-                estate
-                    .undo(launcher, self.around.cni.as_deref(), self.shim.get().is_some())
-                    .await?
+                // Not by whether one came to be of use: one that was started and failed after is one, too.
+                let shim = self.dir.join("shim.sock").exists();
+                estate.undo(launcher, self.around.cni.as_deref(), shim).await?
             }
             // Without a shim there were no containers.
             Err(_) => estate.undo_files().await?,
