@@ -18,7 +18,7 @@ use crate::error::{Result, StoreError, snap};
 use crate::failpoint;
 use oci_spec::image::Descriptor;
 use sha2::Digest as _;
-use slipway_snapshot::unpack::{Limits, Options, UnpackError, Unpacked, fix_up, unpack};
+use slipway_snapshot::unpack::{Limits, NameBudget, Options, UnpackError, Unpacked, fix_up, unpack};
 use slipway_snapshot::{SnapshotId, Snapshotter};
 use std::cell::RefCell;
 use std::io::{self, Read};
@@ -47,7 +47,7 @@ pub struct LayerSource {
 pub struct UnpackOptions {
     /// Layers at a time; 0: as many as there are processors, at most 4.
     pub workers: usize,
-    /// What one layer may hold at most.
+    /// What one layer may hold at most; the memory for names is that of all together.
     pub limits: Limits,
     /// Told of each layer's uncompressed bytes as they are written, by its position. Called from many threads.
     pub progress: Option<Arc<dyn Fn(usize, u64) + Send + Sync>>,
@@ -96,6 +96,7 @@ impl Store {
             return Ok(present.into_iter().flatten().collect());
         }
         let _unpacking = self.inner.syncer.unpacking();
+        let _flushing = self.inner.syncer.flushing();
         let made: Vec<SnapshotId> = jobs.iter().map(|job| job.snapshot.clone()).collect();
         failpoint::reach("unpack.after_rows");
         self.fill_and_commit(jobs, present, options, lease)
@@ -191,7 +192,8 @@ impl Store {
                 .checked_sub(1)
                 .and_then(|below| present[below].as_ref())
                 .map(|layer| layer.chain);
-            let committed = self.commit_ready(base.as_ref(), run, lease)?;
+            let written = self.inner.syncer.ticket();
+            let committed = self.commit_ready(base.as_ref(), run, lease, written)?;
             for (at, layer) in committed.into_iter().enumerate() {
                 present[first + at] = Some(layer);
             }
@@ -223,6 +225,7 @@ impl Store {
         };
         let workers = workers.min(jobs.len());
         let cancelled = options.cancelled.clone().unwrap_or_default();
+        let names = NameBudget::new(options.limits.names);
         let queue = Mutex::new(jobs.into_iter());
         let results: Mutex<Vec<Result<Done>>> = Mutex::new(Vec::new());
         std::thread::scope(|scope| {
@@ -231,7 +234,7 @@ impl Store {
                     loop {
                         let job = queue.lock().unwrap_or_else(PoisonError::into_inner).next();
                         let Some(job) = job else { return };
-                        let result = self.fill_one(job, options, &cancelled);
+                        let result = self.fill_one(job, options, &names, &cancelled);
                         if result.is_err() {
                             cancelled.store(true, Ordering::Relaxed);
                         }
@@ -260,7 +263,13 @@ impl Store {
         }
     }
 
-    fn fill_one(&self, job: Job, options: &UnpackOptions, cancelled: &AtomicBool) -> Result<Done> {
+    fn fill_one(
+        &self,
+        job: Job,
+        options: &UnpackOptions,
+        names: &NameBudget,
+        cancelled: &AtomicBool,
+    ) -> Result<Done> {
         let Job {
             position,
             snapshot,
@@ -282,6 +291,7 @@ impl Store {
         };
         let unpack_options = Options {
             limits: options.limits,
+            names: Some(names),
             cancelled: Some(cancelled),
             progress: Some(&told),
             ..Options::default()

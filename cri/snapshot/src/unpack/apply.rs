@@ -1,5 +1,6 @@
 //! Entry by entry: what each kind becomes in the tree.
 
+use super::books::NameBudget;
 use super::tree::{Missing, Place, Tree, clean, join, split};
 use super::{Options, UnpackError, Unpacked, at, shown};
 use crate::attributes::{
@@ -26,7 +27,7 @@ const AUFS_PREFIX: &[u8] = b".wh..wh.";
 type Result<T> = std::result::Result<T, UnpackError>;
 
 struct Unpacker<'a> {
-    tree: Tree,
+    tree: Tree<'a>,
     options: &'a Options<'a>,
     prefix: Vec<u8>,
     byte_limit: u64,
@@ -50,8 +51,9 @@ pub(super) fn unpack(dir: &Path, archive: &mut dyn Read, options: &Options<'_>) 
         "" => Vec::new(),
         prefix => clean(prefix.as_bytes(), true)?,
     };
+    let own = NameBudget::new(options.limits.names);
     let mut unpacker = Unpacker {
-        tree: Tree::open(dir)?,
+        tree: Tree::open(dir, options.names.unwrap_or(&own))?,
         options,
         prefix,
         byte_limit,
@@ -168,15 +170,14 @@ impl Unpacker<'_> {
         }
         let root = self.tree.root();
         set_attributes(root.fd(), header).map_err(at("set the attributes of", b"/"))?;
-        self.tree.forget(b"");
-        self.tree.set_time_last(b"", header.mtime);
-        Ok(())
+        self.tree.books.forget(b"");
+        self.tree.books.set_time_last(b"", header.mtime)
     }
 
     fn directory(&mut self, parent: &Rc<Place>, base: &[u8], header: &Header) -> Result<()> {
         let place = self.tree.make(parent, base)?;
         set_attributes(place.fd(), header).map_err(at("set the attributes of", &place.real))?;
-        self.tree.set_time_last(&place.real, header.mtime);
+        self.tree.books.set_time_last(&place.real, header.mtime)?;
         self.count(4096);
         Ok(())
     }
@@ -315,8 +316,7 @@ impl Unpacker<'_> {
             }
             // It is a file of a layer below, or nothing: that shows when the layers are put in order.
             self.tree.remove(parent, base)?;
-            self.tree.fix_ups.links.insert(path, target);
-            return Ok(());
+            return self.tree.books.wait_for(path, target);
         };
         if kind(&stat) == FileType::Directory {
             return Err(cannot("it is a directory"));
@@ -353,21 +353,20 @@ impl Unpacker<'_> {
     fn hide(&mut self, parent: &Rc<Place>, base: &[u8], entry: &[u8]) -> Result<()> {
         let path = parent.path(base);
         match self.tree.stat(parent, base)? {
-            None if self.tree.fix_ups.links.contains_key(&path) => Ok(()),
+            None if self.tree.books.has_link(&path) => Ok(()),
             None => {
                 let mode = Mode::empty();
                 let name = OsStr::from_bytes(base);
                 rustix::fs::mknodat(parent.fd(), name, FileType::CharacterDevice, mode, 0)
                     .map_err(|e| at("mark as deleted", entry)(e.into()))?;
                 self.usage.inodes += 1;
-                self.tree.fix_ups.whiteouts.insert(path);
-                Ok(())
+                self.tree.books.delete(path)
             }
             Some(stat) if kind(&stat) == FileType::Directory => {
                 if let Some(place) = self.tree.directory(&path, Missing::Stop)? {
                     self.tree.hide_below(&place)?;
                 }
-                self.tree.cut_off(&path);
+                self.tree.books.cut_off(&path);
                 Ok(())
             }
             Some(_) => Ok(()),
@@ -391,8 +390,8 @@ impl Unpacker<'_> {
             other => other,
         };
         let made = made.map_err(|e| at(act, &parent.path(base))(e.into()))?;
-        if !self.tree.fix_ups.links.is_empty() {
-            self.tree.forget(&parent.path(base));
+        if self.tree.books.has_links() {
+            self.tree.books.forget(&parent.path(base));
         }
         Ok(made)
     }

@@ -3,6 +3,7 @@
 //! Works on a layer whose archive has been read to its end, before it is committed. The parents are only read.
 
 use super::apply::exists;
+use super::descent::Descent;
 use super::tree::{join, split};
 use super::{FixUps, UnpackError, at, shown};
 use crate::attributes::{
@@ -13,7 +14,7 @@ use crate::lower::{Found, View};
 use crate::snapshotter::Usage;
 use rustix::fs::{AtFlags, Dir, FileType, Gid, Mode, OFlags, Stat, Uid};
 use rustix::io::Errno;
-use std::collections::{BTreeSet, HashMap};
+use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io;
@@ -23,12 +24,14 @@ use std::path::{Path, PathBuf};
 
 /// As the kernel: so many links in one name.
 const MAX_LINKS: usize = 40;
+/// So many components in one name, those of links included.
+const MAX_PARTS: usize = 3000;
 
 type Result<T> = std::result::Result<T, UnpackError>;
 
 struct Fixer<'a> {
-    below: View,
-    own: View,
+    below: &'a View,
+    own: &'a View,
     fix_ups: &'a FixUps,
     /// Files copied up so far: where they are below → where they are now.
     copied: HashMap<Vec<u8>, Vec<u8>>,
@@ -52,9 +55,10 @@ pub fn fix_up(dir: &Path, parents: &[PathBuf], fix_ups: &FixUps) -> Result<Usage
         return Ok(Usage::default());
     }
     let open = |layers: &[PathBuf]| View::of_layers(layers).map_err(at("open", b"/"));
+    let (below, own) = (open(parents)?, open(&[dir.to_path_buf()])?);
     let mut fixer = Fixer {
-        below: open(parents)?,
-        own: open(&[dir.to_path_buf()])?,
+        below: &below,
+        own: &own,
         fix_ups,
         copied: HashMap::new(),
         added: Usage::default(),
@@ -65,23 +69,24 @@ pub fn fix_up(dir: &Path, parents: &[PathBuf], fix_ups: &FixUps) -> Result<Usage
     for (link, target) in &fix_ups.links {
         fixer.link(link, target)?;
     }
+    let mut way = Descent::new(&own, &below);
     for path in &fix_ups.whiteouts {
-        fixer.check_whiteout(path)?;
+        fixer.check_whiteout(path, &mut way)?;
     }
     for (path, inherits) in &fix_ups.implied {
-        fixer.implied(path, *inherits)?;
+        fixer.implied(path, *inherits, &mut way)?;
     }
     Ok(fixer.added)
 }
 
 impl Fixer<'_> {
     /// Gives a directory without an entry the attributes of the one below, or the epoch where there is none.
-    fn implied(&self, path: &[u8], inherits: bool) -> Result<()> {
+    fn implied(&self, path: &[u8], inherits: bool, way: &mut Descent<'_>) -> Result<()> {
         let Some(dir) = self.own_directory(path)? else {
             return Ok(());
         };
         let found = if inherits {
-            self.shows_through(path)?
+            way.find(path).map_err(at("look below", path))?
         } else {
             Found::Nothing
         };
@@ -101,8 +106,9 @@ impl Fixer<'_> {
 
     /// Removes a whiteout that hides nothing: in a directory that only this layer has, overlayfs would list its name
     /// (and then not find it).
-    fn check_whiteout(&self, path: &[u8]) -> Result<()> {
-        if !matches!(self.shows_through(path)?, Found::Nothing) {
+    fn check_whiteout(&self, path: &[u8], way: &mut Descent<'_>) -> Result<()> {
+        let found = way.find(path).map_err(at("look below", path))?;
+        if !matches!(found, Found::Nothing) {
             return Ok(());
         }
         let (dir, name) = split(path);
@@ -121,18 +127,6 @@ impl Fixer<'_> {
             keep.restore(parent.as_fd()).map_err(at("set the time of", dir))?;
         }
         Ok(())
-    }
-
-    /// What of the layers below is seen at a path of this layer, given its opaque directories.
-    fn shows_through(&self, path: &[u8]) -> Result<Found> {
-        for (at_byte, _) in path.iter().enumerate().filter(|(_, b)| **b == b'/') {
-            if let Some(dir) = self.own_directory(&path[..at_byte])?
-                && is_opaque(dir.as_fd()).map_err(at("look at", path))?
-            {
-                return Ok(Found::Nothing);
-            }
-        }
-        self.below.find(as_path(path)).map_err(at("look below", path))
     }
 
     /// Makes a hard link to a file of a lower layer: copies the file up, as overlayfs does, and links to the copy.
@@ -174,17 +168,25 @@ impl Fixer<'_> {
     /// Finds a link's target below, following links among its directories.
     fn source(&self, target: &[u8]) -> Result<Option<Source>> {
         let mut path: Vec<u8> = Vec::new();
+        // The directories on the path: the last is where the next name is looked up.
+        let mut dirs = vec![self.below.root()];
         let mut rest: Vec<Vec<u8>> = parts(target).into_iter().rev().collect();
-        let mut links = 0;
+        let (mut links, mut seen) = (0, rest.len());
         while let Some(part) = rest.pop() {
             if part == b".." {
                 path = split(&path).0.to_vec();
+                dirs.truncate(dirs.len().saturating_sub(1).max(1));
                 continue;
             }
             let here = join(&path, &part);
-            match self.below.find(as_path(&here)).map_err(at("look below", &here))? {
+            let Some(dir) = dirs.last() else { return Ok(None) };
+            let found = self.below.lookup(dir, as_path(&here));
+            match found.map_err(at("look below", &here))? {
                 Found::Nothing => return Ok(None),
-                Found::Directory { .. } if !rest.is_empty() => path = here,
+                Found::Directory { dir, .. } if !rest.is_empty() => {
+                    path = here;
+                    dirs.push(dir);
+                }
                 Found::Directory { stat, .. } => {
                     return Ok(Some(Source {
                         path: here,
@@ -204,8 +206,14 @@ impl Fixer<'_> {
                     let to = self.read_link(layer, &here)?;
                     if to.starts_with(b"/") {
                         path.clear();
+                        dirs.truncate(1);
                     }
-                    rest.extend(parts(&to).into_iter().rev());
+                    let to = parts(&to);
+                    seen += to.len();
+                    if seen > MAX_PARTS {
+                        return Ok(None);
+                    }
+                    rest.extend(to.into_iter().rev());
                 }
                 Found::Entry { .. } => return Ok(None),
             }
@@ -273,7 +281,7 @@ impl Fixer<'_> {
                     bytes: 4096,
                     inodes: 1,
                 };
-            self.implied(prefix, true)?;
+            self.implied(prefix, true, &mut Descent::new(self.own, self.below))?;
         }
         Ok(())
     }
@@ -339,41 +347,40 @@ impl Fixer<'_> {
     /// shares becomes opaque.
     fn hide_everything_below(&mut self) -> Result<()> {
         let failed = |e: io::Error| at("hide what lies below", b"/")(e);
-        let root = self.below.root();
-        let mut names = BTreeSet::new();
+        let own = self.own_directory(b"")?.ok_or_else(|| failed(gone()))?;
+        let keep = Times::of(own.as_fd()).map_err(failed)?;
         for layer in 0..self.below.layers() {
             let list = self
                 .below
                 .open_at(layer, Path::new(""), OFlags::RDONLY | OFlags::DIRECTORY)
                 .map_err(failed)?;
             let list = list.ok_or_else(|| failed(gone()))?;
+            // One name at a time: there may be more of them than memory.
             for entry in Dir::read_from(&list).map_err(|e| failed(e.into()))? {
                 let entry = entry.map_err(|e| failed(e.into()))?;
-                names.insert(entry.file_name().to_bytes().to_vec());
-            }
-        }
-        let own = self.own_directory(b"")?.ok_or_else(|| failed(gone()))?;
-        let keep = Times::of(own.as_fd()).map_err(failed)?;
-        for name in names
-            .iter()
-            .filter(|name| !matches!(name.as_slice(), b"." | b".."))
-        {
-            if matches!(
-                self.below.lookup(&root, as_path(name)).map_err(failed)?,
-                Found::Nothing
-            ) {
-                continue;
-            }
-            if let Some(dir) = self.own_directory(name)? {
-                set_opaque(dir.as_fd()).map_err(failed)?;
-            } else if !exists(own.as_fd(), name).map_err(failed)? && !self.fix_ups.links.contains_key(name) {
-                let name = OsStr::from_bytes(name);
-                rustix::fs::mknodat(&own, name, FileType::CharacterDevice, Mode::empty(), 0)
-                    .map_err(|e| failed(e.into()))?;
-                self.added.inodes += 1;
+                let name = entry.file_name().to_bytes();
+                if !matches!(name, b"." | b"..") {
+                    self.hide_below_root(own.as_fd(), name).map_err(failed)?;
+                }
             }
         }
         keep.restore(own.as_fd()).map_err(failed)
+    }
+
+    fn hide_below_root(&mut self, own: BorrowedFd<'_>, name: &[u8]) -> io::Result<()> {
+        let found = self.below.lookup(&self.below.root(), as_path(name))?;
+        if matches!(found, Found::Nothing) {
+            return Ok(());
+        }
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW;
+        if let Some(dir) = self.own.open_at(0, as_path(name), flags)? {
+            set_opaque(dir.as_fd())?;
+        } else if !exists(own, name)? && !self.fix_ups.links.contains_key(name) {
+            let name = OsStr::from_bytes(name);
+            rustix::fs::mknodat(own, name, FileType::CharacterDevice, Mode::empty(), 0)?;
+            self.added.inodes += 1;
+        }
+        Ok(())
     }
 
     fn own_directory(&self, path: &[u8]) -> Result<Option<OwnedFd>> {

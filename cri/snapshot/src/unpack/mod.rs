@@ -19,9 +19,12 @@
 //! Refuses to know compression, digests and where the layer came from.
 
 mod apply;
+mod books;
+mod descent;
 mod fixup;
 mod tree;
 
+pub use books::NameBudget;
 pub use fixup::{fix_up, inherit_root};
 
 use crate::snapshotter::Usage;
@@ -38,6 +41,9 @@ pub struct Limits {
     pub bytes: Option<u64>,
     /// Entries, directories it only implies included.
     pub entries: u64,
+    /// Bytes of memory for the names that have to be remembered until the archive, or the image, is complete:
+    /// directories, deleted names, links to files of lower layers.
+    pub names: u64,
 }
 
 impl Default for Limits {
@@ -45,6 +51,8 @@ impl Default for Limits {
         Limits {
             bytes: None,
             entries: 20_000_000,
+            // Some 800,000 directories.
+            names: 128 << 20,
         }
     }
 }
@@ -54,6 +62,8 @@ impl Default for Limits {
 pub struct Options<'a> {
     /// What it may hold at most.
     pub limits: Limits,
+    /// Memory for names that is shared with other layers; `None`: [`Limits::names`] for this one alone.
+    pub names: Option<&'a NameBudget>,
     /// Names that start with a slash are taken from the root of the tree instead of refused.
     pub absolute_names: bool,
     /// The archive is a plain one and not a layer: names that start with `.wh.` are ordinary, the archive's root

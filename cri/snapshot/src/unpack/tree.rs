@@ -1,14 +1,13 @@
 //! Directories of the layer by name, held by descriptor, and the resolution of names that nobody may lead astray.
 //!
-//! Also keeps the books on what exists only provisionally: implied directories, links that wait for the layers
-//! below, times that are set last. Knows no archives.
+//! What exists only provisionally goes into the books. Knows no archives.
 
+use super::books::{Books, NameBudget};
 use super::{FixUps, UnpackError, at, shown};
 use crate::attributes::{is_whiteout, kind, set_opaque, stat_at, times};
-use crate::tar::Time;
 use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, Stat};
 use rustix::io::Errno;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -20,6 +19,8 @@ use std::rc::Rc;
 const OPEN_DIRECTORIES: usize = 96;
 /// As the kernel: so many links in one name.
 const MAX_LINKS: usize = 40;
+/// So many components of links in one name: forty links of a thousand each would keep us busy for long.
+const MAX_LINK_PARTS: usize = 1000;
 /// The longest name the kernel resolves.
 const MAX_PATH: usize = 4095;
 /// Mode of a directory that nothing says anything about.
@@ -52,29 +53,31 @@ pub(super) enum Missing {
     Stop,
 }
 
+/// What links on the way to a name have cost so far.
+#[derive(Default)]
+struct Followed {
+    links: usize,
+    parts: usize,
+}
+
 /// The tree of one layer.
-pub(super) struct Tree {
+pub(super) struct Tree<'a> {
     root: Rc<Place>,
     open: HashMap<Vec<u8>, Rc<Place>>,
-    pub(super) fix_ups: FixUps,
-    /// Times of directories with an entry of their own, set when nothing more is put into them.
-    directory_times: BTreeMap<Vec<u8>, Time>,
+    pub(super) books: Books<'a>,
     /// Directories that were made, implied ones included.
     pub(super) implied_made: u64,
 }
 
-impl Tree {
-    pub(super) fn open(dir: &Path) -> Result<Tree, UnpackError> {
+impl<'a> Tree<'a> {
+    pub(super) fn open(dir: &Path, budget: &'a NameBudget) -> Result<Tree<'a>, UnpackError> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let fd =
             rustix::fs::openat(CWD, dir, flags, Mode::empty()).map_err(|e| at("open", b"/")(e.into()))?;
-        let mut fix_ups = FixUps::default();
-        fix_ups.implied.insert(Vec::new(), true);
         Ok(Tree {
             root: Rc::new(Place { fd, real: Vec::new() }),
             open: HashMap::new(),
-            fix_ups,
-            directory_times: BTreeMap::new(),
+            books: Books::new(budget),
             implied_made: 0,
         })
     }
@@ -106,7 +109,7 @@ impl Tree {
             None => self.root(),
         };
         let mut start = known.map_or(0, |at| ends[at] + 1);
-        let mut links = 0;
+        let mut links = Followed::default();
         for end in ends.into_iter().skip(known.map_or(0, |at| at + 1)) {
             match self.enter(&here, &name[start..end], missing, &mut links, name)? {
                 Some(next) => here = next,
@@ -127,7 +130,7 @@ impl Tree {
         here: &Rc<Place>,
         name: &[u8],
         missing: Missing,
-        links: &mut usize,
+        links: &mut Followed,
         entry: &[u8],
     ) -> Result<Option<Rc<Place>>, UnpackError> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
@@ -147,16 +150,17 @@ impl Tree {
         let stat = stat_at(here.fd(), OsStr::from_bytes(name)).map_err(at("look at", &path))?;
         match stat {
             Some(stat) if kind(&stat) == FileType::Symlink => {
-                *links += 1;
-                if *links > MAX_LINKS {
+                let target = rustix::fs::readlinkat(here.fd(), OsStr::from_bytes(name), Vec::new());
+                let target = target.map_err(|e| at("read the link", &path)(e.into()))?;
+                links.links += 1;
+                links.parts += target.as_bytes().split(|b| *b == b'/').count();
+                if links.links > MAX_LINKS || links.parts > MAX_LINK_PARTS {
                     let why = "it goes through too many links";
                     return Err(UnpackError::Escape {
                         entry: shown(entry),
                         why,
                     });
                 }
-                let target = rustix::fs::readlinkat(here.fd(), OsStr::from_bytes(name), Vec::new());
-                let target = target.map_err(|e| at("read the link", &path)(e.into()))?;
                 self.follow(here, target.as_bytes(), missing, links, entry)
             }
             // The layer deletes what lies below and goes on to put a directory there.
@@ -181,7 +185,7 @@ impl Tree {
         here: &Rc<Place>,
         target: &[u8],
         missing: Missing,
-        links: &mut usize,
+        links: &mut Followed,
         entry: &[u8],
     ) -> Result<Option<Rc<Place>>, UnpackError> {
         let mut here = if target.starts_with(b"/") {
@@ -220,8 +224,7 @@ impl Tree {
     fn imply(&mut self, here: &Rc<Place>, name: &[u8], inherits: bool) -> Result<Rc<Place>, UnpackError> {
         let path = here.path(name);
         let place = make_directory(here, name).map_err(at("make directory", &path))?;
-        self.fix_ups.links.remove(&path);
-        self.fix_ups.implied.insert(path, inherits);
+        self.books.imply(path, inherits)?;
         self.implied_made += 1;
         Ok(place)
     }
@@ -250,8 +253,7 @@ impl Tree {
         if opaque {
             set_opaque(place.fd()).map_err(at("mark", &path))?;
         }
-        self.fix_ups.links.remove(&path);
-        self.fix_ups.implied.remove(&path);
+        self.books.made(&path);
         Ok(place)
     }
 
@@ -268,79 +270,39 @@ impl Tree {
                 let root = slipway_sys::root::Root::from_fd(dir, Path::new("a layer"));
                 root.remove_all(Path::new(os_name))
                     .map_err(at("replace", &path))?;
-                self.forget_below(&path);
+                self.books.forget_below(&path);
             }
             Err(Errno::NOENT) => {}
             Err(e) => return Err(at("replace", &path)(e.into())),
         }
-        self.forget(&path);
+        self.books.forget(&path);
         Ok(())
-    }
-
-    /// An entry takes the place of whatever was expected at this path.
-    pub(super) fn forget(&mut self, path: &[u8]) {
-        if !self.fix_ups.links.is_empty() {
-            self.fix_ups.links.remove(path);
-        }
-        self.fix_ups.implied.remove(path);
-        self.directory_times.remove(path);
-    }
-
-    fn forget_below(&mut self, path: &[u8]) {
-        // Everything that starts with "path/" sorts between "path/" and "path0": '0' follows '/'.
-        let from = [path, b"/"].concat();
-        let to = [path, b"0"].concat();
-        remove_range(&mut self.fix_ups.implied, &from, &to);
-        remove_range(&mut self.fix_ups.links, &from, &to);
-        remove_range(&mut self.directory_times, &from, &to);
     }
 
     /// The directory hides what lies below it.
     pub(super) fn hide_below(&mut self, place: &Place) -> Result<(), UnpackError> {
         if place.real.is_empty() {
-            self.fix_ups.opaque_root = true;
+            self.books.hide_root();
             return Ok(());
         }
         set_opaque(place.fd()).map_err(at("mark", &place.real))
     }
 
-    /// The directory itself, not only its contents, is deleted below: nothing of it shows through.
-    pub(super) fn cut_off(&mut self, path: &[u8]) {
-        if let Some(inherits) = self.fix_ups.implied.get_mut(path) {
-            *inherits = false;
-        }
-    }
-
-    /// Remembers a directory's time.
-    pub(super) fn set_time_last(&mut self, real: &[u8], time: Time) {
-        self.directory_times.insert(real.to_vec(), time);
-    }
-
     /// Sets the times of all directories that have an entry of their own: nothing is put into them any more.
     pub(super) fn finish(mut self) -> Result<FixUps, UnpackError> {
-        let all = std::mem::take(&mut self.directory_times);
+        let all = self.books.take_times();
         for (path, time) in &all {
             if let Some(place) = self.directory(path, Missing::Stop)? {
                 rustix::fs::futimens(place.fd(), &times(time.seconds, time.nanos))
                     .map_err(|e| at("set the time of", path)(e.into()))?;
             }
         }
-        Ok(self.fix_ups)
+        Ok(self.books.close())
     }
 
     /// What is at a name.
     pub(super) fn stat(&self, here: &Place, name: &[u8]) -> Result<Option<Stat>, UnpackError> {
         stat_at(here.fd(), OsStr::from_bytes(name)).map_err(at("look at", &here.path(name)))
-    }
-}
-
-fn remove_range<V>(map: &mut BTreeMap<Vec<u8>, V>, from: &[u8], to: &[u8]) {
-    let keys: Vec<Vec<u8>> = map
-        .range(from.to_vec()..to.to_vec())
-        .map(|(key, _)| key.clone())
-        .collect();
-    for key in keys {
-        map.remove(&key);
     }
 }
 

@@ -172,6 +172,35 @@ fn root_hostile_and_unknown_layers_are_refused_and_leave_nothing() {
         "{error}"
     );
     nothing_left(&bed);
+    // Names that have to be kept in memory: few in each layer, many in all of them.
+    let limits = Limits {
+        names: 100_000,
+        ..Limits::default()
+    };
+    let options = UnpackOptions {
+        limits,
+        ..UnpackOptions::default()
+    };
+    let layers: Vec<Blob> = (0..10)
+        .map(|layer| {
+            let names: Vec<String> = (0..50).map(|i| format!("{layer}{i:0>150}/x")).collect();
+            Blob::gzip(&names.iter().map(|n| (n.as_str(), &b""[..])).collect::<Vec<_>>())
+        })
+        .collect();
+    let sources = layers.iter().map(Blob::source).collect();
+    let error = unpack(&bed, sources, &options).unwrap_err();
+    assert!(
+        matches!(
+            &error,
+            StoreError::Unpack {
+                source: UnpackError::TooLarge { limit: 100_000, .. },
+                ..
+            }
+        ),
+        "{error}"
+    );
+    nothing_left(&bed);
+    unpack(&Bed::new(), vec![layers[0].source()], &options).unwrap();
     let mut encrypted = Blob::gzip(&[("a", b"")]);
     encrypted.descriptor = oci_spec::image::Descriptor::new(
         MediaType::Other("application/vnd.oci.image.layer.v1.tar+gzip+encrypted".into()),

@@ -325,3 +325,34 @@ fn root_an_opaque_root_hides_every_name_below() {
     assert!(bed.whiteout("d") && bed.opaque("shared"));
     assert!(describe(&bed.layer)["f"].contains("mine"));
 }
+
+#[test]
+fn root_what_depends_on_deep_layers_below_takes_no_longer_than_its_directories() {
+    if !is_root("what_depends_on_deep_layers_below") {
+        return;
+    }
+    // Looked up from the root each, these are six hundred million names.
+    let deep = "d/".repeat(1000);
+    let (below, bed) = (Bed::new(), Bed::new());
+    below
+        .unpack(Archive::new().file(&format!("{deep}old"), ""))
+        .unwrap();
+    let mut archive = Archive::new().file(&format!("{deep}new"), "");
+    for i in 0..200 {
+        archive = archive.file(&format!("{deep}.wh.{i}"), "");
+    }
+    archive = archive
+        .file(&format!("{deep}.wh.old"), "")
+        .hard("link", &format!("{deep}old"));
+    let unpacked = bed.unpack(archive).unwrap();
+    let start = std::time::Instant::now();
+    fix_up(&bed.layer, std::slice::from_ref(&below.layer), &unpacked.fix_ups).unwrap();
+    assert!(start.elapsed().as_secs() < 20, "{:?}", start.elapsed());
+    let at = |name: &str| {
+        let root = slipway_sys::root::Root::open(&bed.layer).unwrap();
+        root.symlink_metadata(Path::new(&format!("{deep}{name}")))
+            .unwrap()
+    };
+    assert!(at("old").is_some(), "deleted: there is something to hide");
+    assert!(at("7").is_none(), "nothing to hide");
+}

@@ -299,6 +299,7 @@ fn root_a_layer_that_holds_more_than_it_may_is_stopped() {
         limits: Limits {
             bytes: Some(bytes),
             entries,
+            ..Limits::default()
         },
         ..Options::default()
     };
@@ -332,6 +333,72 @@ fn root_a_layer_that_holds_more_than_it_may_is_stopped() {
         matches!(error, UnpackError::TooLarge { what: "entries", .. }),
         "{error}"
     );
+}
+
+#[test]
+fn root_names_that_have_to_be_remembered_are_bounded_whatever_they_are() {
+    if !is_root("names_that_have_to_be_remembered") {
+        return;
+    }
+    let name = |i: usize| format!("{i:0>200}");
+    let of = |put: &dyn Fn(Archive, String) -> Archive| (0..400).map(name).fold(Archive::new(), put).bytes();
+    let implied = of(&|a, n| a.file(&format!("{n}/x"), ""));
+    let directories = of(&|a, n| a.dir(&n));
+    let deleted = of(&|a, n| a.file(&format!(".wh.{n}"), ""));
+    let linked = of(&|a, n| a.hard(&n, "in/some/layer/below"));
+    let deep = Archive::new().file(&format!("{}x", "d/".repeat(600)), "").bytes();
+    for (what, archive) in [
+        ("implied", &implied),
+        ("directories", &directories),
+        ("deleted", &deleted),
+        ("linked", &linked),
+        ("deep", &deep),
+    ] {
+        let options = |names| Options {
+            limits: Limits {
+                names,
+                ..Limits::default()
+            },
+            ..Options::default()
+        };
+        let bed = Bed::new();
+        let error = unpack(&bed.layer, &mut &archive[..], &options(100_000)).unwrap_err();
+        assert!(
+            matches!(error, UnpackError::TooLarge { limit: 100_000, .. }),
+            "{what}: {error}"
+        );
+        assert!(error.to_string().contains("names"), "{what}: {error}");
+        unpack(&Bed::new().layer, &mut &archive[..], &options(10_000_000)).unwrap();
+        // What several layers remember counts together.
+        let budget = NameBudget::new(500_000);
+        let shared = Options {
+            names: Some(&budget),
+            ..Options::default()
+        };
+        let all = (0..6).try_for_each(|_| unpack(&Bed::new().layer, &mut &archive[..], &shared).map(drop));
+        // Times are set, and forgotten, before the layers below are needed.
+        assert_eq!(all.is_ok(), what == "directories", "{what}: {all:?}");
+    }
+}
+
+#[test]
+fn root_links_with_a_thousand_parts_are_too_many() {
+    if !is_root("links_with_a_thousand_parts") {
+        return;
+    }
+    let bed = Bed::new();
+    let long = |to: &str| format!("{}{to}", "./a/../".repeat(180));
+    let mut archive = Archive::new().dir("a").dir("b");
+    for i in 0..8 {
+        let to = if i == 0 {
+            "b".to_owned()
+        } else {
+            format!("l{}", i - 1)
+        };
+        archive = archive.link(&format!("l{i}"), &long(&to));
+    }
+    let error = bed.unpack(archive.file("l7/x", "")).unwrap_err();
+    assert!(matches!(error, UnpackError::Escape { .. }), "{error}");
 }
 
 #[test]

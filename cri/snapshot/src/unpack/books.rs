@@ -1,0 +1,235 @@
+//! The books on what exists only provisionally: implied directories, links that wait for the layers below, deleted
+//! names, times that are set last. All of it is kept by name, in memory, for as long as the archive lasts, so what the
+//! names take is bounded: an archive of a few megabytes could imply gigabytes of them. Knows no files.
+
+use super::{FixUps, UnpackError, shown};
+use crate::tar::Time;
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// What a name takes besides its own bytes: its allocation and its share of the tree.
+const OVERHEAD: u64 = 96;
+
+/// Memory for names, in bytes: what all layers of an image share.
+#[derive(Debug)]
+pub struct NameBudget {
+    limit: u64,
+    used: AtomicU64,
+}
+
+impl NameBudget {
+    /// So many bytes.
+    pub fn new(limit: u64) -> NameBudget {
+        NameBudget {
+            limit,
+            used: AtomicU64::new(0),
+        }
+    }
+
+    fn take(&self, name: &[u8]) -> Result<(), UnpackError> {
+        let bytes = name.len() as u64 + OVERHEAD;
+        let before = self.used.fetch_add(bytes, Ordering::Relaxed);
+        if before.saturating_add(bytes) <= self.limit {
+            return Ok(());
+        }
+        self.used.fetch_sub(bytes, Ordering::Relaxed);
+        Err(UnpackError::TooLarge {
+            entry: shown(name),
+            what: "bytes of names that have to be remembered",
+            limit: self.limit,
+        })
+    }
+
+    fn give(&self, name: &[u8]) {
+        self.used
+            .fetch_sub(name.len() as u64 + OVERHEAD, Ordering::Relaxed);
+    }
+}
+
+/// The books of one layer. Paths are real ones, relative to the layer.
+pub(super) struct Books<'a> {
+    budget: &'a NameBudget,
+    fix_ups: FixUps,
+    /// Times of directories with an entry of their own, set when nothing more is put into them.
+    times: BTreeMap<Vec<u8>, Time>,
+}
+
+impl<'a> Books<'a> {
+    /// Nothing but the root, which is implied.
+    pub(super) fn new(budget: &'a NameBudget) -> Books<'a> {
+        let mut fix_ups = FixUps::default();
+        fix_ups.implied.insert(Vec::new(), true);
+        Books {
+            budget,
+            fix_ups,
+            times: BTreeMap::new(),
+        }
+    }
+
+    /// A directory without an entry (yet); `false`: nothing below shows through.
+    pub(super) fn imply(&mut self, path: Vec<u8>, inherits: bool) -> Result<(), UnpackError> {
+        self.drop_link(&path);
+        if !self.fix_ups.implied.contains_key(&path) {
+            self.budget.take(&path)?;
+        }
+        self.fix_ups.implied.insert(path, inherits);
+        Ok(())
+    }
+
+    /// The directory has an entry of its own.
+    pub(super) fn made(&mut self, path: &[u8]) {
+        self.drop_link(path);
+        self.drop_implied(path);
+    }
+
+    /// The directory itself, not only its contents, is deleted below: nothing of it shows through.
+    pub(super) fn cut_off(&mut self, path: &[u8]) {
+        if let Some(inherits) = self.fix_ups.implied.get_mut(path) {
+            *inherits = false;
+        }
+    }
+
+    /// A hard link to a file that this layer does not hold.
+    pub(super) fn wait_for(&mut self, link: Vec<u8>, target: Vec<u8>) -> Result<(), UnpackError> {
+        self.drop_link(&link);
+        self.budget.take(&target)?;
+        self.budget.take(&link)?;
+        self.fix_ups.links.insert(link, target);
+        Ok(())
+    }
+
+    /// Whether any link waits: usually none does.
+    pub(super) fn has_links(&self) -> bool {
+        !self.fix_ups.links.is_empty()
+    }
+
+    /// Whether a link waits under this name.
+    pub(super) fn has_link(&self, path: &[u8]) -> bool {
+        self.has_links() && self.fix_ups.links.contains_key(path)
+    }
+
+    /// A deleted name.
+    pub(super) fn delete(&mut self, path: Vec<u8>) -> Result<(), UnpackError> {
+        if !self.fix_ups.whiteouts.contains(&path) {
+            self.budget.take(&path)?;
+            self.fix_ups.whiteouts.insert(path);
+        }
+        Ok(())
+    }
+
+    pub(super) fn hide_root(&mut self) {
+        self.fix_ups.opaque_root = true;
+    }
+
+    /// A directory's time, to be set last.
+    pub(super) fn set_time_last(&mut self, path: &[u8], time: Time) -> Result<(), UnpackError> {
+        match self.times.get_mut(path) {
+            Some(there) => *there = time,
+            None => {
+                self.budget.take(path)?;
+                self.times.insert(path.to_vec(), time);
+            }
+        }
+        Ok(())
+    }
+
+    /// An entry takes the place of whatever was expected at this path.
+    pub(super) fn forget(&mut self, path: &[u8]) {
+        self.drop_link(path);
+        self.drop_implied(path);
+        if self.times.remove(path).is_some() {
+            self.budget.give(path);
+        }
+    }
+
+    /// Everything below this path is gone. Takes as long as there is something to forget.
+    pub(super) fn forget_below(&mut self, path: &[u8]) {
+        // Everything that starts with "path/" sorts between "path/" and "path0": '0' follows '/'.
+        let from = [path, b"/"].concat();
+        let to = [path, b"0"].concat();
+        let budget = self.budget;
+        remove_range(&mut self.fix_ups.implied, &from, &to, |name, _| budget.give(name));
+        remove_range(&mut self.fix_ups.links, &from, &to, |name, target| {
+            budget.give(name);
+            budget.give(target);
+        });
+        remove_range(&mut self.times, &from, &to, |name, _| budget.give(name));
+    }
+
+    /// The times that were to be set last.
+    pub(super) fn take_times(&mut self) -> BTreeMap<Vec<u8>, Time> {
+        let times = std::mem::take(&mut self.times);
+        times.keys().for_each(|name| self.budget.give(name));
+        times
+    }
+
+    /// What is left for [`super::fix_up`]; it stays on the budget.
+    pub(super) fn close(self) -> FixUps {
+        self.fix_ups
+    }
+
+    fn drop_link(&mut self, path: &[u8]) {
+        if self.has_link(path)
+            && let Some(target) = self.fix_ups.links.remove(path)
+        {
+            self.budget.give(path);
+            self.budget.give(&target);
+        }
+    }
+
+    fn drop_implied(&mut self, path: &[u8]) {
+        if self.fix_ups.implied.remove(path).is_some() && !path.is_empty() {
+            self.budget.give(path);
+        }
+    }
+}
+
+fn remove_range<V>(map: &mut BTreeMap<Vec<u8>, V>, from: &[u8], to: &[u8], mut gone: impl FnMut(&[u8], &V)) {
+    let keys: Vec<Vec<u8>> = map
+        .range(from.to_vec()..to.to_vec())
+        .map(|(key, _)| key.clone())
+        .collect();
+    for key in keys {
+        if let Some(value) = map.remove(&key) {
+            gone(&key, &value);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_forgotten_is_given_back_and_what_is_kept_is_counted_once() {
+        let budget = NameBudget::new(10_000);
+        let mut books = Books::new(&budget);
+        for _ in 0..100 {
+            books.imply(b"a".to_vec(), true).unwrap();
+            books.imply(b"a/b".to_vec(), true).unwrap();
+            books.wait_for(b"a/l".to_vec(), b"elsewhere".to_vec()).unwrap();
+            books.delete(b"gone".to_vec()).unwrap();
+            let time = Time::default();
+            books.set_time_last(b"a/b", time).unwrap();
+            books.set_time_last(b"a/b", time).unwrap();
+            books.forget_below(b"a");
+            books.forget(b"a");
+        }
+        assert_eq!(
+            budget.used.load(Ordering::Relaxed),
+            4 + OVERHEAD,
+            "the deleted name"
+        );
+        books.made(b"");
+        assert_eq!(budget.used.load(Ordering::Relaxed), 4 + OVERHEAD);
+        let long = vec![b'x'; 5000];
+        books.imply(long.clone(), true).unwrap();
+        let error = books.set_time_last(&long, Time::default()).unwrap_err();
+        assert!(
+            matches!(error, UnpackError::TooLarge { limit: 10_000, .. }),
+            "{error}"
+        );
+        assert!(error.to_string().len() < 500, "{error}");
+        assert_eq!(budget.used.load(Ordering::Relaxed), 4 + 5000 + 2 * OVERHEAD);
+    }
+}
