@@ -222,7 +222,11 @@ pub async fn prune(store: &Store, args: &PruneArgs) -> Result<()> {
                 .freed;
             images += 1;
         }
-        let report = store.gc().context("cannot collect garbage")?;
+        let report = match which.all {
+            true => store.prune_blobs(),
+            false => store.gc(),
+        };
+        let report = report.context("cannot collect garbage")?;
         Ok(json!({
             "images": images, "cache_entries": entries, "cache_mounts": mounts.removed,
             "blobs": report.blobs, "snapshots": report.snapshots, "bytes": freed + report.bytes,

@@ -12,9 +12,7 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use serde::{Deserialize, Serialize};
-use slipway_image::{
-    Active, CacheLock, ChainId, Digest, HashedLayer, LayerOptions, Lease, Store, StoreError,
-};
+use slipway_image::{Active, CacheLock, ChainId, Digest, LayerOptions, Lease, Store, StoreError};
 use tokio::sync::{mpsc, watch};
 
 use crate::cancel::Cancel;
@@ -285,32 +283,11 @@ fn seal(
     base: Option<&ChainId>,
     batch: &[Job],
 ) -> Result<Vec<ChainId>, StoreError> {
-    let layers = match batch {
-        // The shortest way when there is one: hash and sync at the same time.
-        [one] => {
-            vec![store.seal_layer(one.finished.active.clone(), &one.finished.options, base, lease)?]
-        }
-        many => {
-            let hashed: Vec<(Active, HashedLayer)> = std::thread::scope(|scope| {
-                let workers: Vec<_> = many
-                    .iter()
-                    .map(|job| {
-                        scope.spawn(|| {
-                            let active = job.finished.active.clone();
-                            store
-                                .hash_layer(&active, &job.finished.options)
-                                .map(|hashed| (active, hashed))
-                        })
-                    })
-                    .collect();
-                workers
-                    .into_iter()
-                    .map(|w| w.join().unwrap_or_else(|p| std::panic::resume_unwind(p)))
-                    .collect::<Result<_, _>>()
-            })?;
-            store.commit_layers(base, hashed, lease)?
-        }
-    };
+    let finished: Vec<(&Active, &LayerOptions)> = batch
+        .iter()
+        .map(|job| (&job.finished.active, &job.finished.options))
+        .collect();
+    let layers = store.seal_layers(base, &finished, lease)?;
     for (job, layer) in batch.iter().zip(&layers) {
         let created_ns = job
             .finished

@@ -27,6 +27,7 @@ pub use archive::ArchiveFormat;
 pub use content::{BlobFile, Follower, Ingest};
 pub use digest::{ChainId, DiffId, Digest, DigestError, ImageId};
 pub use error::{Result, StoreError};
+pub use failpoint::ALL as FAILPOINTS;
 pub use image::{Image, NewImage, PulledManifest, Removed, Writer};
 pub use platform::{Platform, PlatformError};
 pub use progress::{LayerProgress, Progress, ProgressEvent, Silent};
@@ -35,6 +36,7 @@ pub use push::{PushError, Pusher};
 pub use reference::{DEFAULT_REGISTRY, Reference, ReferenceError};
 pub use registry::{AuthFields, BadAuthField, Credentials, LocalBuilds, RegistryConfig};
 pub use store::{
-    Active, ActiveInfo, CacheEntry, CacheLock, CachePrune, Compression, DeadOwner, GcReport, HashedLayer,
-    Layer, LayerOptions, LayerSource, Lease, Manifest, OwnerKind, Record, Records, Store, UnpackOptions,
+    Active, ActiveInfo, CacheEntry, CacheLock, CachePrune, Compression, DeadOwner, Flushing, GcReport,
+    HashedLayer, Layer, LayerOptions, LayerSource, Lease, Manifest, OwnerKind, Record, Records, Store,
+    UnpackOptions,
 };

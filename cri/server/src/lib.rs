@@ -58,7 +58,12 @@ pub fn main() -> anyhow::Result<ExitCode> {
     match cli.command {
         Some(Command::Config(ConfigCommand::Default)) => print!("{DEFAULT_TOML}"),
         Some(Command::Config(ConfigCommand::Check)) => print!("{}", Config::load(&cli.flags)?.to_toml()),
-        Some(Command::Failpoints) => fail::ALL.iter().for_each(|name| println!("{name}")),
+        Some(Command::Failpoints) => {
+            fail::ALL.iter().for_each(|name| println!("{name}"));
+            slipway_image::FAILPOINTS
+                .iter()
+                .for_each(|name| println!("store.{name}"));
+        }
         None => {
             memory::settle();
             let config = Config::load(&cli.flags)?;

@@ -70,11 +70,17 @@ impl Overlay {
         Ok(swept)
     }
 
-    /// As [`Snapshotter::commit_all`], with another way to make everything written so far durable.
+    /// As [`Snapshotter::commit_all`], with other ways to make everything in the trees durable, and then everything
+    /// written so far.
     ///
     /// # Errors
     /// As [`Snapshotter::commit_all`].
-    pub fn commit_with(&self, commits: &[Commit], sync: &dyn Fn() -> Result<()>) -> Result<Vec<Usage>> {
+    pub fn commit_with(
+        &self,
+        commits: &[Commit],
+        sync_trees: &dyn Fn() -> Result<()>,
+        sync: &dyn Fn() -> Result<()>,
+    ) -> Result<Vec<Usage>> {
         if commits.is_empty() {
             return Ok(Vec::new());
         }
@@ -84,12 +90,22 @@ impl Overlay {
             .collect::<Result<Vec<_>>>()?;
         // One sync for the trees of all, one for all their markers: an fsync a marker would wait for the journal
         // each time. Only what was synced gets a marker.
-        sync()?;
+        sync_trees()?;
         for (commit, usage) in commits.iter().zip(&usages) {
             let marker = self.home(&commit.id).join(MARKER);
             fs::write(&marker, marker_text(*usage)).map_err(at("write", &marker))?;
         }
-        sync()?;
+        match commits {
+            // Where it is alone, the other things on the filesystem need not be written for it.
+            [one] => {
+                let home = self.home(&one.id);
+                let marker = home.join(MARKER);
+                let file = fs::File::open(&marker).map_err(at("open", &marker))?;
+                file.sync_all().map_err(at("sync", &marker))?;
+                sync_dir(&home)?;
+            }
+            _ => sync()?,
+        }
         Ok(usages)
     }
 
@@ -176,7 +192,8 @@ impl Snapshotter for Overlay {
     }
 
     fn commit_all(&self, commits: &[Commit]) -> Result<Vec<Usage>> {
-        self.commit_with(commits, &|| sync_filesystem(&self.dir))
+        let sync = || sync_filesystem(&self.dir);
+        self.commit_with(commits, &sync, &sync)
     }
 
     fn committed(&self, id: &SnapshotId) -> Result<Option<Usage>> {

@@ -225,7 +225,10 @@ impl StepContext<'_> {
             return Ok(found);
         }
         let active = self.prepare().await?;
+        // What the step writes has to be on disk soon after its end: the disk may as well begin now.
+        let flushing = self.build.store.flushing();
         let worked = work(&active).await;
+        drop(flushing);
         if let Err(error) = worked {
             self.build.forget(&active.key).await;
             return Err(error);

@@ -40,7 +40,25 @@ pub(crate) struct Download {
     pub digest: Digest,
     shared: Arc<Shared>,
     outcome: watch::Receiver<Outcome>,
+    stopped: CancellationToken,
     _stop: DropGuard,
+}
+
+/// What remains to be waited for when a download is let go.
+pub(crate) struct Parting {
+    outcome: watch::Receiver<Outcome>,
+    stopped: CancellationToken,
+}
+
+impl Parting {
+    /// Waits until nothing of the download is left, unless somebody else wants it still.
+    pub async fn gone(mut self) {
+        let over = self.outcome.borrow().is_some();
+        if over || self.stopped.is_cancelled() {
+            // Its task holds the other end until the file is gone.
+            while self.outcome.changed().await.is_ok() {}
+        }
+    }
 }
 
 type Outcome = Option<Result<(), PullError>>;
@@ -129,6 +147,14 @@ impl Download {
         }
     }
 
+    /// For whoever lets it go and wants to see it gone.
+    pub fn parting(&self) -> Parting {
+        Parting {
+            outcome: self.outcome.clone(),
+            stopped: self.stopped.clone(),
+        }
+    }
+
     /// Whether it is about to end: all bytes are here, or it fails this moment.
     pub fn is_ending(&self) -> bool {
         !self.is_over() && self.shared.ingest().is_none()
@@ -178,6 +204,7 @@ fn begin(
             digest,
             shared,
             outcome,
+            stopped: stop.clone(),
             _stop: stop.drop_guard(),
         }),
         follower,
@@ -210,7 +237,7 @@ impl Task {
 
     async fn transfer(&self) -> Result<(), PullError> {
         // The semaphore is never closed.
-        let _turn = self.session.registry.transfers.acquire().await.ok();
+        let turn = self.session.registry.transfers.acquire().await.ok();
         let (pieces, received) = mpsc::channel(PIECES);
         let (shared, root) = (Arc::clone(&self.shared), self.store.root().to_owned());
         let (digest, size) = (self.digest, self.descriptor.size());
@@ -223,6 +250,8 @@ impl Task {
         let fetched = fetch.run().await;
         let hosts = fetch.hosts.join(" and ");
         drop(fetch);
+        // What is left is the disk's: the next transfer need not wait for it.
+        drop(turn);
         let (reference, what) = (&self.session.reference, format!("layer {digest}"));
         if let Err(Stop::Failure(failure)) = fetched {
             return Err(failure.pull(reference, &what));

@@ -119,6 +119,13 @@ impl<'a> Fetch<'a> {
                     detail: format!("it ended after {} of {} bytes", self.got, self.size),
                 },
                 Ok(_) => return Ok(()),
+                // What it has is shorter than it should be, whoever asks.
+                Err(Stop::Failure(Failure::Status {
+                    host, status: 416, ..
+                })) if self.got > 0 => {
+                    let detail = format!("it ended after {} of {} bytes", self.got, self.size);
+                    return Err(Failure::Corrupt { host, detail }.into());
+                }
                 Err(Stop::Failure(failure)) => failure,
                 Err(gone) => return Err(gone),
             };

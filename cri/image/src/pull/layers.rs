@@ -3,7 +3,7 @@
 //! Owns what makes the two stop each other, and the running totals. Refuses to know manifests.
 
 use super::choose::Chosen;
-use super::download::{Download, Source};
+use super::download::{Download, Parting, Source};
 use super::error::PullError;
 use super::fetch::downloaded;
 use super::run::Run;
@@ -82,6 +82,17 @@ impl Run {
             never = self.tell(&coming) => never,
         };
         self.post_totals(&coming);
+        if result.is_err() {
+            // Whoever is told of the failure finds nothing of it on the disk.
+            let partings: Vec<_> = coming
+                .iter()
+                .filter_map(|layer| layer.download.as_ref())
+                .map(|download| download.parting())
+                .collect();
+            drop(coming);
+            let gone = futures_util::future::join_all(partings.into_iter().map(Parting::gone));
+            let _ = tokio::time::timeout(CAUSE, gone).await;
+        }
         result
     }
 

@@ -2,6 +2,7 @@
 //!
 //! The order is that of "durable before visible": directory, one syncfs, markers, one more, rows.
 
+use super::sync::Flushing;
 use super::{Active, Lease, Store};
 use crate::catalog::leases::{self, Item};
 use crate::catalog::{Durability, layers, snapshots};
@@ -142,6 +143,17 @@ impl Store {
         layers: Vec<(Active, HashedLayer)>,
         lease: &Lease,
     ) -> Result<Vec<Layer>> {
+        let written = self.inner.syncer.ticket();
+        self.commit_hashed(base, layers, lease, written)
+    }
+
+    fn commit_hashed(
+        &self,
+        base: Option<&ChainId>,
+        layers: Vec<(Active, HashedLayer)>,
+        lease: &Lease,
+        written: u64,
+    ) -> Result<Vec<Layer>> {
         let ready = layers
             .into_iter()
             .map(|(active, hashed)| Ready {
@@ -152,7 +164,7 @@ impl Store {
                 options: Some(hashed.options),
             })
             .collect();
-        self.commit_ready(base, ready, lease)
+        self.commit_ready(base, ready, lease, written)
     }
 
     /// Makes one active snapshot a layer on `base`.
@@ -171,10 +183,44 @@ impl Store {
         layers.into_iter().next().ok_or(StoreError::NoSnapshot { key })
     }
 
-    /// Hashes and syncs at the same time, then commits: the shortest way from a step's end to a layer.
+    /// Hashes active snapshots (nobody writes to them any more) and syncs them at the same time, then commits them as
+    /// layers, each on the one before it and the first on `base`: the shortest way from a step's end to a layer.
     ///
     /// # Errors
     /// As [`Store::hash_layer`] and [`Store::commit_layers`].
+    pub fn seal_layers(
+        &self,
+        base: Option<&ChainId>,
+        layers: &[(&Active, &LayerOptions)],
+        lease: &Lease,
+    ) -> Result<Vec<Layer>> {
+        let syncer = &self.inner.syncer;
+        let written = syncer.ticket();
+        let hashed = std::thread::scope(|scope| {
+            let sync = scope.spawn(|| syncer.sync_since(written));
+            let workers: Vec<_> = layers
+                .iter()
+                .map(|(active, options)| scope.spawn(|| self.hash_layer(active, options)))
+                .collect();
+            let hashed = workers
+                .into_iter()
+                .zip(layers)
+                .map(|(worker, (active, _))| {
+                    let hashed = worker.join().unwrap_or_else(|p| std::panic::resume_unwind(p));
+                    hashed.map(|hashed| ((*active).clone(), hashed))
+                })
+                .collect::<Result<Vec<_>>>();
+            let synced = sync.join().unwrap_or_else(|p| std::panic::resume_unwind(p));
+            synced.map_err(snap("make layers durable"))?;
+            hashed
+        })?;
+        self.commit_hashed(base, hashed, lease, written)
+    }
+
+    /// As [`Store::seal_layers`], for one.
+    ///
+    /// # Errors
+    /// As [`Store::seal_layers`].
     pub fn seal_layer(
         &self,
         active: Active,
@@ -182,24 +228,24 @@ impl Store {
         base: Option<&ChainId>,
         lease: &Lease,
     ) -> Result<Layer> {
-        let hashed = std::thread::scope(|scope| {
-            // Only to have the disk busy while the processor is: the commit syncs for good, and tells of failures.
-            let sync = scope.spawn(|| self.inner.syncer.sync());
-            let hashed = self.hash_layer(&active, options);
-            if let Ok(Err(error)) = sync.join() {
-                tracing::debug!(%error, "the early sync failed");
-            }
-            hashed
-        })?;
-        self.commit_layer(active, hashed, base, lease)
+        let layers = self.seal_layers(base, &[(&active, options)], lease)?;
+        let key = active.key;
+        layers.into_iter().next().ok_or(StoreError::NoSnapshot { key })
     }
 
-    /// Commits filled directories as layers, bottom first, on `base`.
+    /// Has the disk write along while something large may be written that a commit will sync.
+    pub fn flushing(&self) -> Flushing {
+        self.inner.syncer.flushing()
+    }
+
+    /// Commits filled directories as layers, bottom first, on `base`. They were filled when the ticket `written` was
+    /// taken.
     pub(crate) fn commit_ready(
         &self,
         base: Option<&ChainId>,
         ready: Vec<Ready>,
         lease: &Lease,
+        written: u64,
     ) -> Result<Vec<Layer>> {
         let mut parent = base.copied();
         let mut layers = Vec::with_capacity(ready.len());
@@ -224,10 +270,11 @@ impl Store {
             parent = Some(chain);
         }
         failpoint::reach("commit.before_sync");
+        let syncer = &self.inner.syncer;
         let usages = self
             .inner
             .overlay
-            .commit_all(&commits)
+            .commit_with(&commits, &|| syncer.sync_since(written), &|| syncer.sync())
             .map_err(snap("commit layers"))?;
         for (commit, usage) in commits.iter().zip(usages) {
             layers

@@ -39,6 +39,7 @@ pub use layers::{HashedLayer, Layer, LayerOptions};
 pub use lease::Lease;
 pub use owners::DeadOwner;
 pub use records::{Record, Records};
+pub use sync::Flushing;
 pub use unpack::{LayerSource, UnpackOptions};
 pub use variants::{Compression, Manifest};
 
@@ -108,7 +109,7 @@ pub(crate) struct Inner {
     pub(crate) catalog: Catalog,
     pub(crate) content: Content,
     pub(crate) overlay: Overlay,
-    pub(crate) syncer: sync::Syncer,
+    pub(crate) syncer: Arc<sync::Syncer>,
     pub(crate) owner: OwnerLock,
     next_lease: AtomicU64,
     pin_time: Mutex<Option<Duration>>,
@@ -144,14 +145,14 @@ impl Store {
             })?;
             let content = Content::open(&root)?;
             let overlay = Overlay::open(&root.join("snapshots")).map_err(snap("open the snapshots"))?;
-            let syncer =
-                sync::Syncer::new(&[&root.join("snapshots"), content.ingest_dir(), content.blobs_dir()]);
+            let snapshots = root.join("snapshots");
+            let syncer = sync::Syncer::new(&[&snapshots, content.ingest_dir(), content.blobs_dir()]);
             let inner = Inner {
                 root,
                 catalog,
                 content,
                 overlay,
-                syncer,
+                syncer: Arc::new(syncer),
                 owner,
                 next_lease: AtomicU64::new(0),
                 pin_time: Mutex::default(),

@@ -3,22 +3,40 @@
 //! A syncfs makes durable what everybody has written before it began: who asks while one is running waits for the
 //! next, and whoever comes before that begins shares it. A blob whose layer is being unpacked is in no hurry: it
 //! waits for the sync that the layer needs anyway, instead of making the disk write in the middle of the unpacking.
+//!
+//! While something large is being written that will be synced in a moment, the disk had better not wait for that
+//! moment: [`Flushing`] has it write along.
 
-use slipway_snapshot::{Result, sync_filesystem};
+use slipway_snapshot::{Result, SnapshotError, is_full};
+use std::fs::File;
+use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 /// So long a blob waits for its layer's sync.
 const PATIENCE: Duration = Duration::from_secs(30);
+/// How often a flusher looks.
+const LOOK: Duration = Duration::from_millis(200);
+/// So much written and not on disk is worth a flush.
+const WORTH_FLUSHING: u64 = 32 << 20;
 
 #[derive(Debug)]
 pub(crate) struct Syncer {
     /// One directory on each filesystem of the store: usually there is one.
-    filesystems: Vec<PathBuf>,
+    filesystems: Vec<Filesystem>,
     state: Mutex<State>,
     changed: Condvar,
+    /// Bytes that wait for the disk, of the whole machine.
+    dirty: fn() -> u64,
+}
+
+/// It is opened once: the kernel tells of a failed write at the next sync through a descriptor that is older than it.
+#[derive(Debug)]
+struct Filesystem {
+    path: PathBuf,
+    open: Mutex<Option<File>>,
 }
 
 /// Syncs are numbered from 1.
@@ -29,6 +47,10 @@ struct State {
     done: u64,
     running: bool,
     unpacking: usize,
+    flushing: usize,
+    flusher: bool,
+    /// A flush failed: the kernel says so once, so whoever syncs next has to be told.
+    failed: Option<SnapshotError>,
 }
 
 /// Layers are being unpacked, and will be synced.
@@ -41,6 +63,17 @@ impl Drop for Unpacking<'_> {
     }
 }
 
+/// Something is being written that will be synced: while it is held, the disk writes along.
+#[derive(Debug)]
+pub struct Flushing(Arc<Syncer>);
+
+impl Drop for Flushing {
+    fn drop(&mut self) {
+        self.0.lock().flushing -= 1;
+        self.0.changed.notify_all();
+    }
+}
+
 impl Syncer {
     pub(crate) fn new(directories: &[&Path]) -> Syncer {
         let mut seen = Vec::new();
@@ -49,40 +82,57 @@ impl Syncer {
             let device = std::fs::metadata(dir).map(|meta| meta.dev()).ok();
             if device.is_none() || !seen.contains(&device) {
                 seen.push(device);
-                filesystems.push(dir.to_path_buf());
+                filesystems.push(Filesystem {
+                    path: dir.to_path_buf(),
+                    open: Mutex::new(File::open(dir).ok()),
+                });
             }
         }
         Syncer {
             filesystems,
             state: Mutex::default(),
             changed: Condvar::new(),
+            dirty,
         }
     }
 
     /// Returns when everything written before the call is durable.
     pub(crate) fn sync(&self) -> Result<()> {
+        let wanted = self.ticket();
+        self.sync_since(wanted)
+    }
+
+    /// Returns when what had been written when the ticket was taken is durable: at once when it is.
+    pub(crate) fn sync_since(&self, ticket: u64) -> Result<()> {
         let mut state = self.lock();
-        let wanted = state.begun + 1;
-        while state.done < wanted {
+        while state.done < ticket {
             if state.running {
                 state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
                 continue;
             }
             // Ours; also when one that would have done for us has failed.
-            state.running = true;
-            state.begun += 1;
-            let number = state.begun;
-            drop(state);
-            let result = self.sync_now();
-            state = self.lock();
-            state.running = false;
-            if result.is_ok() {
-                state.done = number;
-            }
-            self.changed.notify_all();
-            result?;
+            state = self.run(state)?;
         }
-        Ok(())
+        match state.failed.take() {
+            Some(error) => Err(error),
+            None => Ok(()),
+        }
+    }
+
+    /// Runs one sync.
+    fn run<'a>(&'a self, mut state: MutexGuard<'a, State>) -> Result<MutexGuard<'a, State>> {
+        state.running = true;
+        state.begun += 1;
+        let number = state.begun;
+        drop(state);
+        let result = self.filesystems.iter().try_for_each(Filesystem::sync);
+        let mut state = self.lock();
+        state.running = false;
+        if result.is_ok() {
+            state.done = number;
+        }
+        self.changed.notify_all();
+        result.map(|()| state)
     }
 
     /// The number of the first sync that covers what has been written up to now.
@@ -90,8 +140,7 @@ impl Syncer {
         self.lock().begun + 1
     }
 
-    /// Returns when what had been written when the ticket was taken is durable; in no hurry while layers are being
-    /// unpacked.
+    /// As [`Syncer::sync_since`], in no hurry while layers are being unpacked.
     pub(crate) fn sync_behind(&self, ticket: u64) -> Result<()> {
         let start = Instant::now();
         let mut state = self.lock();
@@ -102,9 +151,8 @@ impl Syncer {
             let waited = self.changed.wait_timeout(state, left);
             state = waited.unwrap_or_else(PoisonError::into_inner).0;
         }
-        let done = state.done >= ticket;
         drop(state);
-        if done { Ok(()) } else { self.sync() }
+        self.sync_since(ticket)
     }
 
     /// To be held while layers are unpacked that a sync will follow.
@@ -113,16 +161,69 @@ impl Syncer {
         Unpacking(self)
     }
 
-    fn sync_now(&self) -> Result<()> {
-        for filesystem in &self.filesystems {
-            sync_filesystem(filesystem)?;
+    /// To be held while something large may be written that a sync will follow.
+    pub(crate) fn flushing(self: &Arc<Syncer>) -> Flushing {
+        let mut state = self.lock();
+        state.flushing += 1;
+        if !state.flusher {
+            let syncer = Arc::clone(self);
+            let started = std::thread::Builder::new()
+                .name("flusher".to_owned())
+                .spawn(move || syncer.flush());
+            state.flusher = started.is_ok();
         }
-        Ok(())
+        Flushing(Arc::clone(self))
+    }
+
+    /// Syncs whenever there is much to write, as long as somebody asks for it.
+    fn flush(&self) {
+        let mut state = self.lock();
+        while state.flushing > 0 {
+            let waited = self.changed.wait_timeout(state, LOOK);
+            state = waited.unwrap_or_else(PoisonError::into_inner).0;
+            if state.flushing == 0 || state.running || (self.dirty)() < WORTH_FLUSHING {
+                continue;
+            }
+            state = self.run(state).unwrap_or_else(|error| {
+                let mut state = self.lock();
+                state.failed = Some(error);
+                state
+            });
+        }
+        state.flusher = false;
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+impl Filesystem {
+    fn sync(&self) -> Result<()> {
+        let failed = |source: io::Error| {
+            let (act, path) = ("sync", self.path.clone());
+            match is_full(&source) {
+                true => SnapshotError::DiskFull { act, path },
+                false => SnapshotError::Io { act, path, source },
+            }
+        };
+        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        if open.is_none() {
+            *open = Some(File::open(&self.path).map_err(failed)?);
+        }
+        match &*open {
+            Some(file) => rustix::fs::syncfs(file).map_err(|e| failed(e.into())),
+            None => Ok(()),
+        }
+    }
+}
+
+/// What /proc/meminfo says; 0 where it says nothing.
+fn dirty() -> u64 {
+    let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let line = text.lines().find_map(|line| line.strip_prefix("Dirty:"));
+    let kib = line.and_then(|line| line.trim().trim_end_matches(" kB").parse::<u64>().ok());
+    kib.unwrap_or(0).saturating_mul(1024)
 }
 
 #[cfg(test)]
@@ -170,6 +271,51 @@ mod tests {
             }
         }
         syncer.sync_behind(syncer.ticket()).unwrap();
+    }
+
+    #[test]
+    fn while_something_large_is_written_the_disk_writes_along() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut syncer = Syncer::new(&[dir.path()]);
+        assert!(dirty() < 1 << 50, "bytes of memory");
+        syncer.dirty = || WORTH_FLUSHING;
+        let syncer = Arc::new(syncer);
+        let (first, second) = (syncer.flushing(), syncer.flushing());
+        drop(first);
+        let ticket = syncer.ticket();
+        while syncer.lock().done < ticket {
+            std::thread::yield_now();
+        }
+        drop(second);
+        while syncer.lock().flusher {
+            std::thread::yield_now();
+        }
+        let before = syncer.lock().begun;
+        // What a flush has made durable needs no further sync.
+        syncer.sync_since(ticket).unwrap();
+        assert_eq!(syncer.lock().begun, before);
+        drop(syncer.flushing());
+    }
+
+    #[test]
+    fn a_flush_that_failed_is_told_to_the_next_who_syncs() {
+        let dir = tempfile::tempdir().unwrap();
+        let gone = dir.path().join("gone");
+        let mut syncer = Syncer::new(&[&gone]);
+        syncer.dirty = || WORTH_FLUSHING;
+        let syncer = Arc::new(syncer);
+        let flushing = syncer.flushing();
+        while syncer.lock().failed.is_none() {
+            std::thread::yield_now();
+        }
+        drop(flushing);
+        while syncer.lock().flusher {
+            std::thread::yield_now();
+        }
+        // The kernel has said it once and says no more.
+        std::fs::create_dir(&gone).unwrap();
+        assert!(syncer.sync().is_err());
+        syncer.sync().unwrap();
     }
 
     #[test]

@@ -6,23 +6,6 @@ use crate::{Compression, Result};
 
 const CHILD: &str = "store::tests::crash::root_a_child_that_dies";
 
-/// Everywhere the child below comes along.
-const POINTS: &[&str] = &[
-    "prepare.after_row",
-    "ingest.before_rename",
-    "ingest.after_rename",
-    "unpack.after_rows",
-    "unpack.after_files",
-    "commit.before_sync",
-    "commit.after_sync",
-    "commit_image.before_row",
-    "commit_image.after_row",
-    "remove_image.after_row",
-    "remove.after_directory",
-    "gc.after_mark",
-    "gc.after_rename",
-];
-
 fn blobs() -> Vec<Blob> {
     vec![
         Blob::gzip(&[("a", &[1; 20_000])]),
@@ -60,7 +43,8 @@ fn root_death_at_any_step_leaves_a_store_that_works_and_nothing_else() {
     if !is_root("death_at_any_step") {
         return;
     }
-    for point in POINTS {
+    // The child below comes along everywhere.
+    for point in crate::failpoint::ALL {
         let bed = Bed::new();
         let (_, signal) = Role::start(CHILD, "die", &bed.root(), Some(point)).wait();
         assert_eq!(signal, Some(9), "the child did not come along {point}");
