@@ -60,7 +60,11 @@ impl Daemon {
             .arg(&state)
             .arg("--socket")
             .arg(state.join("slipwayd.sock"))
-            .args(["--log-level", "debug"])
+            .args(if setup.args.iter().any(|a| a == "--log-level") {
+                &[][..]
+            } else {
+                &["--log-level", "debug"][..]
+            })
             .arg("--cni-conf-dir")
             .arg(cni)
             .arg("--cni-bin-dir")

@@ -10,6 +10,7 @@ pub mod cmd;
 pub mod cri;
 pub mod critest;
 pub mod daemon;
+pub mod forge;
 pub mod image;
 pub mod lab;
 pub mod leftovers;

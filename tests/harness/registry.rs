@@ -1,6 +1,7 @@
 //! A real registry (the distribution's docker-registry) on a loopback port of its own.
 
 use std::net::TcpListener;
+use std::path::PathBuf;
 use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
@@ -12,6 +13,7 @@ use crate::lab::Lab;
 pub struct Registry {
     child: Child,
     port: u16,
+    storage: PathBuf,
 }
 
 impl Registry {
@@ -24,11 +26,12 @@ impl Registry {
         let auth = htpasswd
             .map(|p| format!("auth:\n  htpasswd:\n    realm: test\n    path: {}\n", p.display()))
             .unwrap_or_default();
+        let storage = lab.join(format!("registry-{port}"));
         let config = lab.write(
             format!("registry-{port}.yml"),
             format!(
                 "version: 0.1\nlog:\n  level: error\nstorage:\n  filesystem:\n    rootdirectory: {}\n  delete:\n    enabled: true\nhttp:\n  addr: 127.0.0.1:{port}\n{auth}",
-                lab.join(format!("registry-{port}")).display()
+                storage.display()
             ),
         )?;
         let log = std::fs::File::create(lab.join(format!("registry-{port}.log")))?;
@@ -41,7 +44,7 @@ impl Registry {
             .stderr(log)
             .spawn()
             .context("starting docker-registry (tests/setup/test-deps.sh installs it)")?;
-        let r = Registry { child, port };
+        let r = Registry { child, port, storage };
         let began = Instant::now();
         while std::net::TcpStream::connect(("127.0.0.1", port)).is_err() {
             if began.elapsed() > Duration::from_secs(10) {
@@ -65,6 +68,16 @@ impl Registry {
             lab.write(format!("certs.d/{host}/hosts.toml"), text)?;
         }
         Ok(lab.join("certs.d"))
+    }
+
+    /// The file it keeps a blob ("sha256:…") in.
+    pub fn blob_file(&self, digest: &str) -> PathBuf {
+        let hex = digest.trim_start_matches("sha256:");
+        self.storage
+            .join("docker/registry/v2/blobs/sha256")
+            .join(&hex[..2])
+            .join(hex)
+            .join("data")
     }
 
     /// "127.0.0.1:port".

@@ -295,6 +295,10 @@ impl Fields {
                 self.only("cache", &["sharing", "mode", "uid", "gid"])?;
                 let written = target.clone().unwrap_or_default();
                 let id = text(self.id).unwrap_or_else(|| path::clean(&written));
+                if from.is_none() && source != "/" {
+                    // A part of a cache that others write to could become a link at any moment (CVE-2024-23651).
+                    return Err("a cache mount has a source only with from".to_owned().into());
+                }
                 let from = from.unwrap_or(Source::Scratch);
                 let sharing = self.sharing.unwrap_or_default();
                 let kind = MountKind::Cache {

@@ -47,7 +47,9 @@ impl Records<'_> {
     pub fn put_giving_back(&self, kind: &str, id: &str, json: &str) -> Result<()> {
         let inner = &self.store.inner;
         inner.with_reserve(|| {
-            inner.catalog.write(Durability::Normal, |c| records::put(c, kind, id, None, json))
+            inner
+                .catalog
+                .write(Durability::Normal, |c| records::put(c, kind, id, None, json))
         })
     }
 
