@@ -41,5 +41,11 @@ async fn main() -> Result<()> {
         harness::leftovers::remove_bridge(&bridge);
     }
     outcome?;
+    // containerd leaves the cgroups of its pods to the kubelet, which made them in its life.
+    for parent in harness::leftovers::cgroups_named(lab.cgroup().trim_start_matches('/')) {
+        for pod in std::fs::read_dir(parent).into_iter().flatten().flatten() {
+            let _ = std::fs::remove_dir(pod.path());
+        }
+    }
     lab.finish()
 }

@@ -9,6 +9,9 @@ use harness::cri::Cri;
 use harness::image::{BUSYBOX, run_slipway};
 use harness::{Daemon, Lab, Setup, cmd, lab, leftovers};
 
+/// What containerd's sandboxes run.
+const SANDBOX: &str = "slipway.test/sandbox:1";
+
 /// A runtime under measurement.
 pub struct Peer {
     /// A client of it.
@@ -73,7 +76,7 @@ disabled_plugins = ['io.containerd.nri.v1.nri', 'io.containerd.snapshotter.v1.de
 [ttrpc]
   address = '{socket}.ttrpc'
 [plugins.'io.containerd.cri.v1.images'.pinned_images]
-  sandbox = '{BUSYBOX}'
+  sandbox = '{SANDBOX}'
 [plugins.'io.containerd.cri.v1.images'.registry]
   config_path = '{certs}'
 [plugins.'io.containerd.cri.v1.runtime'.cni]
@@ -123,23 +126,24 @@ disabled_plugins = ['io.containerd.nri.v1.nri', 'io.containerd.snapshotter.v1.de
         }
         tokio::time::sleep(Duration::from_millis(50)).await;
     };
-    let tar = lab.join("busybox.tar").display().to_string();
-    run_slipway(lab, &["save", "-o", &tar, BUSYBOX])?.ok()?;
+    // A sandbox's container has to go on for as long as its pod does.
+    let context = lab.join("sandbox-context");
+    lab.write(
+        "sandbox-context/Dockerfile",
+        format!("FROM {BUSYBOX}\nCMD [\"sleep\", \"1000000\"]\n"),
+    )?;
+    run_slipway(lab, &["build", "-t", SANDBOX, &context.display().to_string()])?.ok()?;
     let address = socket.display().to_string();
-    let import = [
-        "--address",
-        address.as_str(),
-        "-n",
-        "k8s.io",
-        "images",
-        "import",
-        tar.as_str(),
-    ];
-    cmd::run(
-        &mut cmd::command(lab::tool("ctr"), import),
-        Duration::from_secs(60),
-    )?
-    .ok()?;
+    for (image, file) in [(BUSYBOX, "busybox.tar"), (SANDBOX, "sandbox.tar")] {
+        let tar = lab.join(file).display().to_string();
+        run_slipway(lab, &["save", "-o", &tar, image])?.ok()?;
+        let import = ["--address", &address, "-n", "k8s.io", "images", "import", &tar];
+        cmd::run(
+            &mut cmd::command(lab::tool("ctr"), import),
+            Duration::from_secs(60),
+        )?
+        .ok()?;
+    }
     let pid = child.id();
     Ok(Peer {
         cri,
