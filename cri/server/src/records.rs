@@ -307,13 +307,18 @@ impl Records {
 
     /// Removes a record; one that is not there is gone.
     pub async fn delete(&self, kind: Kind, id: &str) -> Result<(), Error> {
+        self.delete_all([kind], id).await
+    }
+
+    /// Removes records of one thing in this order: what is left after a crash has to read as an intent.
+    pub async fn delete_all<const N: usize>(&self, kinds: [Kind; N], id: &str) -> Result<(), Error> {
         let (store, id) = (self.store.clone(), id.to_owned());
         crate::blocking::run(move || {
-            store
-                .records()
-                .delete(kind.as_str(), &id)
-                .map(|_| ())
-                .map_err(|error| Error::from_record(kind.as_str(), &id, error))
+            for kind in kinds {
+                let deleted = store.records().delete(kind.as_str(), &id);
+                deleted.map_err(|error| Error::from_record(kind.as_str(), &id, error))?;
+            }
+            Ok(())
         })
         .await
     }

@@ -81,13 +81,10 @@ pub async fn tear_down(daemon: &Arc<Daemon>, container: &Arc<Container>) -> Resu
             .map_err(Error::store("release a container's lease"))
     })
     .await?;
+    let id = container.id().as_str();
     daemon
         .records
-        .delete(Kind::ContainerState, container.id().as_str())
-        .await?;
-    daemon
-        .records
-        .delete(Kind::Container, container.id().as_str())
+        .delete_all([Kind::ContainerState, Kind::Container], id)
         .await?;
     daemon.registry.remove_container(container.id());
     if !container.hidden() {

@@ -26,7 +26,7 @@ use crate::daemon::Daemon;
 use crate::error::Error;
 use crate::ids::PodId;
 use crate::op::{Busy, Held, Turn};
-use crate::records::{Kind, PinnedNamespace, PodPhase, PodRecord, PodState, Records};
+use crate::records::{Kind, PinnedNamespace, PodNetworkState, PodPhase, PodRecord, PodState, Records};
 
 /// One pod sandbox.
 pub struct Pod {
@@ -179,11 +179,19 @@ impl Pod {
     }
 
     /// Notes what the shim pinned, in memory; the next transition writes it.
-    pub fn remember_namespaces(&self, namespaces: Vec<PinnedNamespace>, init_pid: Option<u32>) {
+    pub async fn remember_namespaces(&self, namespaces: Vec<PinnedNamespace>, init_pid: Option<u32>) {
+        // Not while another change is on its way to the disk: it would replace this one.
+        let _writing = self.writing.lock().await;
         self.state.send_modify(|state| {
             state.namespaces = namespaces;
             state.init_pid = init_pid;
         });
+    }
+
+    /// Notes what it holds of the network, in memory; the next transition writes it.
+    pub async fn remember_network(&self, network: PodNetworkState) {
+        let _writing = self.writing.lock().await;
+        self.state.send_modify(|state| state.network = network);
     }
 
     pub fn try_begin(&self, verb: &'static str) -> Result<Held, Error> {

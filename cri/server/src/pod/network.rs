@@ -51,34 +51,42 @@ impl Releases {
     }
 }
 
-/// Attaches a pod that has a network namespace of its own; nothing to do for one on the host's.
-pub async fn attach(daemon: &Daemon, pod: &Pod) -> Result<Vec<IpAddr>, Error> {
+/// What attaching the pod will do, on disk before it is done; `None` for a pod on the host's network. The namespace need
+/// not be there yet.
+pub async fn plan(daemon: &Daemon, pod: &Pod) -> Result<Option<Attachment>, Error> {
     if pod.record().config.namespaces.network == Scope::Node {
-        return Ok(Vec::new());
+        return Ok(None);
     }
-    let wanted = describe(pod, netns(pod))?;
-    let failed = |source| Error::Network {
-        act: "attach the network",
-        id: pod.id().to_string(),
-        source: Box::new(source),
-    };
-    let plan = daemon.cni.plan(&wanted).await.map_err(failed)?;
+    let wanted = describe(pod, pod.namespace(daemon, "net"))?;
+    let plan = daemon.cni.plan(&wanted).await.map_err(failed(pod))?;
     let recorded = Box::new(plan.clone());
     pod.transition(&daemon.records, |state| {
         state.network = PodNetworkState::Planned(recorded);
         true
     })
     .await?;
+    Ok(Some(plan))
+}
+
+/// Carries a plan out; the pod's addresses. What came of it goes to disk with READY: until then the plan is what DEL is
+/// run with, which needs no more.
+pub async fn attach(daemon: &Daemon, pod: &Pod, plan: Attachment) -> Result<Vec<IpAddr>, Error> {
     fail::point("run_pod_sandbox.before_cni").await?;
-    let attachment = daemon.cni.attach(plan).await.map_err(failed)?;
+    let attachment = daemon.cni.attach(plan).await.map_err(failed(pod))?;
     let ips = attachment.ips.clone();
-    pod.transition(&daemon.records, |state| {
-        state.network = PodNetworkState::Attached(Box::new(attachment));
-        true
-    })
-    .await?;
+    pod.remember_network(PodNetworkState::Attached(Box::new(attachment)))
+        .await;
     fail::point("run_pod_sandbox.after_cni").await?;
     Ok(ips)
+}
+
+fn failed(pod: &Pod) -> impl FnOnce(slipway_network::CniError) -> Error {
+    let id = pod.id().to_string();
+    move |source| Error::Network {
+        act: "attach the network",
+        id,
+        source: Box::new(source),
+    }
 }
 
 /// Gives the network back. True: proven, or there was none; false: a network-release record has taken it over.
@@ -158,17 +166,6 @@ async fn release_proven(daemon: &Arc<Daemon>, release: &NetworkRelease) -> Resul
     daemon.releases.remove(&release.pod);
     tracing::info!(pod = %release.pod, "a network has been released at last");
     Ok(())
-}
-
-/// Where the pod's network namespace is pinned.
-fn netns(pod: &Pod) -> PathBuf {
-    let state = pod.state();
-    state
-        .namespaces
-        .iter()
-        .find(|ns| ns.kind == "net")
-        .map(|ns| ns.path.clone())
-        .unwrap_or_default()
 }
 
 fn describe(pod: &Pod, netns: PathBuf) -> Result<PodNetwork, Error> {

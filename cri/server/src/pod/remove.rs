@@ -69,8 +69,8 @@ pub async fn tear_down(daemon: &Arc<Daemon>, pod: &Arc<Pod>, halted: bool) -> Re
         crate::blocking::run(move || dir.remove()).await?;
     }
     fail::point("remove_pod_sandbox.after_files").await?;
-    daemon.records.delete(Kind::PodState, pod.id().as_str()).await?;
-    daemon.records.delete(Kind::Pod, pod.id().as_str()).await?;
+    let id = pod.id().as_str();
+    daemon.records.delete_all([Kind::PodState, Kind::Pod], id).await?;
     daemon.registry.remove_pod(pod.id());
     fail::point("remove_pod_sandbox.after_record").await?;
     Ok(())

@@ -127,24 +127,21 @@ async fn set_up(daemon: &Arc<Daemon>, pod: &Arc<Pod>) -> Result<(), Error> {
     dir.make()?;
     fail::point("run_pod_sandbox.after_directory").await?;
 
-    // The files and the shim need nothing of each other. Both run to their end: an undo must not meet a mount that is
-    // still on its way.
-    let (filled, started) = tokio::join!(
+    // The files, the shim and the network's intent need nothing of each other. All run to their end: an undo must not
+    // meet a mount that is still on its way.
+    let (filled, shim, plan) = tokio::join!(
         fill(daemon, pod, &dir),
-        daemon.launcher.start(pod.id().as_str(), dir.path())
+        bring_up(daemon, pod, &dir),
+        network::plan(daemon, pod)
     );
-    let shim = started.map_err(Error::shim("start the shim", pod.id()))?;
-    pod.set_shim(Some(shim.clone()));
+    let (shim, plan) = (shim?, plan?);
     filled?;
-    fail::point("run_pod_sandbox.after_shim").await?;
 
-    make_namespaces(daemon, pod, &dir, &shim).await?;
-    fail::point("run_pod_sandbox.after_namespaces").await?;
-
-    let addresses = network::attach(daemon, pod).await?;
-
-    let config = pod.record().config.clone();
-    crate::blocking::run(move || dir.write_hosts(&config, &addresses)).await?;
+    if let Some(plan) = plan {
+        let addresses = network::attach(daemon, pod, plan).await?;
+        let config = pod.record().config.clone();
+        crate::blocking::run(move || dir.write_hosts(&config, &addresses)).await?;
+    }
     fail::point("run_pod_sandbox.after_files").await?;
 
     pod.transition(&daemon.records, |state| {
@@ -157,10 +154,29 @@ async fn set_up(daemon: &Arc<Daemon>, pod: &Arc<Pod>) -> Result<(), Error> {
     Ok(())
 }
 
+/// The shim, and in it the namespaces.
+async fn bring_up(daemon: &Daemon, pod: &Pod, dir: &PodDir) -> Result<Shim, Error> {
+    let started = daemon.launcher.start(pod.id().as_str(), dir.path()).await;
+    let shim = started.map_err(Error::shim("start the shim", pod.id()))?;
+    pod.set_shim(Some(shim.clone()));
+    fail::point("run_pod_sandbox.after_shim").await?;
+    make_namespaces(daemon, pod, dir, &shim).await?;
+    fail::point("run_pod_sandbox.after_namespaces").await?;
+    Ok(shim)
+}
+
 async fn fill(daemon: &Daemon, pod: &Pod, dir: &PodDir) -> Result<(), Error> {
     let (dir, config) = (dir.clone(), pod.record().config.clone());
     let shm_bytes = pod.handler(daemon).shm_size_mib << 20;
-    crate::blocking::run(move || dir.fill(&config, shm_bytes)).await
+    let fill = move || {
+        dir.fill(&config, shm_bytes)?;
+        // With addresses of its own, they have to be known first.
+        match config.namespaces.network {
+            Scope::Node => dir.write_hosts(&config, &[]),
+            Scope::Pod | Scope::Container => Ok(()),
+        }
+    };
+    crate::blocking::run(fill).await
 }
 
 async fn make_namespaces(daemon: &Daemon, pod: &Pod, dir: &PodDir, shim: &Shim) -> Result<(), Error> {
@@ -176,8 +192,9 @@ async fn make_namespaces(daemon: &Daemon, pod: &Pod, dir: &PodDir, shim: &Shim) 
             path: ns.path.into(),
         })
         .collect();
-    // In memory only: it goes to disk with the network's intent or with READY, and the pins lie in the directory.
-    pod.remember_namespaces(namespaces, (made.init_pid != 0).then_some(made.init_pid));
+    // In memory only: it goes to disk with READY, and the pins lie in the directory.
+    pod.remember_namespaces(namespaces, (made.init_pid != 0).then_some(made.init_pid))
+        .await;
     Ok(())
 }
 

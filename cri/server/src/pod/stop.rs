@@ -59,7 +59,10 @@ pub async fn halt(daemon: &Arc<Daemon>, pod: &Arc<Pod>) -> Result<(), Error> {
     let _closed = pod.close_gate().await;
     let shim = end_processes(daemon, pod).await?;
     fail::point("stop_pod_sandbox.after_kill").await?;
-    let proven = network::detach(daemon, pod).await?;
+    // The network's plugins and the containers' mounts and cgroups need nothing of each other.
+    let (proven, settled) = tokio::join!(network::detach(daemon, pod), exit::settle_all(daemon, pod));
+    let proven = proven?;
+    settled?;
     fail::point("stop_pod_sandbox.after_cni_del").await?;
     match shim {
         Some(shim) => let_go(daemon, pod, &shim, proven).await,
@@ -72,7 +75,9 @@ async fn end_processes(daemon: &Arc<Daemon>, pod: &Arc<Pod>) -> Result<Option<Sh
     if let Some(shim) = pod.shim() {
         match shim.stop_pod().await {
             Ok(()) => {
-                exit::collect(daemon, pod, &shim).await?;
+                if daemon.registry.containers_of(pod.id()).iter().any(|c| c.live()) {
+                    exit::collect(daemon, pod, &shim).await?;
+                }
                 return Ok(Some(shim));
             }
             Err(ShimError::Gone) => {}
@@ -91,8 +96,7 @@ async fn end_processes(daemon: &Arc<Daemon>, pod: &Arc<Pod>) -> Result<Option<Sh
 
 /// A living shim unpins, forgets its containers and ends.
 async fn let_go(daemon: &Arc<Daemon>, pod: &Arc<Pod>, shim: &Shim, proven: bool) -> Result<(), Error> {
-    // The containers' cgroups lie in the pod's: they go first.
-    exit::settle_all(daemon, pod).await?;
+    // The containers' cgroups lie in the pod's: they have gone first.
     forget_unreadable(daemon, shim).await?;
     if proven {
         shim.release_pod()
@@ -145,5 +149,5 @@ async fn clean_up(daemon: &Arc<Daemon>, pod: &Arc<Pod>, proven: bool) -> Result<
             .await
             .map_err(Error::shim("clean up after the shim", pod.id()))?;
     }
-    exit::settle_all(daemon, pod).await
+    Ok(())
 }

@@ -28,7 +28,8 @@ pub async fn with_shim(
                 path: ns.path.clone().into(),
             })
             .collect();
-        pod.remember_namespaces(pinned, (info.init_pid != 0).then_some(info.init_pid));
+        pod.remember_namespaces(pinned, (info.init_pid != 0).then_some(info.init_pid))
+            .await;
     }
     if pod.state().init_pid.is_some() && info.init_pid == 0 {
         watch::not_ready(daemon, pod, "the init of its PID namespace has ended").await?;
