@@ -60,14 +60,16 @@ impl Overlay {
     /// # Errors
     /// When the folder cannot be read, or something in it cannot be removed.
     pub fn sweep(&self) -> Result<u64> {
-        let mut swept = 0;
+        let (mut swept, mut failed) = (0, None);
         for name in self.names()? {
             if name.starts_with(GONE) {
-                self.delete(&name)?;
-                swept += 1;
+                match self.delete(&name) {
+                    Ok(()) => swept += 1,
+                    Err(error) => failed = failed.or(Some(error)),
+                }
             }
         }
-        Ok(swept)
+        failed.map_or(Ok(swept), Err)
     }
 
     /// As [`Snapshotter::commit_all`], with other ways to make everything in the trees durable, and then everything

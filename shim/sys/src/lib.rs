@@ -16,6 +16,7 @@ pub mod init;
 pub mod mount;
 pub mod ns;
 pub mod process;
+mod remove;
 pub mod root;
 pub mod seccomp;
 

@@ -6,21 +6,20 @@
 //! Refuses to know what the tree is for.
 
 use crate::error::{failed, invalid};
-use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, ResolveFlags, Stat};
+use crate::remove::remove_tree_at;
+use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags, Stat};
 use rustix::io::Errno;
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::ffi::OsStringExt;
 use std::path::{Component, Path, PathBuf};
 
 /// The same bound as the kernel's on links followed in one lookup.
 const MAX_LINKS: usize = 40;
 /// openat2 answers EAGAIN when a rename raced with a `..`; so many tries before giving up.
 const MAX_RACES: usize = 128;
-/// Directories deeper than this are moved up before they are emptied, so that descriptors stay bounded.
-const MAX_OPEN_DIRS: usize = 128;
 
 /// A directory that paths are resolved in and cannot leave.
 #[derive(Debug)]
@@ -449,80 +448,4 @@ fn push_components(rest: &mut Vec<OsString>, path: &Path) {
             Component::CurDir | Component::RootDir | Component::Prefix(_) => {}
         }
     }
-}
-
-/// Removes the entry `name` of `dir` and all below it. Iterative, with at most [`MAX_OPEN_DIRS`] descriptors however
-/// deep the tree is: a directory too deep is first moved up.
-pub(crate) fn remove_tree_at(dir: BorrowedFd<'_>, name: &OsStr) -> io::Result<()> {
-    match rustix::fs::unlinkat(dir, name, AtFlags::empty()) {
-        Ok(()) | Err(Errno::NOENT) => return Ok(()),
-        Err(Errno::ISDIR | Errno::PERM) => {}
-        Err(e) => return Err(e.into()),
-    }
-    let mut stack = vec![(open_dir(dir, name)?, name.to_os_string())];
-    let mut moved = 0u64;
-    while let Some((top, _)) = stack.last() {
-        let (parent_of_top, depth) = (stack.len() >= 2, stack.len());
-        match empty_dir_once(top.as_fd())? {
-            None => {
-                let (_, name) = stack.pop().expect("the loop's condition saw an element");
-                let parent = stack.last().map_or(dir, |(fd, _)| fd.as_fd());
-                match rustix::fs::unlinkat(parent, &name, AtFlags::REMOVEDIR) {
-                    Ok(()) | Err(Errno::NOENT) => {}
-                    // Somebody put something in while we looked; at the bottom of the stack that is an error.
-                    Err(Errno::NOTEMPTY) if parent_of_top => {}
-                    Err(e) => return Err(e.into()),
-                }
-            }
-            Some(child) if depth >= MAX_OPEN_DIRS => {
-                let up = OsString::from(format!(".slipway-removing-{moved}"));
-                moved += 1;
-                let bottom = stack.first().expect("depth is at least one").0.as_fd();
-                rustix::fs::renameat(top, &child, bottom, &up)?;
-            }
-            Some(child) => {
-                let fd = open_dir(top.as_fd(), &child)?;
-                stack.push((fd, child));
-            }
-        }
-    }
-    Ok(())
-}
-
-fn open_dir(dir: BorrowedFd<'_>, name: &OsStr) -> io::Result<OwnedFd> {
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let resolve = ResolveFlags::NO_XDEV | ResolveFlags::NO_SYMLINKS | ResolveFlags::BENEATH;
-    Ok(rustix::fs::openat2(dir, name, flags, Mode::empty(), resolve)?)
-}
-
-/// Unlinks everything that is no directory; returns a directory found, or `None` when the directory is empty.
-fn empty_dir_once(dir: BorrowedFd<'_>) -> io::Result<Option<OsString>> {
-    let mut found = None;
-    for entry in Dir::read_from(dir)? {
-        let entry = entry?;
-        let name = entry.file_name();
-        if name == c"." || name == c".." {
-            continue;
-        }
-        let known_dir = entry.file_type() == FileType::Directory;
-        if !known_dir {
-            match rustix::fs::unlinkat(dir, name, AtFlags::empty()) {
-                Ok(()) | Err(Errno::NOENT) => continue,
-                Err(Errno::ISDIR) => {}
-                Err(e) => return Err(e.into()),
-            }
-        }
-        found = Some(OsStr::from_bytes(name.to_bytes()).to_os_string());
-        if known_dir {
-            // Try the cheap way first: most directories met last are empty.
-            match rustix::fs::unlinkat(dir, name, AtFlags::REMOVEDIR) {
-                Ok(()) | Err(Errno::NOENT) => found = None,
-                Err(_) => break,
-            }
-        }
-        if found.is_some() {
-            break;
-        }
-    }
-    Ok(found)
 }

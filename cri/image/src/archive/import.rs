@@ -3,7 +3,7 @@
 use super::{DockerImage, NAME, REF_NAME};
 use crate::codec::{Format, decoder};
 use crate::digest::{DiffId, Digest};
-use crate::error::{Result, StoreError};
+use crate::error::{Result, StoreError, chain};
 use crate::image::{Image, NewImage, PulledManifest, Writer};
 use crate::platform::Platform;
 use crate::reference::Reference;
@@ -138,17 +138,6 @@ fn read(store: &Store, tar: &mut dyn Read, lease: &Lease) -> Result<Contents> {
     // To the end: whoever writes the stream must not find it closed.
     reader.finish().map_err(|e| bad(chain(&e)))?;
     Ok(contents)
-}
-
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(cause) = next {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        next = cause.source();
-    }
-    text
 }
 
 fn document(reader: &mut Reader<impl Read>, header: &Header) -> Result<Vec<u8>> {

@@ -7,8 +7,9 @@ use super::error::PullError;
 use super::fetch::fetch_small;
 use super::run::Run;
 use crate::digest::{DiffId, Digest, ImageId};
+use crate::error::chain;
 use crate::registry::client::{Fetched, Session, Target};
-use crate::registry::failure::{Failure, chain};
+use crate::registry::failure::Failure;
 use crate::registry::manifest::{self, ConfigFacts, Document, LONGEST_CONFIG, ManifestError};
 use oci_spec::image::Descriptor;
 

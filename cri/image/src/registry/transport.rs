@@ -5,10 +5,11 @@
 //! repositories.
 
 use super::RegistryConfig;
-use super::failure::{Failure, chain};
+use super::failure::Failure;
 use super::hosts::{Endpoint, authority, is_loopback};
 use super::retry::retry_after;
 use super::tls::Tls;
+use crate::error::chain;
 use bytes::Bytes;
 use reqwest::header::{ACCEPT_ENCODING, AUTHORIZATION, CONTENT_LENGTH, HeaderMap, HeaderValue, LOCATION};
 use reqwest::{Body, Client, Method, Response, StatusCode};

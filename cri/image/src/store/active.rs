@@ -6,7 +6,7 @@ use super::{Inner, Lease, Store};
 use crate::catalog::snapshots::{self, NewSnapshot, SnapshotRow};
 use crate::catalog::{Durability, layers, leases};
 use crate::digest::ChainId;
-use crate::error::{Result, StoreError, snap};
+use crate::error::{Result, StoreError, chain, snap};
 use crate::failpoint;
 use slipway_snapshot::{Access, RootfsMount, SnapshotId, Snapshotter, Usage};
 use std::path::PathBuf;
@@ -237,12 +237,23 @@ impl Store {
         Ok(true)
     }
 
-    /// Removes the directories of doomed snapshots, then their rows.
-    pub(crate) fn remove_doomed_snapshots(&self) -> Result<()> {
+    /// Removes the directories of doomed snapshots, then their rows; says how many are gone. One that cannot be removed
+    /// (a damaged file system, something mounted inside) stays doomed and keeps none of the others.
+    ///
+    /// # Errors
+    /// The first that could not be removed, after all have been tried.
+    pub(crate) fn remove_doomed_snapshots(&self) -> Result<u64> {
+        let (mut removed, mut failed) = (0, None);
         for id in self.inner.catalog.read(snapshots::doomed)? {
-            self.inner.remove_snapshot(&id)?;
+            match self.inner.remove_snapshot(&id) {
+                Ok(()) => removed += 1,
+                Err(error) => {
+                    tracing::warn!(snapshot = %id, "a snapshot cannot be removed: {}", chain(&error));
+                    failed.get_or_insert(error);
+                }
+            }
         }
-        Ok(())
+        failed.map_or(Ok(removed), Err)
     }
 }
 

@@ -65,12 +65,12 @@ impl Store {
         for path in trash {
             remove_file(&path)?;
         }
-        for id in inner.catalog.read(snapshots::doomed)? {
-            inner.remove_snapshot(&id)?;
-            report.snapshots += 1;
-        }
-        self.sweep_files(&mut report)?;
+        // What cannot be removed keeps nothing else.
+        let removed = self.remove_doomed_snapshots();
+        let swept = self.sweep_files(&mut report);
         inner.refill_reserve();
+        report.snapshots += removed?;
+        swept?;
         Ok(report)
     }
 
@@ -109,19 +109,22 @@ impl Store {
         // A directory is made after its row, so one listed before the rows are read and without a row is nobody's.
         let listed = inner.overlay.ids().map_err(snap("list the snapshots"))?;
         let known = inner.catalog.read(snapshots::all_ids)?;
+        let mut failed = None;
         for id in listed.into_iter().filter(|id| !known.contains(id.as_str())) {
             let usage = inner.overlay.usage(&id).unwrap_or_default();
-            inner
-                .overlay
-                .remove(&id)
-                .map_err(snap(format!("remove the stray snapshot {id}")))?;
-            report.snapshots += 1;
-            report.bytes += usage.bytes;
+            match inner.overlay.remove(&id) {
+                Ok(()) => {
+                    report.snapshots += 1;
+                    report.bytes += usage.bytes;
+                }
+                Err(error) => {
+                    failed.get_or_insert(snap(format!("remove the stray snapshot {id}"))(error));
+                }
+            }
         }
-        inner
-            .overlay
-            .sweep()
-            .map_err(snap("finish the removal of snapshots"))?;
+        if let Err(error) = inner.overlay.sweep() {
+            failed.get_or_insert(snap("finish the removal of snapshots")(error));
+        }
         // A blob's file gets its name before its row is committed, both under the write lock: with the lock in
         // our hands, a file without a row is nobody's.
         let dir = inner.content.blobs_dir();
@@ -143,7 +146,8 @@ impl Store {
             remove_file(&path)?;
             report.blobs += 1;
         }
-        self.sweep_ingests()
+        self.sweep_ingests()?;
+        failed.map_or(Ok(()), Err)
     }
 
     /// Files of owners that are not there any more.

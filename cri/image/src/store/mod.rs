@@ -46,7 +46,7 @@ pub use variants::{Compression, Manifest};
 use crate::catalog::{self, Catalog, Durability, blobs};
 use crate::content::{BlobFile, Content, Ingest};
 use crate::digest::Digest;
-use crate::error::{Result, StoreError, at, snap};
+use crate::error::{Result, StoreError, at, chain, snap};
 use owners::OwnerLock;
 use serde::{Deserialize, Serialize};
 use slipway_snapshot::Overlay;
@@ -162,7 +162,10 @@ impl Store {
                 inner: Arc::new(inner),
             }
         };
-        store.undo_dead_owners()?;
+        // What cannot be undone stays as it is, and is tried again; it is no reason to have no store.
+        if let Err(error) = store.undo_dead_owners() {
+            tracing::warn!("what a dead owner left cannot be undone: {}", chain(&error));
+        }
         Ok(store)
     }
 

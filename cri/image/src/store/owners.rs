@@ -53,10 +53,12 @@ impl DeadOwner {
     /// # Errors
     /// What the catalog answers, or a file that cannot be removed.
     pub fn bury(self) -> Result<()> {
-        let _gate = gate(&self.store.inner.root)?;
-        bury(&self.store, &self.id)?;
-        self.store.remove_doomed_snapshots()?;
-        Ok(())
+        {
+            let _gate = gate(&self.store.inner.root)?;
+            bury(&self.store, &self.id)?;
+        }
+        // A large tree takes long, and nobody waits for it.
+        self.store.remove_doomed_snapshots().map(drop)
     }
 }
 
@@ -191,7 +193,7 @@ impl Store {
             }
             self.forget_owners_without_lock(&present)?;
         }
-        self.remove_doomed_snapshots()
+        self.remove_doomed_snapshots().map(drop)
     }
 
     /// Rows whose lock file somebody removed by hand: nobody can be alive under them.

@@ -317,7 +317,7 @@ impl Store {
         let result = self
             .inner
             .with_reserve(doom)
-            .and_then(|()| self.remove_doomed_snapshots());
+            .and_then(|()| self.remove_doomed_snapshots().map(drop));
         self.inner.refill_reserve();
         if let Err(error) = result {
             tracing::warn!(%error, "layers that could not be unpacked could not be removed either");

@@ -359,3 +359,34 @@ fn root_a_cached_layer_stays_until_its_entry_goes_and_the_oldest_goes_first() {
     assert_eq!(report.snapshots, 1);
     assert!(report.bytes > 50_000 && bed.snapshots().is_empty());
 }
+
+#[test]
+fn root_a_snapshot_that_cannot_be_removed_keeps_nothing_else() {
+    if !is_root("a_snapshot_that_cannot_be_removed") {
+        return;
+    }
+    let bed = Bed::new();
+    let lease = bed.store.lease("two snapshots").unwrap();
+    let stuck = bed.store.prepare("stuck", None, &lease).unwrap();
+    let other = bed.store.prepare("other", None, &lease).unwrap();
+    // The kernel refuses to remove what something is mounted on, as it does in a damaged directory.
+    let below = stuck.upper.join("below");
+    std::fs::create_dir(&below).unwrap();
+    let run = |program: &str, args: &[&str]| {
+        let status = std::process::Command::new(program)
+            .args(args)
+            .arg(&below)
+            .status();
+        assert!(status.unwrap().success(), "{program}");
+    };
+    run("mount", &["-t", "tmpfs", "tmpfs"]);
+    bed.store.release_lease(lease.name()).unwrap();
+    assert!(stuck.upper.parent().unwrap().exists() || below.exists());
+    assert!(!other.upper.exists(), "the other one went");
+    let again = bed.again(OwnerKind::Cli);
+    again.gc().unwrap_err();
+    again.prepare("new", None, &again.lease("new").unwrap()).unwrap();
+    run("umount", &[]);
+    again.gc().unwrap();
+    assert!(again.actives().unwrap().iter().all(|active| active.key == "new"));
+}
