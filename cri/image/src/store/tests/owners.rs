@@ -5,6 +5,7 @@ use crate::testing::{Bed, Blob, Role, is_root, pull};
 use crate::{CachePrune, Digest, StoreError};
 use std::io::{Read, Write};
 use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 use std::time::Duration;
 
 const CHILD: &str = "store::tests::owners::root_a_child_that_holds_things";
@@ -372,21 +373,21 @@ fn root_a_snapshot_that_cannot_be_removed_keeps_nothing_else() {
     // The kernel refuses to remove what something is mounted on, as it does in a damaged directory.
     let below = stuck.upper.join("below");
     std::fs::create_dir(&below).unwrap();
-    let run = |program: &str, args: &[&str]| {
-        let status = std::process::Command::new(program)
-            .args(args)
-            .arg(&below)
-            .status();
+    let run = |program: &str, args: &[&str], path: &Path| {
+        let status = std::process::Command::new(program).args(args).arg(path).status();
         assert!(status.unwrap().success(), "{program}");
     };
-    run("mount", &["-t", "tmpfs", "tmpfs"]);
+    run("mount", &["-t", "tmpfs", "tmpfs"], &below);
     bed.store.release_lease(lease.name()).unwrap();
-    assert!(stuck.upper.parent().unwrap().exists() || below.exists());
     assert!(!other.upper.exists(), "the other one went");
     let again = bed.again(OwnerKind::Cli);
     again.gc().unwrap_err();
-    again.prepare("new", None, &again.lease("new").unwrap()).unwrap();
-    run("umount", &[]);
+    let new = again.lease("new").unwrap();
+    again.prepare("new", None, &new).unwrap();
+    // It has been put aside, and what is mounted with it.
+    let aside = bed.root().join(format!("snapshots/.gone-{}", stuck.snapshot));
+    run("umount", &[], &aside.join("fs/below"));
     again.gc().unwrap();
+    assert!(!aside.exists());
     assert!(again.actives().unwrap().iter().all(|active| active.key == "new"));
 }
