@@ -78,8 +78,12 @@ impl Kube {
 
     /// Applies a manifest, with `IMAGE` in it replaced by the tests' image.
     pub fn apply(&self, manifest: &str) -> Result<()> {
+        self.apply_as_it_is(&manifest.replace("IMAGE", IMAGE))
+    }
+
+    fn apply_as_it_is(&self, manifest: &str) -> Result<()> {
         let file = tempfile::NamedTempFile::new_in(self.cluster.dir())?;
-        std::fs::write(file.path(), manifest.replace("IMAGE", IMAGE))?;
+        std::fs::write(file.path(), manifest)?;
         self.ok(&["apply", "-f", &file.path().display().to_string()])
             .with_context(|| manifest.to_owned())?;
         Ok(())
@@ -94,7 +98,7 @@ impl Kube {
             anyhow::ensure!(text.contains(from), "{file} has no {from:?}");
             text = text.replace(from, to);
         }
-        self.apply(&self.cluster.localise(&text, 1))
+        self.apply_as_it_is(&self.cluster.localise(&text, 1))
     }
 
     /// Waits until a Job is Complete.
@@ -207,6 +211,24 @@ impl Kube {
     /// Runs a script in the pod's first container, over kubectl exec.
     pub fn exec(&self, pod: &str, script: &str) -> Result<String> {
         self.ok(&["exec", pod, "--", "sh", "-c", script])
+    }
+
+    /// Kills the first process of the pod's first container, as the kernel or an operator would.
+    pub fn kill_container(&self, pod: &str) -> Result<()> {
+        let id = self.field(&format!("pod/{pod}"), ".status.containerStatuses[0].containerID")?;
+        let id = id
+            .strip_prefix("slipway://")
+            .with_context(|| format!("{id:?} is no id of ours"))?;
+        let in_it =
+            |pid: &u32| std::fs::read_to_string(format!("/proc/{pid}/cgroup")).is_ok_and(|c| c.contains(id));
+        let pid = std::fs::read_dir("/proc")?
+            .flatten()
+            .filter_map(|e| e.file_name().to_str()?.parse::<u32>().ok())
+            .filter(in_it)
+            .min()
+            .with_context(|| format!("container {id} has no process"))?;
+        cmd::sh(&format!("kill -9 {pid}"))?;
+        Ok(())
     }
 
     /// Removes the namespace without waiting.

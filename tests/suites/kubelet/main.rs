@@ -66,7 +66,7 @@ fn all() -> Vec<Test> {
     ];
     list.extend(tests![true:
         restarts::a_running_container_never_notices_restarts_of_kubelet_and_slipwayd,
-        restarts::the_node_is_ready_two_seconds_after_slipwayd_is,
+        restarts::the_node_is_ready_soon_after_slipwayd_is_up,
         lifecycle::unused_images_are_collected_when_the_disk_is_full,
         training::an_image_is_built_in_the_cluster_and_trains_on_two_nodes,
 

@@ -53,22 +53,17 @@ pub async fn a_running_container_never_notices_restarts_of_kubelet_and_slipwayd(
     Ok(())
 }
 
-pub async fn the_node_is_ready_two_seconds_after_slipwayd_is(k: Kube) -> Result<()> {
+pub async fn the_node_is_ready_soon_after_slipwayd_is_up(k: Kube) -> Result<()> {
     let p = k.cluster.processes();
+    p.end("kubelet1", Duration::from_secs(10))?;
     p.end("slipwayd1", Duration::from_secs(10))?;
     let ready = |k: &Kube| {
-        k.cluster.kubectl(&[
-            "get",
-            "node",
-            "node1",
-            "-o",
-            "jsonpath={.status.conditions[?(@.type==\"Ready\")].status}",
-        ])
+        let path = "jsonpath={.status.conditions[?(@.type==\"Ready\")].lastHeartbeatTime}{.status.conditions[?(@.type==\"Ready\")].status}";
+        k.cluster.kubectl(&["get", "node", "node1", "-o", path])
     };
-    k.until_true("the node to be not Ready", |k| Ok(ready(k)? != "True"))
-        .await?;
-    k.cluster.start_slipwayd(1)?;
+    let before = ready(&k)?;
     let began = Instant::now();
+    k.cluster.start_slipwayd(1)?;
     while k.cluster.cri(1).await.is_err() {
         ensure!(
             began.elapsed() < Duration::from_secs(20),
@@ -77,23 +72,31 @@ pub async fn the_node_is_ready_two_seconds_after_slipwayd_is(k: Kube) -> Result<
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     let up = Instant::now();
-    while ready(&k)? != "True" {
-        ensure!(up.elapsed() < Duration::from_secs(20), "the node is not Ready");
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
-    println!(
-        "node Ready {:?} after slipwayd answered, which took {:?}",
-        up.elapsed(),
-        up - began
-    );
-    // kubelet asks every five seconds how the runtime is; what is ours to keep short is what comes before.
     ensure!(
         up - began < Duration::from_secs(2),
         "slipwayd took {:?} to answer",
         up - began
     );
+    k.cluster.start_kubelet(1)?;
+    loop {
+        let now = ready(&k)?;
+        if now != before && now.ends_with("True") {
+            break;
+        }
+        ensure!(
+            up.elapsed() < Duration::from_secs(20),
+            "the node is not Ready: {now}"
+        );
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    println!(
+        "the node was Ready {:?} after slipwayd answered, which took {:?}",
+        up.elapsed(),
+        up - began
+    );
+    // kubelet's own start is part of it, on a machine with other tests: two seconds where it is quiet.
     ensure!(
-        up.elapsed() < Duration::from_secs(12),
+        up.elapsed() < Duration::from_secs(8),
         "Ready after {:?}",
         up.elapsed()
     );

@@ -81,10 +81,7 @@ pub async fn an_image_is_built_in_the_cluster_and_trains_on_two_nodes(k: Kube) -
         "-o",
         "jsonpath={.items[0].metadata.name}",
     ])?;
-    k.run(
-        &["exec", &pod, "--", "sh", "-c", "kill -9 1; kill 1"],
-        Duration::from_secs(20),
-    )?;
+    k.kill_container(&pod)?;
     k.complete("train-digits", Duration::from_secs(120)).await?;
     let restarts = k.ok(&[
         "get",
