@@ -69,10 +69,12 @@ bench: build ## Slipway beside containerd, runc and BuildKit: a table of medians
 	@$(SETUP)/go-tools.sh buildkit
 	cargo run --release -q -p slipway-tests --bin bench
 
+SYSCONFDIR ?= /etc
+UNITDIR ?= $(PREFIX)/lib/systemd/system
+
 .PHONY: install
-install: build ## Install the programs below $(PREFIX) (DESTDIR is honoured)
-	install -d $(DESTDIR)$(PREFIX)/bin
-	install -m 755 $(SLIPWAY_BIN)/slipwayd $(SLIPWAY_BIN)/slipway $(SLIPWAY_BIN)/containerd-shim-slipway-v1 $(SLIPWAY_BIN)/slipway-runc $(DESTDIR)$(PREFIX)/bin/
+install: build ## Install programs below $(PREFIX), the systemd unit, CNI and kubelet snippets (DESTDIR is honoured)
+	install/install.sh "$(SLIPWAY_BIN)" "$(DESTDIR)" "$(PREFIX)" "$(SYSCONFDIR)" "$(UNITDIR)"
 
 .PHONY: clean
 clean: ## Remove what builds made (downloads and tools stay; `rm -r $(SLIPWAY_CACHE)` removes those too)

@@ -16,6 +16,7 @@ pub mod lab;
 pub mod leftovers;
 pub mod oracle;
 pub mod registry;
+pub mod vm;
 pub mod world;
 
 pub use daemon::{Daemon, Setup};

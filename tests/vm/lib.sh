@@ -1,0 +1,35 @@
+# What the guest's tests share: crictl, pods from a few words, waiting.
+export PATH=/usr/local/bin:/suite/bin:$PATH
+export CONTAINER_RUNTIME_ENDPOINT=unix:///run/slipway/slipwayd.sock IMAGE_SERVICE_ENDPOINT=unix:///run/slipway/slipwayd.sock
+IMAGE=slipway.test/busybox:1
+
+die() { echo "$*"; exit 1; }
+has() { grep -q -- "$2" <<< "$1" || die "no $2 in: $1"; }
+until_true() { # until_true SECONDS COMMAND...
+  local end=$(($(cut -d. -f1 /proc/uptime) + $1)); shift
+  until "$@"; do [ "$(cut -d. -f1 /proc/uptime)" -lt $end ] || die "not within time: $*"; sleep 0.2; done
+}
+
+# pod NAME [JSON of linux.security_context]: a sandbox below a slice of its own; prints its id.
+pod() {
+  cat > /tmp/pod-$1.json <<J
+{"metadata":{"name":"$1","uid":"uid-$1","namespace":"vm","attempt":0},"log_directory":"/var/log/pods/$1",
+ "linux":{"cgroup_parent":"kubepods-$1.slice","security_context":{"namespace_options":{"network":2,"pid":1}${2:+,$2}}}}
+J
+  crictl runp /tmp/pod-$1.json
+}
+# run POD-NAME POD-ID NAME SCRIPT [JSON of linux]: a running container; prints its id.
+run() {
+  local script; script=$(sed 's/\\/\\\\/g; s/"/\\"/g' <<< "$4")
+  cat > /tmp/container-$3.json <<J
+{"metadata":{"name":"$3","attempt":0},"image":{"image":"$IMAGE"},"command":["sh","-c","$script"],"log_path":"$3.log","linux":{${5:-}}}
+J
+  local id; id=$(crictl create "$2" /tmp/container-$3.json /tmp/pod-$1.json)
+  crictl start "$id" > /dev/null
+  echo "$id"
+}
+field() { crictl inspect -o json "$1" | tr -d ' \n' | grep -o "\"$2\":[^,}]*" | head -1 | cut -d: -f2- | tr -d '"'; }
+exited() { [ "$(field "$1" state)" = CONTAINER_EXITED ]; }
+init_of() { field "$1" pid; }
+remove() { crictl stopp "$1" > /dev/null; crictl rmp "$1" > /dev/null; }
+up() { crictl version > /dev/null 2>&1; }

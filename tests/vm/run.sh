@@ -1,0 +1,19 @@
+#!/bin/bash
+# Runs in the guest, from the suite's disk: installs what `make install` made, runs the functions that the phase lists, and says on
+# the console what became of each: "SUITE ok NAME", or "SUITE failed NAME" after what it said.
+cd /suite || exit 1
+. ./lib.sh
+. ./tests.sh
+phase=$(cat /suite/phase)
+echo "SUITE phase $phase: kernel $(uname -r), systemd $(systemctl --version | awk 'NR==1 {print $2}'), up $(cut -d' ' -f1 /proc/uptime) s"
+for name in $(cat "/suite/phases/$phase"); do
+  began=$(cut -d. -f1 /proc/uptime)
+  if ( set -euo pipefail; "$name" ) > "/tmp/$name.out" 2>&1 < /dev/null; then
+    echo "SUITE ok $name $(($(cut -d. -f1 /proc/uptime) - began)) s"
+  else
+    sed 's/^/  | /' "/tmp/$name.out" | tail -60
+    [ "$name" = install ] || journalctl -u slipwayd --no-pager -n 25 | sed 's/^/  > /'
+    echo "SUITE failed $name $(($(cut -d. -f1 /proc/uptime) - began)) s"
+  fi
+done
+echo "SUITE end"
