@@ -670,8 +670,14 @@ fn fill_cpuset(dir: &Path) -> Result<()> {
 }
 
 /// v2: children of `dir` get every controller `dir` has. What cannot be handed down shows when a limit needs it.
+///
+/// A cgroup that has processes itself, the caller's of a build say, hands down nothing: the kernel would make it a threaded domain,
+/// and no process could enter its children (cgroups(7), "no internal processes"; only the root, which has no type, is excused).
 fn hand_down_controllers(dir: &Path) {
     let read = |file: &str| std::fs::read_to_string(dir.join(file)).unwrap_or_default();
+    if dir.join("cgroup.type").exists() && !read("cgroup.procs").is_empty() {
+        return;
+    }
     let down = read("cgroup.subtree_control");
     let have: BTreeSet<&str> = down.split_ascii_whitespace().collect();
     for controller in read("cgroup.controllers")
