@@ -127,6 +127,7 @@ impl Shim {
             resources: spec.resources,
             cgroup_path: path,
             oom: None,
+            oom_killed: false,
             oom_looks: 0,
             execs: Vec::new(),
             waiters: Vec::new(),

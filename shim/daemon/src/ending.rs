@@ -127,7 +127,7 @@ impl Shim {
             return;
         };
         container.theirs = crate::stdio::Theirs::default();
-        let oom_killed = container.cgroup_made && container.cgroup.oom_kills() > 0;
+        let oom_killed = container.oom_killed || container.cgroup_made && container.cgroup.oom_kills() > 0;
         if let Phase::Ending(ending) = &mut container.phase
             && let Outcome::Exited(exit) = &mut ending.outcome
         {

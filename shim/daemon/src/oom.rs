@@ -88,6 +88,7 @@ impl Shim {
             return;
         }
         container.oom_looks = 0;
+        container.oom_killed = true;
         let container_id = container.id.clone();
         info!("the kernel killed {killed} processes of container {container_id} for want of memory");
         self.happened(&container_id, pod::event::What::Oom(pod::Oom {}));

@@ -239,6 +239,9 @@ pub struct Container {
     pub cgroup_path: CgroupPath,
     /// Hears of kills for want of memory.
     pub oom: Option<OomWatch>,
+    /// The kernel has killed something of it for want of memory. Kept here: systemd removes a scope, and its counters, as soon as
+    /// nothing runs in it.
+    pub oom_killed: bool,
     /// Looks at a want of memory that has killed nothing yet.
     pub oom_looks: u32,
     /// Processes run in it besides init.
@@ -412,6 +415,7 @@ mod tests {
             resources: Resources::default(),
             cgroup_path: CgroupPath::Fs("/none".into()),
             oom: None,
+            oom_killed: false,
             oom_looks: 0,
             execs: Vec::new(),
             waiters: Vec::new(),
