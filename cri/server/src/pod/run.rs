@@ -241,10 +241,19 @@ fn id_maps(maps: &[slipway_spec::IdMap]) -> impl Iterator<Item = wire::IdMapping
     })
 }
 
+/// The kubelet and critest send a slice with the path to it ("/kubepods.slice/kubepods-pod1.slice"); systemd wants its name, which
+/// says where it is.
+fn slice(parent: &str) -> &str {
+    parent.rsplit('/').next().unwrap_or(parent)
+}
+
 /// The pod's cgroup: the kubelet's, or one of our own under the configured root.
 pub fn cgroup_parent(daemon: &Daemon, pod: &Pod) -> String {
     if let Some(parent) = &pod.record().config.cgroup_parent {
-        return parent.clone();
+        return match daemon.config.runtime.cgroup_driver {
+            CgroupDriver::Cgroupfs => parent.clone(),
+            CgroupDriver::Systemd => slice(parent).to_owned(),
+        };
     }
     let root = daemon.config.runtime.cgroup_root.trim_end_matches('/');
     match daemon.config.runtime.cgroup_driver {
