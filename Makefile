@@ -15,7 +15,7 @@ SETUP := tests/setup
 
 .PHONY: help
 help: ## This list
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
 
 .PHONY: run
 run: build ## Build a training image from a Dockerfile and run it as a pod, leaving nothing behind
@@ -57,6 +57,12 @@ cluster: build ## A Kubernetes cluster on this machine with slipwayd under it, l
 	@$(SETUP)/test-deps.sh
 	cargo build -q -p slipway-tests --bin cluster
 	@$(CARGO_TARGET_DIR)/debug/cluster up $(CLUSTER) $(NODES)
+
+.PHONY: cluster-examples
+cluster-examples: ## Make ready in that cluster what manifests/examples needs, and say how to run them
+	@$(SETUP)/base-image.sh
+	@cargo build -q -p slipway-tests --bin cluster
+	@$(CARGO_TARGET_DIR)/debug/cluster examples $(CLUSTER)
 
 .PHONY: cluster-down
 cluster-down: ## Take that cluster down, leaving no trace

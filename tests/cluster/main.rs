@@ -1,6 +1,6 @@
 //! `make cluster` and `make cluster-down`: a Kubernetes cluster on this machine with slipwayd under it.
 //!
-//! `cluster up DIR NODES`, `cluster down DIR`, `cluster dns ADDRESS KUBECTL KUBECONFIG` (the DNS server of one, run by `up`).
+//! `cluster up DIR NODES`, `cluster examples DIR`, `cluster down DIR`, `cluster dns ADDRESS KUBECTL KUBECONFIG` (the DNS server of one, run by `up`).
 #![forbid(unsafe_code)]
 
 use std::path::{Path, PathBuf};
@@ -24,6 +24,7 @@ async fn run() -> Result<()> {
     let args: Vec<&str> = args.iter().map(String::as_str).collect();
     match args[..] {
         ["up", dir, nodes] => up(Path::new(dir), nodes).await,
+        ["examples", dir] => examples(Path::new(dir)),
         ["down", dir] => down(Path::new(dir)).await,
         ["dns", listen, kubectl, kubeconfig] => dns::serve(
             listen
@@ -33,7 +34,9 @@ async fn run() -> Result<()> {
             Path::new(kubeconfig),
             dns::upstream(),
         ),
-        _ => bail!("usage: cluster up DIR NODES | cluster down DIR | cluster dns ADDRESS KUBECTL KUBECONFIG"),
+        _ => bail!(
+            "usage: cluster up DIR NODES | cluster examples DIR | cluster down DIR | cluster dns ADDRESS KUBECTL KUBECONFIG"
+        ),
     }
 }
 
@@ -75,6 +78,35 @@ async fn up(dir: &Path, nodes: &str) -> Result<()> {
         bin.parent().unwrap_or(Path::new("/")).display()
     );
     println!("\n`make cluster-down` removes every trace of it.");
+    Ok(())
+}
+
+fn examples(dir: &Path) -> Result<()> {
+    let Some(cluster) = Cluster::find(dir)? else {
+        bail!(
+            "no cluster is up in {}: `make cluster NODES=2` brings one up",
+            dir.display()
+        );
+    };
+    let at = cluster.prepare_examples()?;
+    let source = harness::lab::repo().join("tests/fixtures/train-digits");
+    let kubectl = |line: &str| println!("  kubectl {line}");
+    println!(
+        "The examples, with this cluster's places, are in {}. To build in the cluster and train on two nodes:",
+        at.display()
+    );
+    kubectl(&format!("apply -f {}/registry.yaml", at.display()));
+    kubectl(&format!(
+        "create configmap digits-source --from-file={}",
+        source.display()
+    ));
+    println!(
+        "  sed 's/MORE, value: \"\"/MORE, value: \"--push\"/' {}/build-job.yaml | kubectl apply -f -",
+        at.display()
+    );
+    kubectl("wait --for=condition=complete --timeout=300s job/build-digits");
+    kubectl(&format!("apply -f {}/train-job.yaml", at.display()));
+    kubectl("logs -f -l job-name=train-digits --prefix");
     Ok(())
 }
 

@@ -64,7 +64,7 @@ pub fn suite_disk(lab: &Lab, dir: &Path, phase: &str) -> Result<PathBuf> {
     let disk = lab.join(format!("{phase}.ext4"));
     let _ = std::fs::remove_file(&disk);
     cmd::sh(&format!(
-        "mkfs.ext4 -q -O ^has_journal -d {} {} 400M",
+        "mkfs.ext4 -q -O ^has_journal -d {} {} 700M",
         dir.display(),
         disk.display()
     ))?;

@@ -5,3 +5,6 @@
 apt_install containernetworking-plugins iptables iproute2 mmdebstrap docker-registry busybox-static e2fsprogs \
   apache2-utils jq libseccomp-dev gcc pkg-config
 with_lock go-tools "$(dirname "$0")/go-tools.sh" crictl critest containerd runc cni etcd kubernetes
+"$(dirname "$0")/lab-rootfs.sh"
+"$(dirname "$0")/base-image.sh"
+"$(dirname "$0")/vm-image.sh"

@@ -10,7 +10,7 @@ machine() { # what this guest is for
 install() { # exactly what `make install` puts in place
   cp -a /suite/install/. /
   mkdir -p /opt/cni/bin && cp /suite/cni/* /opt/cni/bin/
-  printf 'runtime-endpoint: %s\nimage-endpoint: %s\n' $CONTAINER_RUNTIME_ENDPOINT $IMAGE_SERVICE_ENDPOINT > /etc/crictl.yaml
+  printf 'runtime-endpoint: %s\nimage-endpoint: %s\ntimeout: 60\n' $CONTAINER_RUNTIME_ENDPOINT $IMAGE_SERVICE_ENDPOINT > /etc/crictl.yaml
   systemctl daemon-reload
   systemctl enable -q slipwayd
   systemctl start slipwayd
@@ -123,6 +123,17 @@ shim_killed() { # the container goes with its shim, is reported, and nothing is 
   [ "$(systemctl is-active slipwayd)" = active ]
   left=$(find /sys/fs/cgroup -name "*${c:0:12}*")
   [ -z "$left" ] || die "left: $left"
+}
+
+builds() { # from a service's cgroup, which has processes itself; the result runs at once
+  local p c
+  printf 'FROM %s\nRUN id -u > /id && cat /proc/self/cgroup\n' $IMAGE > /tmp/Dockerfile
+  slipway build --progress plain --network none -t slipway.test/built:1 -f /tmp/Dockerfile /suite/empty
+  p=$(pod built)
+  c=$(IMAGE=slipway.test/built:1 run built "$p" main "cat /id")
+  until_true 30 exited "$c"
+  [ "$(field "$c" exitCode)" = 0 ] || die "$(crictl logs "$c" 2>&1)"
+  remove "$p"
 }
 
 work_until_cut() { # builds, pods and removals without end: the harness cuts the power somewhere in it

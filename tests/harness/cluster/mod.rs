@@ -21,6 +21,7 @@ use crate::cri::Cri;
 use crate::{lab, leftovers};
 
 pub mod dns;
+mod examples;
 mod net;
 mod node;
 mod pki;

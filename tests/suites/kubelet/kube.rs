@@ -10,21 +10,6 @@ use harness::cmd::{self, Output};
 /// The image of most tests: Debian's busybox.
 pub const IMAGE: &str = "slipway.test/busybox:1";
 
-/// Builds [`IMAGE`] into node `n`'s store.
-pub fn build_image(cluster: &Cluster, n: usize) -> Result<()> {
-    build_stage(cluster, n, "busybox", IMAGE)
-}
-
-/// Builds a stage of tests/images/Dockerfile into node `n`'s store.
-pub fn build_stage(cluster: &Cluster, n: usize, stage: &str, name: &str) -> Result<()> {
-    let context = harness::lab::cache().join("lab-images").display().to_string();
-    let mut c = cluster.slipway(n, &["build", "-q", "--target", stage, "-t", name, &context]);
-    cmd::run(&mut c, Duration::from_secs(300))?
-        .ok()
-        .with_context(|| format!("building {name}"))?;
-    Ok(())
-}
-
 /// A namespace of one test.
 #[derive(Clone)]
 pub struct Kube {
@@ -89,16 +74,16 @@ impl Kube {
         Ok(())
     }
 
-    /// Applies manifests/examples/FILE with this cluster's paths in it, and more replaced as `change` says.
+    /// Applies manifests/examples/FILE as the cluster has prepared it, and changed as `change` says.
     pub fn example(&self, file: &str, change: &[(&str, &str)]) -> Result<()> {
-        let path = harness::lab::repo().join("manifests/examples").join(file);
+        let path = self.cluster.dir().join("examples").join(file);
         let mut text =
             std::fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
         for (from, to) in change {
             anyhow::ensure!(text.contains(from), "{file} has no {from:?}");
             text = text.replace(from, to);
         }
-        self.apply_as_it_is(&self.cluster.localise(&text, 1))
+        self.apply_as_it_is(&text)
     }
 
     /// Waits until a Job is Complete.

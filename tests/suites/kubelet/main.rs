@@ -162,7 +162,7 @@ async fn bring_up() -> Result<Cluster> {
         took.api, took.ready
     );
     for n in cluster.nodes() {
-        kube::build_image(&cluster, n)?;
+        cluster.build_stage(n, "busybox", kube::IMAGE)?;
     }
     Ok(cluster)
 }

@@ -5,35 +5,10 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 
-use crate::kube::{Kube, build_stage};
+use crate::kube::Kube;
 
 pub async fn an_image_is_built_in_the_cluster_and_trains_on_two_nodes(k: Kube) -> Result<()> {
-    let base = harness::lab::cache().join("demo/base");
-    ensure!(
-        base.join("rootfs.tar").exists(),
-        "{} is not there (tests/setup/base-image.sh makes it)",
-        base.display()
-    );
-    build_stage(&k.cluster, 1, "busybox", "slipway.local/tools:1")?;
-    build_stage(&k.cluster, 1, "registry", "slipway.local/registry:1")?;
-    let mut c = k.cluster.slipway(
-        1,
-        &[
-            "build",
-            "-q",
-            "-t",
-            "slipway.local/python:3",
-            &base.display().to_string(),
-        ],
-    );
-    harness::cmd::run(&mut c, Duration::from_secs(300))?
-        .ok()
-        .context("building the base image")?;
-    k.cluster.trust_registry(
-        "registry.slipway.local:5000",
-        &format!("http://{}:5000", k.cluster.net().node(1)),
-    )?;
-
+    k.cluster.prepare_examples()?;
     k.example("registry.yaml", &[])?;
     k.ready("registry").await?;
     let source = harness::lab::repo()
