@@ -30,6 +30,6 @@ J
 }
 field() { crictl inspect -o json "$1" | tr -d ' \n' | grep -o "\"$2\":[^,}]*" | head -1 | cut -d: -f2- | tr -d '"'; }
 exited() { [ "$(field "$1" state)" = CONTAINER_EXITED ]; }
-init_of() { field "$1" pid; }
+init_of() { crictl inspect -o json "$1" | grep -oE '"pid": ?[0-9]+' | head -1 | grep -oE '[0-9]+'; } # of namespaces there are "pid"s too
 remove() { crictl stopp "$1" > /dev/null; crictl rmp "$1" > /dev/null; }
 up() { crictl version > /dev/null 2>&1; }
