@@ -1,6 +1,9 @@
 //! Whether an entry is what it was below: overlayfs copies up whatever is opened for writing, changed or not.
+//!
+//! Times are compared as a layer's tar holds them, in whole seconds. The layer below may have been built here, with
+//! the kernel's nanoseconds, and come back from a registry without them: the answer has to be the same.
 
-use crate::attributes::{Xattrs, kind, mtime, xattrs_at, xattrs_of};
+use crate::attributes::{Xattrs, kind, xattrs_at, xattrs_of};
 use crate::lower::View;
 use rustix::fs::{FileType, OFlags, Stat};
 use std::ffi::OsStr;
@@ -23,7 +26,7 @@ pub(super) fn same_directory(
     layer: usize,
     path: &Path,
 ) -> io::Result<bool> {
-    if !same_owner_and_mode(stat, below) || mtime(stat) != mtime(below) {
+    if !same_owner_and_mode(stat, below) || stat.st_mtime != below.st_mtime {
         return Ok(false);
     }
     match view.open_at(layer, path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW)? {
@@ -41,7 +44,7 @@ pub(super) fn same_entry(
     path: &Path,
 ) -> io::Result<bool> {
     let same = same_owner_and_mode(stat, below)
-        && mtime(stat) == mtime(below)
+        && stat.st_mtime == below.st_mtime
         && stat.st_size == below.st_size
         && stat.st_rdev == below.st_rdev;
     if !same {

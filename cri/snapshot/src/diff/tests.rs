@@ -364,3 +364,46 @@ fn root_a_sink_that_fails_is_told_apart_from_a_file_that_cannot_be_read() {
     let error = write_tar(dir.path(), &DiffOptions::default(), &mut Full).unwrap_err();
     assert!(matches!(error, SnapshotError::DiskFull { .. }), "{error}");
 }
+
+#[test]
+fn root_a_layer_is_the_same_on_a_parent_that_came_back_without_nanoseconds() {
+    if !is_root("a_parent_that_came_back_without_nanoseconds") {
+        return;
+    }
+    let mut bed = Bed::new();
+    let (first, _) = bed.step(&DiffOptions::default(), |root| {
+        std::fs::create_dir(root.join("d")).unwrap();
+        std::fs::write(root.join("d/touched"), "same").unwrap();
+        std::fs::write(root.join("d/changed"), "one").unwrap();
+        symlink("changed", root.join("d/link")).unwrap();
+    });
+    let (second, stats) = bed.step(&DiffOptions::default(), |root| {
+        // Copied up, and left as it was.
+        let file = std::fs::OpenOptions::new()
+            .append(true)
+            .open(root.join("d/touched"));
+        drop(file.unwrap());
+        std::fs::write(root.join("d/changed"), "two").unwrap();
+    });
+    assert_eq!(names(&second), ["d/", "d/changed"]);
+    assert!(stats.unchanged > 0, "{stats:?}");
+
+    let pulled = bed.dir.path().join("pulled");
+    std::fs::create_dir(&pulled).unwrap();
+    unpack::unpack(&pulled, &mut first.as_slice(), &unpack::Options::default()).unwrap();
+    let nanos = std::os::linux::fs::MetadataExt::st_mtime_nsec;
+    let (before, after) = (bed.parents()[1].join("d/touched"), pulled.join("d/touched"));
+    assert_ne!(
+        nanos(&before.metadata().unwrap()),
+        nanos(&after.metadata().unwrap())
+    );
+    let upper = bed.parents()[0].clone();
+    let mut again = Vec::new();
+    let options = DiffOptions {
+        lower: Lower::Layers(&[pulled]),
+        ..DiffOptions::default()
+    };
+    write_tar(&upper, &options, &mut again).unwrap();
+    assert_eq!(names(&again), names(&second));
+    assert!(again == second, "the same bytes");
+}
