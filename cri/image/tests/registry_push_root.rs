@@ -239,3 +239,105 @@ async fn a_registry_that_breaks_is_asked_again_and_one_that_refuses_is_quoted() 
         .unwrap_err();
     assert!(matches!(error, PushError::Unreachable { .. }), "{error}");
 }
+
+/// Wants the password for everything but what `free` names.
+fn guarded(got: &Shared, free: fn(&Seen) -> bool) -> impl Fn(&Seen) -> Reply + Send + Sync + use<> {
+    let take = taking(got);
+    move |seen| match seen.header("authorization") {
+        None if !free(seen) => Reply::new(401).header("www-authenticate", "Basic realm=\"r\""),
+        _ => take(seen),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_location_elsewhere_gets_neither_the_password_nor_an_answer_to_its_challenge() {
+    if !root() {
+        return;
+    }
+    let node = Node::new();
+    let (made, image) = pulled(&node, 20 << 20).await;
+    for challenging in [false, true] {
+        let got = Shared::default();
+        let storage = taking(&got);
+        let elsewhere = Fake::start(move |seen, _| match challenging {
+            true => Reply::new(401).header(
+                "www-authenticate",
+                format!("Bearer realm=\"http://{}/token\"", seen.header("host").unwrap()),
+            ),
+            false => storage(seen),
+        })
+        .await;
+        let (take, host) = (guarded(&got, |_| false), elsewhere.host.clone());
+        let fake = Fake::start(move |seen, _| {
+            let reply = take(seen);
+            let location = reply
+                .headers
+                .iter()
+                .find(|(name, _)| name == "location")
+                .map(|(_, to)| to.clone());
+            match location {
+                Some(to) => Reply::new(202).header("location", format!("http://{host}{to}")),
+                None => reply,
+            }
+        })
+        .await;
+        let credentials = Some(slipway_image::Credentials::basic("me", "secret"));
+        let config = slipway_image::RegistryConfig {
+            attempts: 2,
+            ..quick()
+        };
+        let pushed = node
+            .pusher(config)
+            .push(&image, &fake.reference("to:v1"), credentials, &Silent)
+            .await;
+        assert!(fake.count(|seen| seen.header("authorization").is_some()) > 0);
+        assert!(elsewhere.count(|_| true) > 0);
+        assert_eq!(
+            elsewhere.count(|seen| seen.header("authorization").is_some()),
+            0,
+            "{challenging}"
+        );
+        assert_eq!(
+            elsewhere.count(|seen| seen.path == "/token"),
+            0,
+            "its challenge is not answered"
+        );
+        match pushed {
+            Ok(digest) => assert_eq!((digest, challenging), (made.digest, false)),
+            Err(error) => assert!(
+                challenging && chain(&error).contains(&elsewhere.host),
+                "{}",
+                chain(&error)
+            ),
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_location_that_names_the_registry_itself_is_its_own() {
+    if !root() {
+        return;
+    }
+    let node = Node::new();
+    let (made, image) = pulled(&node, 20 << 20).await;
+    let got = Shared::default();
+    let take = guarded(&got, |_| false);
+    let fake = Fake::start(move |seen, _| {
+        let mut reply = take(seen);
+        let host = seen.header("host").unwrap().to_owned();
+        for (name, value) in &mut reply.headers {
+            if name == "location" {
+                *value = format!("http://{host}{value}");
+            }
+        }
+        reply
+    })
+    .await;
+    let credentials = Some(slipway_image::Credentials::basic("me", "secret"));
+    let pushed = node
+        .pusher(quick())
+        .push(&image, &fake.reference("to:v1"), credentials, &Silent)
+        .await;
+    assert_eq!(pushed.unwrap_or_else(|e| panic!("{}", chain(&e))), made.digest);
+    assert_whole(&got, &made);
+}

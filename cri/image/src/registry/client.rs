@@ -252,6 +252,13 @@ impl Session {
             transport, tokens, ..
         } = &*self.registry;
         let endpoint = &place.endpoint;
+        // Where an upload goes on is for the registry to say (its Location): who we are is for its own origin only,
+        // and nobody else's challenge is answered.
+        if !same_origin(&request.url, &endpoint.base) {
+            let answer = transport.send(endpoint, request, None).await?;
+            self.reached.store(true, Ordering::Relaxed);
+            return success(answer).await;
+        }
         let mut header = match (tokens.known(endpoint, scopes), &self.explicit) {
             (_, Some(Credentials::Bearer { token })) if endpoint.upstream => {
                 Some(secret(&format!("Bearer {token}"))?)
@@ -268,7 +275,7 @@ impl Session {
         for _ in 0..2 {
             let answer = transport.send(endpoint, request, header.as_ref()).await?;
             self.reached.store(true, Ordering::Relaxed);
-            let ours = same_origin(&answer.url, &request.url);
+            let ours = same_origin(&answer.url, &endpoint.base);
             if answer.status() != StatusCode::UNAUTHORIZED || !ours {
                 return success(answer).await;
             }

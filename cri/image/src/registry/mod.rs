@@ -11,6 +11,8 @@ pub(crate) mod failure;
 mod hosts;
 mod hosts_file;
 pub(crate) mod manifest;
+#[cfg(test)]
+mod origin_tests;
 pub(crate) mod retry;
 mod tls;
 pub(crate) mod transport;

@@ -102,6 +102,8 @@ impl Transport {
     }
 
     /// Sends a request on behalf of an endpoint, following redirects of GET and HEAD. Any status is an answer.
+    /// `authorization` is shown to the origin of the request's URL: whoever gives it has to know that this is whom
+    /// it is meant for.
     pub async fn send(
         &self,
         endpoint: &Endpoint,
