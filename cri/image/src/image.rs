@@ -120,3 +120,21 @@ pub struct Removed {
     /// Bytes given back so far: layers in use by containers stay until those are removed.
     pub freed: u64,
 }
+
+/// What a removal that was to be decided under the catalog's lock came to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Removal {
+    /// A name is gone; the image has others.
+    Untagged,
+    /// The image is gone.
+    Removed {
+        /// Which.
+        id: ImageId,
+        /// The names that went with it, as text.
+        names: Vec<String>,
+    },
+    /// The image has these names, more than it might have: it stays.
+    Named(Vec<String>),
+    /// There is no such name or image.
+    Absent,
+}

@@ -28,7 +28,7 @@ pub use content::{BlobFile, Follower, Ingest};
 pub use digest::{ChainId, DiffId, Digest, DigestError, ImageId};
 pub use error::{Result, StoreError};
 pub use failpoint::ALL as FAILPOINTS;
-pub use image::{Image, NewImage, PulledManifest, Removed, Writer};
+pub use image::{Image, NewImage, PulledManifest, Removal, Removed, Writer};
 pub use platform::{Platform, PlatformError};
 pub use progress::{LayerProgress, Progress, ProgressEvent, Silent};
 pub use pull::{PullError, Puller};
@@ -38,5 +38,5 @@ pub use registry::{AuthFields, BadAuthField, Credentials, LocalBuilds, RegistryC
 pub use store::{
     Active, ActiveInfo, CacheEntry, CacheLock, CachePrune, Compression, DeadOwner, Flushing, GcReport,
     HashedLayer, Layer, LayerOptions, LayerSource, Lease, Manifest, OwnerKind, Record, Records, Store,
-    UnpackOptions,
+    UnpackOptions, Upkeep,
 };

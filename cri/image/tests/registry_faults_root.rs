@@ -472,3 +472,96 @@ async fn a_full_disk_is_said_and_the_space_given_back() {
     }
     assert!(result.is_ok(), "service goes on");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_drips_is_given_up_and_a_slow_but_steady_one_is_not() {
+    if !root() {
+        return;
+    }
+    let config = || RegistryConfig {
+        attempts: 3,
+        slow_window: Duration::from_millis(300),
+        slow_bytes: 3000,
+        ..quick()
+    };
+    let made = long(60_000);
+    for (piece, ends_well) in [(20, false), (2000, true)] {
+        let drip = Some((piece, Duration::from_millis(20)));
+        let fake = faulty(&made, move |_, _, good| Reply { drip, ..good }).await;
+        let node = Node::new();
+        let name = fake.reference("app:v1");
+        let (puller, platform) = (node.puller(config()), amd64());
+        let pull = puller.pull(&name, None, &platform, &Silent);
+        let pulled = tokio::time::timeout(Duration::from_secs(30), pull).await.unwrap();
+        match pulled {
+            Ok(_) => assert!(ends_well),
+            Err(error) => {
+                assert!(!ends_well, "{}", chain(&error));
+                assert!(chain(&error).contains("KiB came in"), "{}", chain(&error));
+                let asked = fake.count(|seen| seen.is_blob(&made.layers[0].digest));
+                assert_eq!(asked, 3, "a drip is no progress");
+            }
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_byte_each_time_does_not_keep_a_pull_alive() {
+    if !root() {
+        return;
+    }
+    let made = long(300_000);
+    let fake = faulty(&made, |_, _, good| good.cut(1)).await;
+    let node = Node::new();
+    let pulled = tokio::time::timeout(Duration::from_secs(60), pull(&fake, &node)).await;
+    assert!(pulled.unwrap().is_err());
+    let asked = fake.count(|seen| seen.is_blob(&made.layers[0].digest));
+    assert!((5..=100).contains(&asked), "{asked}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_image_that_does_not_come_leaves_room_for_others() {
+    if !root() {
+        return;
+    }
+    let layers: Vec<_> = (0..12)
+        .map(|n| layer(&[("file", &noise(2000, 100 + n))]))
+        .collect();
+    let slow = image::oci(&layers, "amd64");
+    let good = well(&[("app:v1", &slow)]);
+    let stuck = Fake::start(
+        move |seen, _| match seen.path.contains("/blobs/") && seen.range().is_none() {
+            true => Reply {
+                stall: good(seen).body.len().gt(&1500).then_some(Duration::from_secs(60)),
+                ..good(seen)
+            },
+            false => good(seen),
+        },
+    )
+    .await;
+    let node = Node::new();
+    let config = RegistryConfig {
+        read_timeout: Duration::from_secs(50),
+        ..quick()
+    };
+    let puller = std::sync::Arc::new(node.puller(config));
+    let (first, name) = (std::sync::Arc::clone(&puller), stuck.reference("app:v1"));
+    let pull = tokio::spawn(async move { first.pull(&name, None, &amd64(), &Silent).await.map(drop) });
+    let waiting = |seen: &Seen| layers.iter().any(|layer| seen.is_blob(&layer.digest));
+    while stuck.count(waiting) < 4 {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    let other = app();
+    let good = well(&[("app:v1", &other)]);
+    let fake = Fake::start(move |seen, _| good(seen)).await;
+    let name = fake.reference("app:v1");
+    let platform = amd64();
+    let quick = puller.pull(&name, None, &platform, &Silent);
+    tokio::time::timeout(Duration::from_secs(20), quick)
+        .await
+        .expect("the other image comes")
+        .unwrap();
+    assert_eq!(stuck.count(waiting), 4, "of six");
+    pull.abort();
+    let _ = pull.await;
+}

@@ -341,3 +341,62 @@ async fn a_location_that_names_the_registry_itself_is_its_own() {
     assert_eq!(pushed.unwrap_or_else(|e| panic!("{}", chain(&e))), made.digest);
     assert_whole(&got, &made);
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_image_whose_layers_came_as_other_blobs_before_can_be_pushed_and_saved() {
+    if !root() {
+        return;
+    }
+    let node = Node::new();
+    let tar = image::tar(&[("file", &noise(5000, 9)), ("zeros", &[0; 50_000])]);
+    let packed = |level: u32| {
+        let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::new(level));
+        std::io::Write::write_all(&mut encoder, &tar).unwrap();
+        let bytes = encoder.finish().unwrap();
+        image::Blob {
+            digest: Digest::of(&bytes),
+            diff_id: Digest::of(&tar),
+            bytes,
+        }
+    };
+    let (one, two) = (
+        image::oci(&[packed(1)], "amd64"),
+        image::oci(&[packed(9), layer(&[("more", b"more")])], "amd64"),
+    );
+    assert_ne!(one.layers[0].digest, two.layers[0].digest);
+    let good = well(&[("one:v1", &one), ("two:v1", &two)]);
+    let from = Fake::start(move |seen, _| good(seen)).await;
+    let puller = node.puller(quick());
+    for name in ["one:v1", "two:v1"] {
+        puller
+            .pull(&from.reference(name), None, &amd64(), &Silent)
+            .await
+            .unwrap();
+    }
+    let image = node
+        .store
+        .resolve(&from.reference("two:v1").to_string())
+        .unwrap()
+        .unwrap();
+    let got = Shared::default();
+    let take = taking(&got);
+    let fake = Fake::start(move |seen, _| take(seen)).await;
+    let pushed = node
+        .pusher(quick())
+        .push(&image, &fake.reference("to:v1"), None, &Silent)
+        .await;
+    assert_eq!(pushed.unwrap_or_else(|e| panic!("{}", chain(&e))), two.digest);
+    assert_whole(&got, &two);
+    for format in [
+        slipway_image::ArchiveFormat::Oci,
+        slipway_image::ArchiveFormat::Docker,
+    ] {
+        let mut archive = Vec::new();
+        let saved = node.store.export(&[&image.id.to_string()], format, &mut archive);
+        saved.unwrap_or_else(|e| panic!("{}", chain(&e)));
+    }
+    // Both layers are here now, and the whole image comes again without a byte of a layer.
+    node.store.remove_image(&image.id).unwrap();
+    let before = from.count(|seen| seen.is_blob(&two.layers[0].digest));
+    assert_eq!(before, 1);
+}

@@ -105,8 +105,15 @@ fn oci(store: &Store, images: &[(Image, Vec<String>)], lease: &Lease, tar: &mut 
     for (image, names) in images {
         let manifest: Manifest = store.manifest(&image.id, OCI_LAYERS, lease)?;
         let mut layers = Vec::new();
-        for layer in &manifest.layers {
+        let chains = crate::ChainId::all(&image.layers);
+        for ((layer, diff_id), chain) in manifest.layers.iter().zip(&image.layers).zip(&chains) {
             let digest = digest_of(layer)?;
+            if store.have_blob(chain, diff_id, &digest, lease)?.is_none() {
+                return Err(StoreError::BlobPruned {
+                    diff_id: *diff_id,
+                    digest,
+                });
+            }
             tar.blob(store, &blob_path(&digest), &digest)?;
             layers.push(blob_path(&digest));
         }

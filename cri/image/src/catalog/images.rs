@@ -122,12 +122,20 @@ pub(crate) fn by_name(c: &Connection, name: &str) -> Result<Option<ImageId>> {
     one_id(c, "SELECT image FROM names WHERE name = ?1", name)
 }
 
-pub(crate) fn by_repo_digest(c: &Connection, digest: &str) -> Result<Option<ImageId>> {
-    one_id(
-        c,
-        "SELECT image FROM repo_digests WHERE digest = ?1 LIMIT 1",
-        digest,
-    )
+/// The images of a repository digest, newest first: an index has one for each platform. At most 50.
+pub(crate) fn by_repo_digest(c: &Connection, digest: &str) -> Result<Vec<ImageId>> {
+    let act = "look an image up";
+    let mut statement = c
+        .prepare_cached(
+            "SELECT r.image FROM repo_digests r JOIN images i ON i.id = r.image WHERE r.digest = ?1
+             ORDER BY i.since DESC, i.id LIMIT 50",
+        )
+        .map_err(sql(act))?;
+    let rows = statement
+        .query_map([digest], |row| row.get::<_, String>(0))
+        .map_err(sql(act))?;
+    rows.map(|row| typed("image id", &row.map_err(sql(act))?))
+        .collect()
 }
 
 /// Images whose id starts with these digits; at most 20.
@@ -247,6 +255,26 @@ pub(crate) fn set_pushed(c: &Connection, id: &ImageId) -> Result<bool> {
         .execute("UPDATE images SET pushed = 1 WHERE id = ?1", [id.to_string()])
         .map_err(sql("record a push"))?;
     Ok(changed == 1)
+}
+
+/// Removes the builds that nobody can mean any more: without a name, not pinned, in no registry and in nobody's use.
+/// Their ids.
+pub(crate) fn delete_unnamed_builds(c: &Connection) -> Result<Vec<ImageId>> {
+    let act = "remove builds without a name";
+    let mut statement = c
+        .prepare_cached(
+            "DELETE FROM images WHERE built_here = 1 AND pinned = 0
+               AND NOT EXISTS (SELECT 1 FROM names n WHERE n.image = images.id)
+               AND NOT EXISTS (SELECT 1 FROM repo_digests r WHERE r.image = images.id)
+               AND NOT EXISTS (SELECT 1 FROM lease_items l WHERE l.kind = 'image' AND l.item = images.id)
+             RETURNING id",
+        )
+        .map_err(sql(act))?;
+    let rows = statement
+        .query_map([], |row| row.get::<_, String>(0))
+        .map_err(sql(act))?;
+    rows.map(|row| typed("image id", &row.map_err(sql(act))?))
+        .collect()
 }
 
 pub(crate) fn delete(c: &Connection, id: &ImageId) -> Result<bool> {

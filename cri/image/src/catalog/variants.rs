@@ -78,6 +78,17 @@ pub(crate) fn get(c: &Connection, diff: &DiffId, encoder: &str) -> Result<Option
     .transpose()
 }
 
+/// The encoder that made a blob of a layer here, where one did.
+pub(crate) fn encoder_of(c: &Connection, diff: &DiffId, blob: &Digest) -> Result<Option<String>> {
+    c.query_row(
+        "SELECT encoder FROM variants WHERE diff_id = ?1 AND digest = ?2 LIMIT 1",
+        (diff.to_string(), blob.to_string()),
+        |row| row.get(0),
+    )
+    .optional()
+    .map_err(sql("look for who made a layer's blob"))
+}
+
 /// Records a variant; what was recorded first stays.
 pub(crate) fn put(c: &Connection, diff: &DiffId, encoder: &str, blob: &BlobRow) -> Result<()> {
     c.execute(

@@ -24,6 +24,15 @@ pub(crate) fn encoder_name(compression: Compression) -> String {
     }
 }
 
+/// What [`encoder_name`] was given; `None` for the name of another version of ours.
+pub(crate) fn encoder_named(name: &str) -> Option<Compression> {
+    let gzip = (1..=9).map(Compression::Gzip);
+    let zstd = (1..=19).map(Compression::Zstd);
+    gzip.chain(zstd)
+        .chain([Compression::None])
+        .find(|compression| encoder_name(*compression) == name)
+}
+
 fn gzip_level(level: u32) -> u32 {
     level.clamp(1, 9)
 }

@@ -7,4 +7,4 @@ mod decode;
 mod encode;
 
 pub(crate) use decode::{Format, decoder};
-pub(crate) use encode::{Encoder, encoder_name};
+pub(crate) use encode::{Encoder, encoder_name, encoder_named};

@@ -237,7 +237,8 @@ impl Task {
 
     async fn transfer(&self) -> Result<(), PullError> {
         // The semaphore is never closed.
-        let turn = self.session.registry.transfers.acquire().await.ok();
+        let own = self.session.transfers.acquire().await.ok();
+        let turn = (own, self.session.registry.transfers.acquire().await.ok());
         let (pieces, received) = mpsc::channel(PIECES);
         let (shared, root) = (Arc::clone(&self.shared), self.store.root().to_owned());
         let (digest, size) = (self.digest, self.descriptor.size());

@@ -7,18 +7,22 @@ use crate::digest::Digest;
 use crate::progress::ProgressEvent;
 use crate::registry::client::{Place, Session};
 use crate::registry::failure::Failure;
-use crate::registry::transport::{Answer, same_origin};
+use crate::registry::retry::Backoff;
+use crate::registry::transport::{Answer, Pace, same_origin};
 use bytes::Bytes;
 use futures_util::StreamExt;
 use oci_spec::image::Descriptor;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use url::Url;
 
 /// Ranges of one blob at a time.
 const RANGES_AT_ONCE: usize = 4;
+
+/// An attempt that brings so much is not counted among those that a blob may take altogether.
+const WORTH_AN_ATTEMPT: u64 = 256 << 10;
 
 /// Where a blob's bytes go.
 pub(crate) struct Sink {
@@ -55,6 +59,8 @@ pub(crate) struct Fetch<'a> {
     what: String,
     sink: Sink,
     got: u64,
+    /// How long bytes of this attempt were waited for.
+    waited: Duration,
     /// Who gave bytes: if their digest is wrong, one of these lies.
     pub hosts: Vec<String>,
 }
@@ -75,6 +81,7 @@ impl<'a> Fetch<'a> {
             what: format!("layer {digest}"),
             sink,
             got: 0,
+            waited: Duration::ZERO,
             hosts: Vec::new(),
         }
     }
@@ -113,6 +120,7 @@ impl<'a> Fetch<'a> {
         let mut backoff = self.session.backoff();
         loop {
             let before = self.got;
+            self.waited = Duration::ZERO;
             let failure = match self.attempt(origin).await {
                 Ok(host) if self.got < self.size => Failure::Cut {
                     host,
@@ -129,9 +137,7 @@ impl<'a> Fetch<'a> {
                 Err(Stop::Failure(failure)) => failure,
                 Err(gone) => return Err(gone),
             };
-            if self.got > before {
-                backoff.progressed();
-            }
+            judge(self.session, &mut backoff, self.got - before, self.waited);
             self.session.pause(&mut backoff, &self.what, failure).await?;
         }
     }
@@ -219,7 +225,11 @@ impl<'a> Fetch<'a> {
             host: host.to_owned(),
             detail: format!("it is longer than the {size} bytes that its descriptor says"),
         };
-        while let Some(mut bytes) = answer.chunk().await? {
+        loop {
+            let begun = Instant::now();
+            let chunk = answer.chunk().await;
+            self.waited += begun.elapsed();
+            let Some(mut bytes) = chunk? else { break };
             let skipped = skip.min(bytes.len() as u64);
             skip -= skipped;
             // At most the length of the piece.
@@ -244,6 +254,16 @@ impl<'a> Fetch<'a> {
         self.got += length;
         self.sink.done.store(self.got, Ordering::Relaxed);
         Ok(())
+    }
+}
+
+/// What an attempt that failed has brought: a drip is no progress, and much of it is worth another attempt.
+fn judge(session: &Session, backoff: &mut Backoff, bytes: u64, waited: Duration) {
+    if Pace::new(&session.registry.config).is_progress(waited, bytes) {
+        backoff.progressed();
+    }
+    if bytes >= WORTH_AN_ATTEMPT {
+        backoff.earned();
     }
 }
 
@@ -294,16 +314,18 @@ async fn fetch_range(
     size: u64,
     range: std::ops::Range<u64>,
     hint: Option<&Url>,
-) -> Result<(Vec<Bytes>, Option<OwnedSemaphorePermit>), Stop> {
+) -> Result<(Vec<Bytes>, Option<(OwnedSemaphorePermit, OwnedSemaphorePermit)>), Stop> {
     // The semaphore is never closed.
-    let slot = Arc::clone(&session.registry.range_slots)
+    let own = Arc::clone(&session.range_slots).acquire_owned().await.ok();
+    let all = Arc::clone(&session.registry.range_slots)
         .acquire_owned()
         .await
         .ok();
+    let slot = own.zip(all);
     let mut backoff = session.backoff();
     let (mut got, mut pieces) = (range.start, Vec::new());
     loop {
-        let before = got;
+        let (before, begun) = (got, Instant::now());
         let failure = match one_range(
             session,
             place,
@@ -322,9 +344,7 @@ async fn fetch_range(
             },
             Err(failure) => failure,
         };
-        if got > before {
-            backoff.progressed();
-        }
+        judge(session, &mut backoff, got - before, begun.elapsed());
         session
             .pause(&mut backoff, &format!("layer {digest}"), failure)
             .await?;

@@ -53,7 +53,7 @@ impl Run {
     ) -> Result<(), PullError> {
         let give_up = GiveUp(Arc::default());
         let (sources, coming) = self.sources(session, chosen, diff_ids, lease, &give_up).await?;
-        if sources.is_empty() {
+        if coming.iter().all(|layer| layer.download.is_none()) && sources.is_empty() {
             return Ok(());
         }
         let counters: Vec<Arc<AtomicU64>> = coming.iter().map(|layer| Arc::clone(&layer.unpacked)).collect();
@@ -127,6 +127,15 @@ impl Run {
                     unpacked: Arc::default(),
                 };
                 let reader: Box<dyn Read + Send> = if lease.layer(&chain)?.is_some() {
+                    // The same files may have come as another blob. This one is what the manifest names, and what a
+                    // push or a save of the image has to give.
+                    if !run.store.has_or_can_make(&chain, diff_id, &digest, &lease)?
+                        && let Source::Coming(download, _) = run
+                            .downloads
+                            .want(&run.store, &session, descriptor, digest, &lease)?
+                    {
+                        layer.download = Some(download);
+                    }
                     Box::new(io::empty())
                 } else {
                     missing = true;

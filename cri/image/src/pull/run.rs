@@ -146,7 +146,7 @@ impl Run {
     async fn local(self: &Arc<Run>) -> Result<(Option<Image>, bool), PullError> {
         self.blocking(|run| {
             let reference = &run.key.reference;
-            let image = run.store.resolve(&reference.to_string())?;
+            let image = run.store.resolve_for(&reference.to_string(), &run.key.platform)?;
             let writer = match reference.digest() {
                 Some(_) => None,
                 None => run.store.name_writer(reference)?,
@@ -185,17 +185,24 @@ impl Run {
     async fn have(self: &Arc<Run>, digest: Digest) -> Result<Option<Image>, PullError> {
         self.blocking(move |run| {
             let reference = &run.key.reference;
-            let Some(image) = run.store.resolve(&reference.with_digest(digest).to_string())? else {
+            let Some(image) = run
+                .store
+                .resolve_for(&reference.with_digest(digest).to_string(), &run.key.platform)?
+            else {
                 return Ok(None);
             };
             let config = run.store.config(&image.id)?;
             let platform = ConfigFacts::parse(&config)
                 .ok()
                 .and_then(|facts| facts.platform());
-            if platform.is_some_and(|platform| run.key.platform.rank(&platform) != Some(0)) {
+            if platform
+                .as_ref()
+                .is_some_and(|p| run.key.platform.rank(p) != Some(0))
+            {
                 return Ok(None);
             }
-            if reference.digest().is_none() {
+            let named = platform.as_ref().is_none_or(runs_here);
+            if reference.digest().is_none() && named {
                 run.store.tag(&image.id, reference, Writer::Pull)?;
             }
             run.store.resolve(&image.id.to_string())
@@ -212,10 +219,12 @@ impl Run {
         self.committing();
         self.blocking(move |run| {
             let reference = &run.key.reference;
-            let names = match reference.digest() {
-                Some(_) => Vec::new(),
-                None => vec![reference.clone()],
-            };
+            // A name means what runs on this node; another platform's image is found by its digest.
+            let platform = ConfigFacts::parse(&config)
+                .ok()
+                .and_then(|facts| facts.platform());
+            let named = reference.digest().is_none() && platform.as_ref().is_none_or(runs_here);
+            let names = Vec::from_iter(named.then(|| reference.clone()));
             for layer in &chosen.layers {
                 if let Ok(digest) = Digest::try_from(layer.digest()) {
                     run.store.add_blob_source(&digest, &reference.name())?;
@@ -333,6 +342,11 @@ impl Run {
             available,
         }
     }
+}
+
+/// Whether an image of a platform can run on this machine.
+fn runs_here(platform: &Platform) -> bool {
+    Platform::host().rank(platform).is_some()
 }
 
 /// What resolving came to.

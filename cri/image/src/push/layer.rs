@@ -232,11 +232,11 @@ impl Pushing<'_> {
     /// Sends a blob of the store.
     async fn send(&self, layer: &Layer, descriptor: &Descriptor) -> Result<(), PushError> {
         let digest = digest_of(descriptor)?;
-        let (diff_id, size) = (layer.diff_id, descriptor.size());
+        let (chain, diff_id, size) = (layer.chain, layer.diff_id, descriptor.size());
         let file = self
-            .blocking(move |_, lease| {
-                lease
-                    .blob(&digest)?
+            .blocking(move |store, lease| {
+                store
+                    .have_blob(&chain, &diff_id, &digest, lease)?
                     .ok_or(StoreError::BlobPruned { diff_id, digest })
             })
             .await?;

@@ -76,6 +76,10 @@ pub(crate) struct Session {
     docker: DockerConfig,
     access: Access,
     notify: Notify,
+    /// What of [`Registry::transfers`] this session may have: less than all, so that one slow image leaves room.
+    pub transfers: Semaphore,
+    /// The same of [`Registry::range_slots`].
+    pub range_slots: Arc<Semaphore>,
     /// Places that gave corrupt objects.
     distrusted: Mutex<HashSet<String>>,
     /// Somebody has answered.
@@ -166,6 +170,8 @@ impl Session {
             docker,
             access,
             notify,
+            transfers: Semaphore::new(share(registry.config.max_concurrent.clamp(1, 64))),
+            range_slots: Arc::new(Semaphore::new(share(Registry::RANGE_SLOTS))),
             distrusted: Mutex::default(),
             reached: AtomicBool::new(false),
         })
@@ -524,6 +530,11 @@ impl Session {
             ),
         }
     }
+}
+
+/// Two thirds, and at least one.
+fn share(all: usize) -> usize {
+    (all * 2 / 3).max(1)
 }
 
 async fn success(answer: Answer) -> Result<Answer, Failure> {

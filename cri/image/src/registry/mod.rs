@@ -56,6 +56,11 @@ pub struct RegistryConfig {
     pub connect_timeout: Duration,
     /// How long a registry may be silent in the middle of an answer.
     pub read_timeout: Duration,
+    /// A transfer that brings less than [`RegistryConfig::slow_bytes`] while it is waited for this long is cut, and
+    /// has made no progress.
+    pub slow_window: Duration,
+    /// See [`RegistryConfig::slow_window`]: far below what any link brings that still works.
+    pub slow_bytes: u64,
     /// Blobs at least this long are fetched in ranges, several at a time, where the registry can do that.
     pub range_threshold: u64,
     /// How long a range is.
@@ -77,6 +82,8 @@ impl Default for RegistryConfig {
             first_pause: Duration::from_millis(250),
             connect_timeout: Duration::from_secs(15),
             read_timeout: Duration::from_secs(60),
+            slow_window: Duration::from_secs(60),
+            slow_bytes: 64 << 10,
             range_threshold: 32 << 20,
             range_chunk: 4 << 20,
             fast_enough: 100 << 20,

@@ -15,7 +15,12 @@ pub(crate) struct Backoff {
     attempts: u32,
     first: Duration,
     failed: u32,
+    /// Failures that may still come, however much progress there is in between.
+    left: u32,
 }
+
+/// So many times the attempts in a row fail at most altogether, before [`Backoff::earned`] adds to it.
+const ALTOGETHER: u32 = 20;
 
 impl Backoff {
     /// At most this many attempts in a row.
@@ -24,6 +29,7 @@ impl Backoff {
             attempts: attempts.max(1),
             first,
             failed: 0,
+            left: attempts.max(1).saturating_mul(ALTOGETHER),
         }
     }
 
@@ -31,7 +37,9 @@ impl Backoff {
     /// for more patience than we have.
     pub fn failed(&mut self, asked: Option<Duration>) -> Option<Duration> {
         self.failed += 1;
-        if self.failed >= self.attempts || asked.is_some_and(|asked| asked > LONGEST_PAUSE) {
+        self.left = self.left.saturating_sub(1);
+        if self.failed >= self.attempts || self.left == 0 || asked.is_some_and(|asked| asked > LONGEST_PAUSE)
+        {
             return None;
         }
         let doubled = self.first.saturating_mul(1 << (self.failed - 1).min(16));
@@ -42,6 +50,11 @@ impl Backoff {
     /// Something got through: the attempts count from the start.
     pub fn progressed(&mut self) {
         self.failed = 0;
+    }
+
+    /// So much got through that the next failure is as the first one ever.
+    pub fn earned(&mut self) {
+        self.left = self.left.saturating_add(1);
     }
 
     /// How often it failed in a row.
@@ -89,6 +102,24 @@ mod tests {
         }
         backoff.progressed();
         assert!(backoff.failed(None).is_some());
+    }
+
+    #[test]
+    fn a_little_progress_each_time_does_not_go_on_for_ever() {
+        let mut backoff = Backoff::new(4, Duration::from_millis(1));
+        let mut tried = 0;
+        while backoff.failed(None).is_some() {
+            backoff.progressed();
+            tried += 1;
+            assert!(tried < 1000);
+        }
+        assert!(tried > 20);
+        let mut backoff = Backoff::new(4, Duration::from_millis(1));
+        for _ in 0..1000 {
+            assert!(backoff.failed(None).is_some(), "much progress each time");
+            backoff.progressed();
+            backoff.earned();
+        }
     }
 
     #[test]

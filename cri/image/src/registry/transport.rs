@@ -16,7 +16,7 @@ use reqwest::{Body, Client, Method, Response, StatusCode};
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::{Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::time::timeout;
 use url::Url;
 
@@ -67,6 +67,44 @@ pub(crate) struct Answer {
     pub url: Url,
     pub host: String,
     idle: Duration,
+    pace: Pace,
+}
+
+/// How fast bytes come, of the time they are waited for: who takes them slowly is no slow server.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Pace {
+    window: Duration,
+    least: u64,
+    waited: Duration,
+    bytes: u64,
+}
+
+impl Pace {
+    pub fn new(config: &RegistryConfig) -> Pace {
+        Pace {
+            window: config.slow_window,
+            least: config.slow_bytes,
+            waited: Duration::ZERO,
+            bytes: 0,
+        }
+    }
+
+    /// Counts; `false` when a whole window brought less than the least there is to be.
+    fn keeps(&mut self, waited: Duration, bytes: u64) -> bool {
+        self.waited += waited;
+        self.bytes += bytes;
+        if self.waited < self.window {
+            return true;
+        }
+        let enough = self.bytes >= self.least;
+        (self.waited, self.bytes) = (Duration::ZERO, 0);
+        enough
+    }
+
+    /// Whether so many bytes in so much time are progress.
+    pub fn is_progress(&self, waited: Duration, bytes: u64) -> bool {
+        bytes > 0 && bytes as f64 * self.window.as_secs_f64() >= self.least as f64 * waited.as_secs_f64()
+    }
 }
 
 /// Clients by what makes connections differ.
@@ -74,6 +112,7 @@ pub(crate) struct Transport {
     user_agent: String,
     connect_timeout: Duration,
     idle: Duration,
+    pace: Pace,
     clients: Mutex<HashMap<ClientKey, Client>>,
 }
 
@@ -97,6 +136,7 @@ impl Transport {
             user_agent: config.user_agent.clone(),
             connect_timeout: config.connect_timeout,
             idle: config.read_timeout,
+            pace: Pace::new(config),
             clients: Mutex::default(),
         }
     }
@@ -188,6 +228,7 @@ impl Transport {
             url: url.clone(),
             host,
             idle: self.idle,
+            pace: self.pace,
         })
     }
 
@@ -261,10 +302,23 @@ impl Answer {
         Failure::of_status(&self.host, self.status(), &body, pause)
     }
 
-    /// The next bytes of the body, waiting no longer than the time limit for silence.
+    /// The next bytes of the body, waiting no longer than the time limit for silence, and giving up a server that
+    /// only drips.
     pub async fn chunk(&mut self) -> Result<Option<Bytes>, Failure> {
+        let begun = Instant::now();
         match timeout(self.idle, self.response.chunk()).await {
-            Ok(Ok(bytes)) => Ok(bytes),
+            Ok(Ok(Some(bytes))) => match self.pace.keeps(begun.elapsed(), bytes.len() as u64) {
+                true => Ok(Some(bytes)),
+                false => Err(Failure::Cut {
+                    host: self.host.clone(),
+                    detail: format!(
+                        "less than {} KiB came in {} s",
+                        self.pace.least >> 10,
+                        self.pace.window.as_secs_f32()
+                    ),
+                }),
+            },
+            Ok(Ok(None)) => Ok(None),
             Ok(Err(error)) => {
                 let failure = Failure::of_transport(&self.host, &error);
                 // Inside a body nothing is being connected to.

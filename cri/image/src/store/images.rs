@@ -8,8 +8,10 @@ use crate::catalog::{Durability, layers, time};
 use crate::digest::{ChainId, DiffId, Digest, ImageId};
 use crate::error::{Result, StoreError};
 use crate::failpoint;
-use crate::image::{Image, NewImage, PulledManifest, Removed, Writer};
+use crate::image::{Image, NewImage, PulledManifest, Removal, Removed, Writer};
+use crate::platform::Platform;
 use crate::reference::Reference;
+use crate::registry::manifest::ConfigFacts;
 use oci_spec::image::ImageConfiguration;
 use slipway_snapshot::Usage;
 use std::sync::PoisonError;
@@ -20,7 +22,8 @@ const SHORTEST_ID: usize = 12;
 
 impl Store {
     /// Finds an image by id (`sha256:…`, or at least 12 hexadecimal digits) or reference (tag or digest, Docker's
-    /// defaults). One that is torn is not found: it has to be pulled again.
+    /// defaults). One that is torn is not found: it has to be pulled again. Where a digest means an image for each
+    /// of several platforms, this machine's counts.
     ///
     /// # Errors
     /// [`StoreError::Ambiguous`]; what the catalog answers.
@@ -28,18 +31,29 @@ impl Store {
         Ok(self.find(name)?.filter(|image| image.intact))
     }
 
+    /// As [`Store::resolve`], for another platform than this machine's where a digest means several images.
+    ///
+    /// # Errors
+    /// As [`Store::resolve`].
+    pub fn resolve_for(&self, name: &str, platform: &Platform) -> Result<Option<Image>> {
+        let Some(id) = self.image_id(name, platform)? else {
+            return Ok(None);
+        };
+        Ok(self.image(&id)?.filter(|image| image.intact))
+    }
+
     /// As [`Store::resolve`], but finds torn images too: for inspecting and removing.
     ///
     /// # Errors
     /// As [`Store::resolve`].
     pub fn find(&self, name: &str) -> Result<Option<Image>> {
-        match self.image_id(name)? {
+        match self.image_id(name, &Platform::host())? {
             Some(id) => self.image(&id),
             None => Ok(None),
         }
     }
 
-    fn image_id(&self, name: &str) -> Result<Option<ImageId>> {
+    fn image_id(&self, name: &str, platform: &Platform) -> Result<Option<ImageId>> {
         if let Ok(id) = name.parse::<ImageId>() {
             return Ok(Some(id));
         }
@@ -47,7 +61,7 @@ impl Store {
             if let Ok(reference) = Reference::parse(name) {
                 let text = reference.canonical().to_string();
                 let found = match reference.digest() {
-                    Some(_) => images::by_repo_digest(c, &text)?,
+                    Some(_) => best(c, images::by_repo_digest(c, &text)?, platform)?,
                     None => images::by_name(c, &text)?,
                 };
                 if found.is_some() {
@@ -203,6 +217,64 @@ impl Store {
         })
     }
 
+    /// Takes a name away, and removes its image when that was the last: decided while nobody else can name it. The
+    /// files go with the next [`Store::gc`].
+    ///
+    /// # Errors
+    /// What the catalog answers.
+    pub fn remove_name(&self, name: &Reference) -> Result<Removal> {
+        let text = name.canonical().to_string();
+        self.removing(|c| {
+            let Some(id) = images::by_name(c, &text)? else {
+                return Ok(Removal::Absent);
+            };
+            images::unname(c, &text)?;
+            let named = images::get(c, &id)?.is_some_and(|row| !row.names.is_empty());
+            if named {
+                return Ok(Removal::Untagged);
+            }
+            images::delete(c, &id)?;
+            Ok(Removal::Removed {
+                id,
+                names: vec![text.clone()],
+            })
+        })
+    }
+
+    /// Removes an image with its names, if there are no more than `most` of them: decided while nobody else can name
+    /// it. The files go with the next [`Store::gc`].
+    ///
+    /// # Errors
+    /// What the catalog answers.
+    pub fn remove_unless_named(&self, id: &ImageId, most: usize) -> Result<Removal> {
+        self.removing(|c| match images::get(c, id)? {
+            None => Ok(Removal::Absent),
+            Some(row) if row.names.len() > most => Ok(Removal::Named(row.names)),
+            Some(row) => {
+                images::delete(c, id)?;
+                Ok(Removal::Removed {
+                    id: *id,
+                    names: row.names,
+                })
+            }
+        })
+    }
+
+    /// Removes the builds that nobody can mean any more: without a name, not pinned, never pushed, and in no lease.
+    /// The files go with the next [`Store::gc`].
+    ///
+    /// # Errors
+    /// What the catalog answers.
+    pub fn remove_unnamed_builds(&self) -> Result<Vec<ImageId>> {
+        self.removing(images::delete_unnamed_builds)
+    }
+
+    /// One durable transaction that only takes away; it works on a full disk.
+    fn removing<T>(&self, work: impl Fn(&rusqlite::Connection) -> Result<T>) -> Result<T> {
+        let inner = &self.inner;
+        inner.with_reserve(|| inner.catalog.write(Durability::Full, |c| work(c)))
+    }
+
     /// Pins an image or takes the pin away. A never-pushed build stays pinned by itself.
     ///
     /// # Errors
@@ -298,6 +370,23 @@ impl Store {
             None
         })
     }
+}
+
+/// The image that runs best on a platform: else the first.
+fn best(c: &rusqlite::Connection, ids: Vec<ImageId>, platform: &Platform) -> Result<Option<ImageId>> {
+    if ids.len() < 2 {
+        return Ok(ids.into_iter().next());
+    }
+    let mut ranked = Vec::with_capacity(ids.len());
+    for (at, id) in ids.into_iter().enumerate() {
+        let config = images::get(c, &id)?.map(|row| row.config).unwrap_or_default();
+        let made_for = ConfigFacts::parse(&config)
+            .ok()
+            .and_then(|facts| facts.platform());
+        let rank = made_for.and_then(|made_for| platform.rank(&made_for));
+        ranked.push((rank.unwrap_or(u32::MAX), at, id));
+    }
+    Ok(ranked.into_iter().min().map(|(_, _, id)| id))
 }
 
 /// Keeps the manifest an image came with, and which blobs its layers are.

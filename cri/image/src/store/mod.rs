@@ -30,6 +30,7 @@ mod records;
 mod reserve;
 mod sync;
 mod unpack;
+mod upkeep;
 mod variants;
 
 pub use active::{Active, ActiveInfo};
@@ -41,6 +42,7 @@ pub use owners::DeadOwner;
 pub use records::{Record, Records};
 pub use sync::Flushing;
 pub use unpack::{LayerSource, UnpackOptions};
+pub use upkeep::Upkeep;
 pub use variants::{Compression, Manifest};
 
 use crate::catalog::{self, Catalog, Durability, blobs};

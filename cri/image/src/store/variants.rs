@@ -8,8 +8,8 @@ use super::layers::HashSink;
 use super::{LayerOptions, Lease, Store};
 use crate::catalog::variants::BlobRow;
 use crate::catalog::{Durability, layers, variants};
-use crate::codec::{Encoder, encoder_name};
-use crate::content::{Follower, Ingest};
+use crate::codec::{Encoder, encoder_name, encoder_named};
+use crate::content::{BlobFile, Follower, Ingest};
 use crate::digest::{ChainId, DiffId, Digest, ImageId};
 use crate::error::{Result, StoreError};
 use oci_spec::image::{Descriptor, ImageManifest, ImageManifestBuilder, MediaType, SCHEMA_VERSION};
@@ -93,6 +93,14 @@ impl Store {
                 return Ok(describe(blob, media_type.as_str().into()));
             }
         }
+        for (blob, media_type) in &originals {
+            if self
+                .have_blob(chain, &layer.diff_id, &blob.digest, lease)?
+                .is_some()
+            {
+                return Ok(describe(blob, media_type.as_str().into()));
+            }
+        }
         let options = self.inner.catalog.read(|c| layers::options(c, chain))?;
         let (options, None) = (options, originals.first()) else {
             let digest = originals
@@ -134,6 +142,64 @@ impl Store {
             variants::put(c, &layer.diff_id, &encoder, &made)
         })?;
         Ok(describe(&made, compression.media_type()))
+    }
+
+    /// How a blob that is not here can be made again: it was made here of this very layer, with this encoder.
+    fn recipe(
+        &self,
+        chain: &ChainId,
+        diff_id: &DiffId,
+        blob: &Digest,
+    ) -> Result<Option<(LayerOptions, Compression)>> {
+        self.inner.catalog.read(|c| {
+            let encoder = variants::encoder_of(c, diff_id, blob)?;
+            let compression = encoder.as_deref().and_then(encoder_named);
+            Ok(layers::options(c, chain)?.zip(compression))
+        })
+    }
+
+    /// Whether a layer's blob is here, and held by the lease from now on, or can be made here.
+    ///
+    /// # Errors
+    /// What the catalog answers.
+    pub(crate) fn has_or_can_make(
+        &self,
+        chain: &ChainId,
+        diff_id: &DiffId,
+        blob: &Digest,
+        lease: &Lease,
+    ) -> Result<bool> {
+        Ok(lease.blob(blob)?.is_some() || self.recipe(chain, diff_id, blob)?.is_some())
+    }
+
+    /// One certain blob of a layer, held by the lease: made again where it is not here and was made here before.
+    /// `None`: it is not here, and came from elsewhere.
+    ///
+    /// # Errors
+    /// [`StoreError::NotReproducible`]; what the catalog answers.
+    pub(crate) fn have_blob(
+        &self,
+        chain: &ChainId,
+        diff_id: &DiffId,
+        blob: &Digest,
+        lease: &Lease,
+    ) -> Result<Option<BlobFile>> {
+        if let Some(file) = lease.blob(blob)? {
+            return Ok(Some(file));
+        }
+        let Some((options, compression)) = self.recipe(chain, diff_id, blob)? else {
+            return Ok(None);
+        };
+        let made = self.encode(chain, diff_id, &options, compression, lease, |_| {})?;
+        if made.digest != *blob {
+            return Err(StoreError::NotReproducible {
+                diff_id: *diff_id,
+                encoder: encoder_name(compression),
+                expected: *blob,
+                found: made.digest,
+            });
+        }
+        lease.blob(blob)
     }
 
     fn encode(

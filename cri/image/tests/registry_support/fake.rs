@@ -44,6 +44,8 @@ pub struct Reply {
     pub cut: Option<usize>,
     /// Nothing comes for so long, after the head and half of the body.
     pub stall: Option<Duration>,
+    /// The body comes in pieces of so many bytes, with pauses between.
+    pub drip: Option<(usize, Duration)>,
 }
 
 impl Reply {
@@ -202,6 +204,14 @@ async fn answer(stream: &mut TcpStream, seen: &Seen, reply: Reply) -> Option<()>
         return Some(());
     }
     let end = reply.cut.unwrap_or(reply.body.len()).min(reply.body.len());
+    if let Some((piece, pause)) = reply.drip {
+        for bytes in reply.body[..end].chunks(piece) {
+            stream.write_all(bytes).await.ok()?;
+            stream.flush().await.ok()?;
+            tokio::time::sleep(pause).await;
+        }
+        return Some(());
+    }
     let half = end / 2;
     stream.write_all(&reply.body[..half]).await.ok()?;
     if let Some(stall) = reply.stall {

@@ -123,3 +123,34 @@ fn root_images_can_be_removed_on_a_full_disk_by_a_process_that_opens_it_then() {
         4 << 20
     );
 }
+
+#[test]
+fn root_a_removed_build_gives_its_space_back_though_the_cache_has_its_layers() {
+    if !is_root("a_removed_build_gives_its_space_back") {
+        return;
+    }
+    let small = Small::new(64);
+    let store = Store::open(&small.root(), OwnerKind::Daemon).unwrap();
+    let contents: Vec<u8> = noise(12, 7);
+    let image = crate::testing::build(&store, None, "big", &contents, "built").unwrap();
+    let key = crate::Digest::of(b"the step");
+    store.cache_put(&key, image.chain.as_ref(), "{}").unwrap();
+    let removed = store.remove_image(&image.id).unwrap();
+    assert_eq!(
+        snapshots(&small.root()).len(),
+        1,
+        "the cache holds it: {removed:?}"
+    );
+    let limits = crate::Upkeep {
+        cache_percent: 50,
+        ..crate::Upkeep::default()
+    };
+    assert_eq!(store.tidy_cache(&limits).unwrap(), 0, "there is room");
+    // The disk fills up: the kubelet removes images to get space.
+    let filler = small.dir.path().join("filler");
+    let fill = small.free() - (8 << 20);
+    std::fs::write(&filler, vec![1u8; usize::try_from(fill).unwrap()]).unwrap();
+    assert!(store.tidy_cache(&limits).unwrap() >= 12 << 20);
+    assert!(snapshots(&small.root()).is_empty());
+    assert!(small.free() >= 18 << 20);
+}

@@ -2,7 +2,7 @@
 
 use crate::store::OwnerKind;
 use crate::testing::{Bed, Blob, build, config, is_root, name, pull};
-use crate::{Compression, Image, NewImage, StoreError, Writer};
+use crate::{Compression, Image, NewImage, Removal, StoreError, Writer};
 use std::time::Duration;
 
 fn names(image: &Image) -> Vec<String> {
@@ -228,4 +228,53 @@ fn root_usage_of_the_filesystem_counts_layers_and_blobs() {
     assert_eq!(after.used_inodes, layer.usage.inodes + 1);
     assert!(after.capacity_bytes > after.available_bytes && after.mountpoint == bed.store.root());
     assert!(image.size >= 100_000);
+}
+
+#[test]
+fn root_what_got_a_name_meanwhile_is_not_removed() {
+    if !is_root("what_got_a_name_meanwhile") {
+        return;
+    }
+    let bed = Bed::new();
+    let lease = bed.store.lease("builds").unwrap();
+    let built = |note: &str, names: &[&str]| {
+        bed.store
+            .commit_image(NewImage {
+                config: &config(&[], note),
+                manifest: None,
+                names: names.iter().map(|n| name(n)).collect(),
+                repo_digests: Vec::new(),
+                writer: Writer::Build,
+                lease: &lease,
+            })
+            .unwrap()
+    };
+    let (bare, named) = (built("bare", &[]), built("named", &["named"]));
+    let pinned = built("pinned", &[]);
+    bed.store.set_pinned(&pinned.id, true).unwrap();
+    assert!(
+        bed.store.remove_unnamed_builds().unwrap().is_empty(),
+        "the build holds them"
+    );
+    drop(lease);
+    // Somebody lists it as unnamed, and then it gets a name.
+    bed.store.tag(&bare.id, &name("late"), Writer::User).unwrap();
+    assert!(bed.store.remove_unnamed_builds().unwrap().is_empty());
+    bed.store.untag(&name("late")).unwrap();
+    assert_eq!(bed.store.remove_unnamed_builds().unwrap(), [bare.id]);
+    assert!(bed.store.image(&named.id).unwrap().is_some() && bed.store.image(&pinned.id).unwrap().is_some());
+
+    // Whoever saw one name removes one name.
+    bed.store.tag(&named.id, &name("second"), Writer::User).unwrap();
+    assert_eq!(bed.store.remove_name(&name("named")).unwrap(), Removal::Untagged);
+    assert!(bed.store.resolve("second").unwrap().is_some());
+    assert_eq!(bed.store.remove_name(&name("named")).unwrap(), Removal::Absent);
+    bed.store.tag(&named.id, &name("third"), Writer::User).unwrap();
+    let refused = bed.store.remove_unless_named(&named.id, 1).unwrap();
+    assert!(matches!(refused, Removal::Named(names) if names.len() == 2));
+    bed.store.untag(&name("third")).unwrap();
+    let removed = bed.store.remove_name(&name("second")).unwrap();
+    let names = vec!["docker.io/library/second:latest".to_owned()];
+    assert_eq!(removed, Removal::Removed { id: named.id, names });
+    assert!(bed.store.image(&named.id).unwrap().is_none());
 }

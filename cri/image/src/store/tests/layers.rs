@@ -339,3 +339,37 @@ fn root_a_pulled_layer_is_never_compressed_anew() {
         "a pulled image keeps its manifest"
     );
 }
+
+#[test]
+fn root_a_built_layers_blob_that_came_back_from_a_registry_can_be_made_again() {
+    if !is_root("a_blob_that_came_back") {
+        return;
+    }
+    let bed = Bed::new();
+    let image = build(&bed.store, None, "f", &[7; 100_000], "built").unwrap();
+    let (chain, diff) = (image.chain.unwrap(), image.layers[0]);
+    let lease = bed.store.lease("push").unwrap();
+    let pushed = bed
+        .store
+        .layer_blob(&chain, Compression::default(), &lease)
+        .unwrap();
+    let digest = crate::Digest::try_from(pushed.digest()).unwrap();
+    drop(lease);
+    bed.store.prune_blobs().unwrap();
+    assert!(bed.store.blob(&digest).unwrap().is_none());
+    // A pull of what was pushed finds the layer here, and the manifest names the blob.
+    let lease = bed.store.lease("pull").unwrap();
+    assert!(bed.store.has_or_can_make(&chain, &diff, &digest, &lease).unwrap());
+    let foreign = crate::Digest::of(b"another encoding");
+    assert!(
+        !bed.store
+            .has_or_can_make(&chain, &diff, &foreign, &lease)
+            .unwrap()
+    );
+    bed.store.record_originals(&[(diff, pushed.clone())]).unwrap();
+    for compression in [Compression::default(), Compression::None] {
+        let again = bed.store.layer_blob(&chain, compression, &lease).unwrap();
+        assert_eq!(again.digest(), pushed.digest());
+    }
+    assert!(bed.store.blob(&digest).unwrap().is_some());
+}
