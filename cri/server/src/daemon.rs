@@ -68,6 +68,7 @@ impl Daemon {
         let launcher = Launcher::find(config.runtime.shim.as_deref(), config.runtime.worker.as_deref())
             .map_err(Error::shim("find the programs", &"the shim"))?;
         let store = Store::open(&config.root, OwnerKind::Daemon).map_err(Error::store("open everything"))?;
+        store.pin_builds_for(config.images.upkeep().pin_builds_for);
         Ok(Daemon {
             boot_id: boot_id()?,
             host: HostFacts::gather(|path: &Path| std::fs::read(path))

@@ -93,6 +93,9 @@ struct RawImages {
     max_concurrent_downloads: Option<usize>,
     insecure_registries: Option<Vec<String>>,
     answer_with_local_builds: Option<bool>,
+    pin_builds_days: Option<u32>,
+    build_cache_unused_days: Option<u32>,
+    build_cache_percent: Option<u8>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -211,6 +214,24 @@ pub struct Images {
     pub max_concurrent_downloads: usize,
     pub insecure_registries: Vec<String>,
     pub answer_with_local_builds: bool,
+    /// 0: for ever.
+    pub pin_builds_days: u32,
+    /// 0: age is no reason to go.
+    pub build_cache_unused_days: u32,
+    pub build_cache_percent: u8,
+}
+
+impl Images {
+    /// The limits of the store's build cache and of pins.
+    #[must_use]
+    pub fn upkeep(&self) -> slipway_image::Upkeep {
+        let days = |days: u32| (days > 0).then(|| Duration::from_secs(u64::from(days) * 24 * 60 * 60));
+        slipway_image::Upkeep {
+            pin_builds_for: days(self.pin_builds_days),
+            cache_unused_for: days(self.build_cache_unused_days),
+            cache_percent: self.build_cache_percent,
+        }
+    }
 }
 
 #[derive(Debug, Clone, Serialize)]
@@ -426,6 +447,14 @@ impl RawImages {
                 reason: "nothing would ever be pulled",
             });
         }
+        let build_cache_percent = self.build_cache_percent.unwrap_or(10);
+        if build_cache_percent > 100 {
+            return Err(ConfigError::Value {
+                key: "images.build_cache_percent",
+                value: build_cache_percent.to_string(),
+                reason: "it is a part of the filesystem, 0 to 100",
+            });
+        }
         Ok(Images {
             certs_dir: absolute(
                 "images.certs_dir",
@@ -438,6 +467,9 @@ impl RawImages {
             max_concurrent_downloads,
             insecure_registries: self.insecure_registries.unwrap_or_default(),
             answer_with_local_builds: self.answer_with_local_builds.unwrap_or(true),
+            pin_builds_days: self.pin_builds_days.unwrap_or(30),
+            build_cache_unused_days: self.build_cache_unused_days.unwrap_or(30),
+            build_cache_percent,
         })
     }
 }
