@@ -169,8 +169,11 @@ pub struct BuildArgs {
     /// Network of RUN: through CNI where it is configured, the host's, or none
     #[arg(long, value_enum, default_value = "default", value_name = "NETWORK")]
     pub network: NetworkMode,
+    /// Let RUN ask for what a Dockerfile cannot give itself: network.host
+    #[arg(long, value_name = "GRANT")]
+    pub allow: Vec<String>,
     /// Push the image to its registry after the build
-    #[arg(long)]
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value = "false", hide_default_value = true, action = ArgAction::Set, hide_possible_values = true)]
     pub push: bool,
     /// How progress is shown
     #[arg(long, value_enum, default_value = "auto", value_name = "MODE")]
@@ -191,8 +194,14 @@ pub struct BuildArgs {
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", hide = true)]
     pub force_rm: Option<bool>,
     /// Accepted: the image is always in the node's store
-    #[arg(long, hide = true)]
-    pub load: bool,
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", hide = true)]
+    pub load: Option<bool>,
+    /// Accepted with false: no attestations are made
+    #[arg(long, value_name = "VALUE", hide = true, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub provenance: Vec<String>,
+    /// Accepted with false: no attestations are made
+    #[arg(long, value_name = "VALUE", hide = true, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub sbom: Vec<String>,
     #[command(flatten)]
     pub not_built: NotBuilt,
     /// The files that COPY and ADD can take: a directory, or - for a tar archive or a Dockerfile on stdin
@@ -238,13 +247,13 @@ macro_rules! not_built {
 
 not_built! {
     values:
-        add_host = "add-host", allow = "allow", annotation = "annotation", attest = "attest",
+        add_host = "add-host", annotation = "annotation", attest = "attest",
         build_context = "build-context", builder = "builder", cache_from = "cache-from", cache_to = "cache-to",
         call = "call", cgroup_parent = "cgroup-parent", cpu_period = "cpu-period", cpu_quota = "cpu-quota",
         cpu_shares = "cpu-shares", cpuset_cpus = "cpuset-cpus", cpuset_mems = "cpuset-mems",
         isolation = "isolation", memory = "memory", memory_swap = "memory-swap",
         metadata_file = "metadata-file", no_cache_filter = "no-cache-filter", output = "output",
-        provenance = "provenance", sbom = "sbom", secret = "secret", security_opt = "security-opt",
+        secret = "secret", security_opt = "security-opt",
         shm_size = "shm-size", ssh = "ssh", ulimit = "ulimit";
     switches:
         check = "check", squash = "squash", compress = "compress", debug = "debug",
@@ -469,6 +478,23 @@ mod tests {
         let args = build(&["--secret", "id=x", ".", "--squash", "-o", "type=tar"]);
         assert_eq!(args.not_built.given(), ["--secret", "--squash", "-o"]);
         assert!(args.context.is_some());
+    }
+
+    #[test]
+    fn switches_take_a_value_after_an_equals_sign_as_buildx_has_them() {
+        let args = build(&[
+            "--push=false",
+            "--load=true",
+            "--provenance=false",
+            "--sbom=false",
+            ".",
+        ]);
+        assert!(!args.push && args.load == Some(true));
+        assert_eq!(
+            (args.provenance, args.sbom),
+            (vec!["false".into()], vec!["false".into()])
+        );
+        assert!(build(&["--push", "."]).push && build(&["--load", "."]).load == Some(true));
     }
 
     #[test]

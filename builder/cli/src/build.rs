@@ -8,14 +8,15 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result, anyhow, bail};
 use slipway_engine::{
-    BuildError, BuildRequest, Builder, Cancel, ContextSource, DockerfileSource, Network, Progress,
-    build_args, own_platform,
+    BuildError, BuildRequest, Builder, Cancel, ContextSource, DockerfileSource, Interruptible, Network,
+    Progress, build_args, own_platform,
 };
-use slipway_image::{OwnerKind, Platform, Puller, Reference};
+use slipway_image::{OwnerKind, Platform, Puller, Reference, Store};
 
 use crate::Failure;
 use crate::args::{BuildArgs, NetworkMode};
 use crate::display::{self, Display};
+use crate::images::blocking;
 use crate::places::Places;
 use crate::transfer;
 
@@ -24,7 +25,10 @@ const DOCKERFILE_LIMIT: u64 = 16 << 20;
 
 /// Builds, and pushes where asked to.
 pub async fn run(places: &Places, args: BuildArgs, cancel: Cancel) -> Result<(), Failure> {
-    let request = request(&args)?;
+    let args = Arc::new(args);
+    // Reads stdin where it is asked to, which takes as long as whoever writes there.
+    let (asked, stop) = (Arc::clone(&args), cancel.clone());
+    let request = blocking(move || request(&asked, &stop)).await?;
     let store = places.store(OwnerKind::Build).await?;
     let around = places.surroundings();
     crate::sweep(&store, &around).await;
@@ -38,6 +42,7 @@ pub async fn run(places: &Places, args: BuildArgs, cancel: Cancel) -> Result<(),
     let tags = request.tags.clone();
     let built = builder.build(request, progress, cancel.clone()).await;
     display.finish();
+    tidy(places, &store).await;
     let built = match built {
         Ok(built) => built,
         Err(BuildError::Cancelled) => return Err(Failure::Interrupted),
@@ -60,10 +65,34 @@ pub async fn run(places: &Places, args: BuildArgs, cancel: Cancel) -> Result<(),
     Ok(())
 }
 
-fn request(args: &BuildArgs) -> Result<BuildRequest> {
+/// Keeps the build cache to its limits; never a reason for a build to fail.
+async fn tidy(places: &Places, store: &Store) {
+    let (store, limits) = (store.clone(), places.upkeep);
+    let tidied = blocking(move || {
+        store.tidy_cache(&limits)?;
+        if limits.cache_unused_for.is_some() {
+            slipway_engine::prune_cache_mounts(store.root(), limits.cache_unused_for, false)?;
+        }
+        Ok(())
+    });
+    if let Err(error) = tidied.await {
+        crate::complain(&format!("warning: the build cache cannot be tidied: {error:#}"));
+    }
+}
+
+fn request(args: &BuildArgs, cancel: &Cancel) -> Result<BuildRequest> {
     if let Some(flag) = args.not_built.given().first() {
         bail!("slipway build {flag} is not built yet; leave it out if the build can do without");
     }
+    let attestations = [("--provenance", &args.provenance), ("--sbom", &args.sbom)];
+    for (flag, values) in attestations {
+        if let Some(value) = values.iter().find(|v| !matches!(v.as_str(), "false" | "0")) {
+            bail!(
+                "slipway build {flag}={value}: attestations are not built yet; {flag}=false is what happens"
+            );
+        }
+    }
+    let allow_host_network = grants(&args.allow)?;
     if let Some(wanted) = &args.platform {
         let wanted = Platform::parse(wanted)?;
         let own = own_platform();
@@ -80,7 +109,7 @@ fn request(args: &BuildArgs) -> Result<BuildRequest> {
     if args.push && tags.is_empty() {
         bail!("--push needs a name to push to: -t registry.example/team/name:tag");
     }
-    let (context, dockerfile) = sources(args)?;
+    let (context, dockerfile) = sources(args, cancel)?;
     let given: Vec<(String, Option<String>)> = args
         .build_arg
         .iter()
@@ -114,8 +143,17 @@ fn request(args: &BuildArgs) -> Result<BuildRequest> {
             NetworkMode::Host => Network::Host,
             NetworkMode::None => Network::None,
         },
+        allow_host_network,
         build_args: args_by_name,
     })
+}
+
+/// Whether the host's network is granted; an error for what cannot be granted.
+fn grants(allow: &[String]) -> Result<bool> {
+    for grant in allow.iter().filter(|g| *g != "network.host") {
+        bail!("slipway build --allow={grant}: only network.host can be granted yet");
+    }
+    Ok(!allow.is_empty())
 }
 
 fn parse_tag(tag: &str) -> Result<Reference> {
@@ -147,7 +185,7 @@ fn labels(args: &BuildArgs) -> Result<BTreeMap<String, String>> {
 }
 
 /// Context and Dockerfile, either of which may be stdin.
-fn sources(args: &BuildArgs) -> Result<(ContextSource, DockerfileSource)> {
+fn sources(args: &BuildArgs, cancel: &Cancel) -> Result<(ContextSource, DockerfileSource)> {
     let dash = Path::new("-");
     let Some(context) = &args.context else {
         bail!(
@@ -165,7 +203,7 @@ fn sources(args: &BuildArgs) -> Result<(ContextSource, DockerfileSource)> {
         }
         let dockerfile = match &args.file {
             None => DockerfileSource::Default,
-            Some(_) if file_is_stdin => DockerfileSource::Text(stdin_text()?),
+            Some(_) if file_is_stdin => DockerfileSource::Text(stdin_text(cancel)?),
             Some(path) => DockerfileSource::Path(path.clone()),
         };
         return Ok((ContextSource::Directory(context.clone()), dockerfile));
@@ -173,13 +211,23 @@ fn sources(args: &BuildArgs) -> Result<(ContextSource, DockerfileSource)> {
     if file_is_stdin {
         bail!("-f - and the context - cannot both be read from stdin");
     }
-    stdin_context(args.file.clone())
+    stdin_context(args.file.clone(), cancel)
 }
 
-fn stdin_text() -> Result<Vec<u8>> {
+/// Standard input, given up when the build is.
+fn stdin(cancel: &Cancel) -> Result<(File, Interruptible)> {
+    use std::os::fd::AsFd;
+    let stdin = std::io::stdin();
+    let fd = stdin.as_fd().try_clone_to_owned().context("cannot read stdin")?;
+    let file = File::from(fd);
+    let shared = file.try_clone().context("cannot read stdin")?;
+    Ok((file, Interruptible::new(shared, cancel.clone())))
+}
+
+fn stdin_text(cancel: &Cancel) -> Result<Vec<u8>> {
     let mut text = Vec::new();
-    std::io::stdin()
-        .lock()
+    stdin(cancel)?
+        .1
         .take(DOCKERFILE_LIMIT + 1)
         .read_to_end(&mut text)
         .context("cannot read the Dockerfile from stdin")?;
@@ -190,11 +238,8 @@ fn stdin_text() -> Result<Vec<u8>> {
 }
 
 /// What `-` as a context is: a tar archive, packed or not, or else a Dockerfile alone, as docker tells them apart.
-fn stdin_context(file: Option<PathBuf>) -> Result<(ContextSource, DockerfileSource)> {
-    use std::os::fd::AsFd;
-    let stdin = std::io::stdin();
-    let fd = stdin.as_fd().try_clone_to_owned().context("cannot read stdin")?;
-    let mut stream = File::from(fd);
+fn stdin_context(file: Option<PathBuf>, cancel: &Cancel) -> Result<(ContextSource, DockerfileSource)> {
+    let (rest, mut stream) = stdin(cancel)?;
     let mut start = vec![0u8; 512];
     let mut filled = 0;
     while filled < start.len() {
@@ -220,7 +265,7 @@ fn stdin_context(file: Option<PathBuf>) -> Result<(ContextSource, DockerfileSour
         }
         return Ok((ContextSource::Empty, DockerfileSource::Text(text)));
     }
-    let whole = slipway_engine::Stream::new(start, stream);
+    let whole = slipway_engine::Stream::new(start, rest);
     let dockerfile = file.map_or(DockerfileSource::Default, DockerfileSource::Path);
     Ok((ContextSource::Archive(whole), dockerfile))
 }

@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result, anyhow, bail};
 use serde_json::json;
-use slipway_image::{CachePrune, Image, Reference, Store, Writer};
+use slipway_image::{CachePrune, Image, Reference, Removal, Store, Writer};
 
 use crate::args::{Format, ImagesArgs, PruneArgs, RmiArgs, TagArgs};
 use crate::text;
@@ -159,10 +159,16 @@ pub async fn remove(store: &Store, args: RmiArgs) -> Result<()> {
     let store = store.clone();
     blocking(move || {
         let mut failed = Vec::new();
+        let mut removed = false;
         for name in &args.images {
-            if let Err(error) = remove_one(&store, name, args.force) {
-                failed.push(format!("{error:#}"));
+            match remove_one(&store, name, args.force) {
+                Ok(gone) => removed |= gone,
+                Err(error) => failed.push(format!("{error:#}")),
             }
+        }
+        if removed {
+            let report = store.gc().context("cannot collect garbage")?;
+            outln!("freed {}", text::size(report.bytes));
         }
         if failed.is_empty() {
             Ok(())
@@ -173,30 +179,37 @@ pub async fn remove(store: &Store, args: RmiArgs) -> Result<()> {
     .await
 }
 
-fn remove_one(store: &Store, name: &str, force: bool) -> Result<()> {
+/// Whether an image went.
+fn remove_one(store: &Store, name: &str, force: bool) -> Result<bool> {
     let image = find(store, name)?;
     let named = Reference::parse(name).ok().filter(|r| image.names.contains(r));
-    match named {
-        Some(reference) if image.names.len() > 1 => {
-            store.untag(&reference)?;
-            outln!("untagged {}", reference.familiar());
-        }
-        None if image.names.len() > 1 && !force => {
-            let names: Vec<String> = image.names.iter().map(Reference::familiar).collect();
+    let removal = match &named {
+        Some(reference) => store.remove_name(reference)?,
+        None => store.remove_unless_named(&image.id, if force { usize::MAX } else { 1 })?,
+    };
+    let familiar = |name: &String| Reference::parse(name).map_or_else(|_| name.clone(), |r| r.familiar());
+    match removal {
+        Removal::Untagged => outln!(
+            "untagged {}",
+            named.map_or_else(|| name.to_owned(), |r| r.familiar())
+        ),
+        Removal::Named(names) => {
+            let names: Vec<String> = names.iter().map(familiar).collect();
             bail!(
                 "{name} has several names ({}); remove them one by one, or all with -f",
                 names.join(", ")
             );
         }
-        _ => {
-            let removed = store.remove_image(&image.id)?;
-            for name in removed.names {
-                outln!("untagged {name}");
-            }
-            outln!("removed {} ({} freed)", image.id, text::size(removed.freed));
+        Removal::Removed { id, names } => {
+            names
+                .iter()
+                .for_each(|name| outln!("untagged {}", familiar(name)));
+            outln!("removed {id}");
+            return Ok(true);
         }
+        Removal::Absent => bail!("{name} was removed by somebody else meanwhile"),
     }
-    Ok(())
+    Ok(false)
 }
 
 /// `slipway prune`.
@@ -212,16 +225,10 @@ pub async fn prune(store: &Store, args: &PruneArgs) -> Result<()> {
         let mounts = slipway_engine::prune_cache_mounts(store.root(), which.unused_for, which.all)
             .context("cannot prune cache mounts")?;
         // A build whose name another one took, and that was never pushed: nobody can mean it any more.
-        let unnamed = |i: &&Image| i.built_here && i.names.is_empty() && i.repo_digests.is_empty();
-        let mut images = 0;
-        let mut freed = mounts.bytes;
-        for image in store.images()?.iter().filter(unnamed) {
-            freed += store
-                .remove_image(&image.id)
-                .context("cannot remove an unnamed image")?
-                .freed;
-            images += 1;
-        }
+        let images = store
+            .remove_unnamed_builds()
+            .context("cannot remove the builds without a name")?
+            .len();
         let report = match which.all {
             true => store.prune_blobs(),
             false => store.gc(),
@@ -229,7 +236,7 @@ pub async fn prune(store: &Store, args: &PruneArgs) -> Result<()> {
         let report = report.context("cannot collect garbage")?;
         Ok(json!({
             "images": images, "cache_entries": entries, "cache_mounts": mounts.removed,
-            "blobs": report.blobs, "snapshots": report.snapshots, "bytes": freed + report.bytes,
+            "blobs": report.blobs, "snapshots": report.snapshots, "bytes": mounts.bytes + report.bytes,
         }))
     })
     .await?;

@@ -24,7 +24,12 @@ pub async fn inspect(store: &Store, args: InspectArgs) -> Result<()> {
     match (format, images.as_slice()) {
         (Format::Json, [one]) => outln!("{}", serde_json::to_string_pretty(one)?),
         (Format::Json, many) => outln!("{}", serde_json::to_string_pretty(many)?),
-        (Format::Table, many) => many.iter().for_each(|image| out!("{}", readable(image))),
+        (Format::Table, many) => many.iter().for_each(|image| {
+            // What an image says of itself does not speak to the terminal.
+            for line in readable(image).lines() {
+                outln!("{}", slipway_engine::printable(line.as_bytes()));
+            }
+        }),
     }
     Ok(())
 }

@@ -83,9 +83,14 @@ fn main() -> ExitCode {
     }
 }
 
-/// Errors go to stderr, whoever listens.
+/// Errors go to stderr, whoever listens. What they quote may come from an image or a registry: nothing of it may
+/// speak to the terminal.
 fn complain(text: &str) {
-    let _ = writeln!(std::io::stderr().lock(), "slipway: {text}");
+    let text: Vec<String> = text
+        .lines()
+        .map(|line| slipway_engine::printable(line.as_bytes()))
+        .collect();
+    let _ = writeln!(std::io::stderr().lock(), "slipway: {}", text.join("\n"));
 }
 
 fn log_to_stderr(level: &str) -> Result<(), tracing_subscriber::filter::ParseError> {

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use serde::Deserialize;
 use slipway_engine::Surroundings;
-use slipway_image::{OwnerKind, RegistryConfig, Store};
+use slipway_image::{OwnerKind, RegistryConfig, Store, Upkeep};
 
 use crate::args::Global;
 
@@ -46,6 +46,25 @@ struct Network {
 struct Images {
     certs_dir: Option<PathBuf>,
     docker_config: Option<PathBuf>,
+    pin_builds_days: Option<u32>,
+    build_cache_unused_days: Option<u32>,
+    build_cache_percent: Option<u8>,
+}
+
+impl Images {
+    /// The store's limits, as slipwayd has them: 0 days are no limit.
+    fn upkeep(&self) -> Upkeep {
+        let default = Upkeep::default();
+        let days =
+            |days: u32| (days > 0).then(|| std::time::Duration::from_secs(u64::from(days) * 24 * 60 * 60));
+        Upkeep {
+            pin_builds_for: self.pin_builds_days.map_or(default.pin_builds_for, days),
+            cache_unused_for: self
+                .build_cache_unused_days
+                .map_or(default.cache_unused_for, days),
+            cache_percent: self.build_cache_percent.unwrap_or(default.cache_percent),
+        }
+    }
 }
 
 /// Where everything is.
@@ -59,6 +78,8 @@ pub struct Places {
     cni_bin: Vec<PathBuf>,
     certs: PathBuf,
     docker_config: Option<PathBuf>,
+    /// What keeps the store from growing without end.
+    pub upkeep: Upkeep,
 }
 
 impl Places {
@@ -72,6 +93,7 @@ impl Places {
             std::path::absolute(&path).with_context(|| format!("cannot make {} absolute", path.display()))
         };
         Ok(Places {
+            upkeep: file.images.upkeep(),
             root: absolute(or(&flags.root, file.root, ROOT))?,
             state: absolute(or(&flags.state, file.state, STATE))?,
             shim: file.runtime.shim,
@@ -92,15 +114,18 @@ impl Places {
 
     /// Opens the store.
     pub async fn store(&self, kind: OwnerKind) -> Result<Store> {
-        let root = self.root.clone();
-        tokio::task::spawn_blocking(move || Store::open(&root, kind))
-            .await?
-            .with_context(|| {
-                format!(
-                    "cannot open the store at {} (are you root? --root names another)",
-                    self.root.display()
-                )
-            })
+        let (root, pinned) = (self.root.clone(), self.upkeep.pin_builds_for);
+        let open = move || {
+            let store = Store::open(&root, kind)?;
+            store.pin_builds_for(pinned);
+            Ok::<_, slipway_image::StoreError>(store)
+        };
+        tokio::task::spawn_blocking(open).await?.with_context(|| {
+            format!(
+                "cannot open the store at {} (are you root? --root names another)",
+                self.root.display()
+            )
+        })
     }
 
     /// What a build needs around it.

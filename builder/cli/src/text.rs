@@ -61,17 +61,20 @@ pub fn short(digest: &str) -> &str {
     hex.get(..12).unwrap_or(hex)
 }
 
-/// Columns as wide as they need to be, two spaces between.
+/// Columns as wide as they need to be, two spaces between. Cells come from images: what in them would speak to the
+/// terminal is left out.
 pub fn table(header: &[&str], rows: &[Vec<String>]) -> String {
+    let shown = |cell: &String| slipway_engine::printable(cell.as_bytes());
+    let rows: Vec<Vec<String>> = rows.iter().map(|row| row.iter().map(shown).collect()).collect();
     let mut widths: Vec<usize> = header.iter().map(|h| h.chars().count()).collect();
-    for row in rows {
+    for row in &rows {
         for (width, cell) in widths.iter_mut().zip(row) {
             *width = (*width).max(cell.chars().count());
         }
     }
     let mut out = String::new();
     let header: Vec<String> = header.iter().map(|h| (*h).to_owned()).collect();
-    for row in std::iter::once(&header).chain(rows) {
+    for row in std::iter::once(&header).chain(&rows) {
         let mut line = String::new();
         for (cell, width) in row.iter().zip(&widths) {
             line.push_str(&format!("{cell:<width$}  "));
@@ -124,5 +127,6 @@ mod tests {
     fn a_table_lines_up() {
         let rows = vec![vec!["a".into(), "long".into()], vec!["bbb".into(), "c".into()]];
         assert_eq!(table(&["X", "Y"], &rows), "X    Y\na    long\nbbb  c\n");
+        assert_eq!(table(&["X"], &[vec!["\u{1b}[31mred\u{7}".into()]]), "X\nred\n");
     }
 }

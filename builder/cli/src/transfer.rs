@@ -159,7 +159,8 @@ fn open(path: &Path) -> Result<File> {
 
 /// `slipway save`.
 pub async fn save(store: &Store, args: SaveArgs, cancel: Cancel) -> Result<(), Failure> {
-    let store = store.clone();
+    let (store, stop) = (store.clone(), cancel.clone());
+    let is_file = args.output.is_some();
     let work = blocking(move || {
         let format = match args.format {
             ArchiveForm::Docker => ArchiveFormat::Docker,
@@ -179,24 +180,48 @@ pub async fn save(store: &Store, args: SaveArgs, cancel: Cancel) -> Result<(), F
             store.export(&names, format, &mut out)?;
             return Ok(out.flush()?);
         };
-        write_whole(path, |out| Ok(store.export(&names, format, out)?))
+        write_whole(path, &stop, |out| Ok(store.export(&names, format, out)?))
     });
+    tokio::pin!(work);
     tokio::select! {
-        saved = work => Ok(saved?),
-        () = cancel.wait() => Err(Failure::Interrupted),
+        saved = &mut work => return Ok(saved?),
+        () = cancel.wait() => {}
+    }
+    // The file that is not whole goes first; who reads a pipe may be as slow as they like.
+    if is_file && let Ok(()) = work.await {
+        return Ok(());
+    }
+    Err(Failure::Interrupted)
+}
+
+/// A file that is written until a [`Cancel`] is set.
+struct Stoppable<'a> {
+    file: File,
+    stop: &'a Cancel,
+}
+
+impl Write for Stoppable<'_> {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        match self.stop.is_set() {
+            true => Err(std::io::Error::other("interrupted")),
+            false => self.file.write(bytes),
+        }
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        self.file.flush()
     }
 }
 
 /// Writes a file that is there whole or not at all.
-fn write_whole(path: &Path, write: impl FnOnce(&mut dyn Write) -> Result<()>) -> Result<()> {
+fn write_whole(path: &Path, stop: &Cancel, write: impl FnOnce(&mut dyn Write) -> Result<()>) -> Result<()> {
     let name = path
         .file_name()
         .ok_or_else(|| anyhow!("{} names no file", path.display()))?;
     let beside = path.with_file_name(format!(".{}.{}", name.to_string_lossy(), std::process::id()));
     let written = (|| {
-        let mut out = BufWriter::new(
-            File::create(&beside).with_context(|| format!("cannot create {}", beside.display()))?,
-        );
+        let file = File::create(&beside).with_context(|| format!("cannot create {}", beside.display()))?;
+        let mut out = BufWriter::new(Stoppable { file, stop });
         write(&mut out)?;
         out.flush()
             .with_context(|| format!("cannot write {}", path.display()))?;

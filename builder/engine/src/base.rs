@@ -141,8 +141,8 @@ impl Images {
     }
 
     async fn local(&self, name: &str, platform: &Platform) -> Result<Option<Image>, BaseError> {
-        let (store, asked) = (self.store.clone(), name.to_owned());
-        let image = blocking(move || store.resolve(&asked)).await?;
+        let (store, asked, wanted) = (self.store.clone(), name.to_owned(), wanted(platform));
+        let image = blocking(move || store.resolve_for(&asked, &wanted)).await?;
         Ok(image.filter(|image| fits(image, platform)))
     }
 
@@ -155,10 +155,8 @@ impl Images {
             progress: Arc::clone(&self.progress),
             step,
         };
-        let variant = Some(platform.variant.as_str()).filter(|v| !v.is_empty());
-        let wanted = slipway_image::Platform::new(&platform.os, &platform.architecture, variant);
         self.puller
-            .pull(&reference, None, &wanted, &progress)
+            .pull(&reference, None, &wanted(platform), &progress)
             .await
             .map_err(|e| BaseError::Pull(Box::new(e)))
     }
@@ -192,6 +190,12 @@ async fn blocking<T: Send + 'static>(
         Ok(result) => Ok(result?),
         Err(_) => Err(BaseError::Gone),
     }
+}
+
+/// A platform as the store spells it.
+fn wanted(platform: &Platform) -> slipway_image::Platform {
+    let variant = Some(platform.variant.as_str()).filter(|v| !v.is_empty());
+    slipway_image::Platform::new(&platform.os, &platform.architecture, variant)
 }
 
 /// Whether an image in the store is for the platform; one that does not say is taken.

@@ -18,7 +18,7 @@ use crate::copy::archive;
 use crate::copy::tree::{Owners, Tree};
 use crate::error::{BaseError, BuildError, Excerpt, StepError};
 use crate::key::Scope;
-use crate::layer::Tip;
+use crate::layer::{PrepareError, Tip};
 use crate::progress::{Event, Progress, StepId};
 use crate::request::{BuildRequest, ContextSource};
 use crate::sandbox::{Sandbox, Surroundings};
@@ -60,6 +60,8 @@ pub(crate) struct Build {
     pub sandbox: Sandbox,
     pub images: Images,
     pub epoch: Option<i64>,
+    /// What the image is for: images that files are taken from are its platform's, whatever a stage runs on.
+    pub target_platform: Platform,
     pub context: Context,
     tree: Option<Arc<Tree>>,
     stages: HashMap<StageId, (String, watch::Receiver<Option<StageOutcome>>)>,
@@ -108,6 +110,7 @@ impl Builder {
             sandbox,
             images,
             epoch: None,
+            target_platform: own_platform(),
             context: Context::nothing(),
             tree: None,
             stages: HashMap::new(),
@@ -309,11 +312,11 @@ impl Build {
         let active = self
             .prepare(&Tip::scratch())
             .await
-            .map_err(BuildError::store("make a place for the build context"))?;
+            .map_err(BuildError::prepare("make a place for the build context"))?;
         let (stream, cancel, dir) = (stream.clone(), self.cancel.clone(), active.upper.clone());
         let unpacked = tokio::task::spawn_blocking(move || {
             let io = std::io::Error::other::<crate::copy::CopyError>;
-            let stream = archive::unpacked(stream.read()?)?;
+            let stream = archive::unpacked(stream.read(&cancel)?)?;
             archive::unpack_into(&dir, stream, &cancel).map_err(io)
         })
         .await
@@ -394,7 +397,7 @@ impl Build {
     }
 
     /// A writable snapshot on top of `tip`, remembered until it is a layer or forgotten.
-    pub async fn prepare(&self, tip: &Tip) -> Result<Active, StoreError> {
+    pub async fn prepare(&self, tip: &Tip) -> Result<Active, PrepareError> {
         let n = self.next_snapshot.fetch_add(1, Ordering::Relaxed);
         let key = format!("build/{}/{n}", self.id);
         self.actives().insert(key.clone());
@@ -402,7 +405,7 @@ impl Build {
         let asked = key.clone();
         tokio::task::spawn_blocking(move || tip.prepare(&store, &asked, &lease))
             .await
-            .unwrap_or(Err(StoreError::NoSnapshot { key }))
+            .unwrap_or(Err(StoreError::NoSnapshot { key }.into()))
     }
 
     /// Removes a snapshot that will not become a layer.
@@ -433,7 +436,15 @@ impl Build {
 
     /// Makes the image of the finished target.
     async fn commit(&self, target: &StageProgram, done: &StageDone) -> Result<Image, BuildError> {
-        let chain = done.tip.chain().await.map_err(BuildError::Seal)?;
+        let chain = match done.tip.chain().await {
+            Ok(chain) => chain,
+            Err(error) if error.is_cancelled() => return Err(BuildError::Cancelled),
+            Err(error) => {
+                return Err(
+                    solve::not_sealed(self, &done.made).map_or(BuildError::Seal(error), BuildError::Step)
+                );
+            }
+        };
         let (store, lease) = (self.store.clone(), Arc::clone(&self.lease));
         let (target, history) = (target.clone(), done.history.clone());
         let (names, epoch) = (self.request.tags.clone(), self.epoch);

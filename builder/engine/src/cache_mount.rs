@@ -1,7 +1,7 @@
 //! Directories that RUN --mount=type=cache keeps between builds: their place, their locks, their end.
 //!
 //! ```text
-//! <root>/cache-mounts/<hash of the id>[-<n>]/   0700
+//! <root>/cache-mounts/<hash of its identity>[-<n>]/   0700
 //!   lock                                        flock: shared by `sharing=shared`, alone by the others;
 //!                                               its mtime is the last use
 //!   fs                                          what is mounted
@@ -16,6 +16,20 @@ use std::time::{Duration, SystemTime};
 use rustix::fs::FlockOperation;
 use slipway_image::Digest;
 
+/// The mode of a cache that does not say.
+pub(crate) const MODE: u32 = 0o755;
+
+/// What tells one cache from another. As in BuildKit, not the id alone: who asks for other owners, another mode or
+/// other first contents does not get what somebody else has made under the same id.
+#[derive(Debug, Clone)]
+pub(crate) struct Identity<'a> {
+    pub id: &'a str,
+    /// The key of the root file system it starts as a copy of, and the path there.
+    pub start: Option<(Digest, &'a str)>,
+    pub mode: u32,
+    pub owner: (u32, u32),
+}
+
 /// A cache directory with its lock; unused again when dropped.
 #[derive(Debug)]
 pub(crate) struct CacheDir {
@@ -25,10 +39,16 @@ pub(crate) struct CacheDir {
 }
 
 impl CacheDir {
-    /// The directory of an id.
-    pub fn path(root: &Path, id: &str) -> PathBuf {
-        root.join("cache-mounts")
-            .join(&Digest::of(id.as_bytes()).hex()[..32])
+    /// The directory of a cache.
+    pub fn path(root: &Path, cache: &Identity<'_>) -> PathBuf {
+        let mut words = cache.id.as_bytes().to_vec();
+        if cache.start.is_some() || cache.mode != MODE || cache.owner != (0, 0) {
+            let start = cache.start.map(|(key, path)| format!("{key} {path}"));
+            // No id has a NUL: it is a word of a Dockerfile.
+            let (mode, owner, start) = (cache.mode, cache.owner, start.unwrap_or_default());
+            words.extend(format!("\0{mode:o} {}:{} {start}", owner.0, owner.1).bytes());
+        }
+        root.join("cache-mounts").join(&Digest::of(&words).hex()[..32])
     }
 
     /// Takes a directory; `None`: somebody else has it.
@@ -147,12 +167,60 @@ fn usage(dir: &Path) -> io::Result<u64> {
 mod tests {
     use super::*;
 
+    fn identity(id: &str) -> Identity<'_> {
+        Identity {
+            id,
+            start: None,
+            mode: MODE,
+            owner: (0, 0),
+        }
+    }
+
+    #[test]
+    fn first_contents_owner_and_mode_are_part_of_what_a_cache_is() {
+        let plain = identity("pip");
+        let (a, b) = (Digest::of(b"a"), Digest::of(b"b"));
+        let all = [
+            plain.clone(),
+            identity("npm"),
+            Identity {
+                mode: 0o777,
+                ..plain.clone()
+            },
+            Identity {
+                owner: (1, 0),
+                ..plain.clone()
+            },
+            Identity {
+                owner: (0, 1),
+                ..plain.clone()
+            },
+            Identity {
+                start: Some((a, "/x")),
+                ..plain.clone()
+            },
+            Identity {
+                start: Some((b, "/x")),
+                ..plain.clone()
+            },
+            Identity {
+                start: Some((a, "/y")),
+                ..plain
+            },
+        ];
+        let paths: std::collections::BTreeSet<_> = all
+            .iter()
+            .map(|cache| CacheDir::path(Path::new("/r"), cache))
+            .collect();
+        assert_eq!(paths.len(), all.len());
+    }
+
     #[test]
     fn a_cache_in_use_is_not_pruned_and_a_free_one_is() {
         let root = tempfile::tempdir().unwrap();
         let (used, free) = (
-            CacheDir::path(root.path(), "used"),
-            CacheDir::path(root.path(), "free"),
+            CacheDir::path(root.path(), &identity("used")),
+            CacheDir::path(root.path(), &identity("free")),
         );
         let held = CacheDir::try_take(&used, true).unwrap().unwrap();
         let other = CacheDir::try_take(&free, true).unwrap().unwrap();
@@ -181,8 +249,8 @@ mod tests {
     #[test]
     fn one_id_is_one_directory_and_a_locked_one_is_alone() {
         let root = tempfile::tempdir().unwrap();
-        let dir = CacheDir::path(root.path(), "pip");
-        assert_eq!(dir, CacheDir::path(root.path(), "pip"));
+        let dir = CacheDir::path(root.path(), &identity("pip"));
+        assert_eq!(dir, CacheDir::path(root.path(), &identity("pip")));
         let first = CacheDir::try_take(&dir, true).unwrap();
         assert!(CacheDir::try_take(&dir, true).unwrap().is_some());
         assert!(CacheDir::try_take(&dir, false).unwrap().is_none());

@@ -11,7 +11,7 @@ use slipway_image::StoreError;
 use crate::context::ContextError;
 use crate::copy::CopyError;
 use crate::estate::EstateError;
-use crate::layer::SealError;
+use crate::layer::{PrepareError, SealError};
 use crate::progress::StepLabel;
 
 /// A build that failed.
@@ -233,11 +233,22 @@ pub enum StepError {
     /// The layers below failed.
     #[error("the steps before could not be completed")]
     Below(#[source] Arc<SealError>),
+    /// What it made cannot be a layer.
+    #[error("what it made cannot be kept")]
+    Layer(#[source] Arc<SealError>),
     /// Not there yet.
     #[error("{what} is not built yet")]
     Unsupported {
         /// The instruction or flag.
         what: String,
+    },
+    /// It asks for something that whoever started the build did not grant.
+    #[error("{what} is not granted to this build; give slipway build {flag} to allow it")]
+    NotGranted {
+        /// What it asks for.
+        what: &'static str,
+        /// The flags that grant it.
+        flag: &'static str,
     },
     /// Work in the background ended without an answer.
     #[error("a task of the build ended unexpectedly: {reason}")]
@@ -266,7 +277,25 @@ impl BuildError {
     }
 }
 
+impl BuildError {
+    /// There is no snapshot to `act` with.
+    pub(crate) fn prepare(act: &'static str) -> impl Fn(PrepareError) -> BuildError {
+        move |error| match error {
+            PrepareError::Store(source) => BuildError::store(act)(source),
+            PrepareError::Below(source) => BuildError::Seal(source),
+        }
+    }
+}
+
 impl StepError {
+    /// There is no snapshot to `act` with.
+    pub(crate) fn prepare(act: &'static str) -> impl Fn(PrepareError) -> StepError {
+        move |error| match error {
+            PrepareError::Store(source) => StepError::store(act)(source),
+            PrepareError::Below(source) => StepError::Below(source),
+        }
+    }
+
     /// The store said no to `act`.
     pub(crate) fn store(act: &'static str) -> impl Fn(StoreError) -> StepError {
         move |source| StepError::Store {
@@ -288,7 +317,7 @@ impl StepError {
     pub fn is_cancelled(&self) -> bool {
         match self {
             StepError::Cancelled | StepError::Copy(CopyError::Cancelled) => true,
-            StepError::Below(e) => matches!(**e, SealError::Cancelled),
+            StepError::Below(e) | StepError::Layer(e) => e.is_cancelled(),
             StepError::Source { source, .. } => matches!(**source, BaseError::Cancelled),
             _ => false,
         }

@@ -56,6 +56,29 @@ pub enum SealError {
     Stopped,
 }
 
+impl SealError {
+    /// Whether it is only the echo of an interrupt.
+    #[must_use]
+    pub fn is_cancelled(&self) -> bool {
+        match self {
+            SealError::Cancelled => true,
+            SealError::Below(below) => below.is_cancelled(),
+            SealError::Store(_) | SealError::Stopped => false,
+        }
+    }
+}
+
+/// A snapshot could not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum PrepareError {
+    /// The store said no.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// What it was to lie on will never be a layer.
+    #[error("the layer below could not be made")]
+    Below(#[source] Arc<SealError>),
+}
+
 /// What a cache entry says besides its layer.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct CacheValue {
@@ -94,24 +117,48 @@ impl Tip {
     /// A writable snapshot on top. Blocks.
     ///
     /// # Errors
-    /// What the store says.
-    pub fn prepare(&self, store: &Store, key: &str, lease: &Lease) -> Result<Active, StoreError> {
-        match &*self.node {
+    /// What the store says; [`PrepareError::Below`] when it is known that this will never be a layer.
+    pub fn prepare(&self, store: &Store, key: &str, lease: &Lease) -> Result<Active, PrepareError> {
+        let prepared = match &*self.node {
             Node::Scratch => store.prepare(key, None, lease),
             Node::Committed(chain) => store.prepare(key, Some(chain), lease),
             Node::Sealing { active, sealed } => {
-                if let Some(Ok(chain)) = &*sealed.borrow() {
-                    return store.prepare(key, Some(chain), lease);
+                match &*sealed.borrow() {
+                    Some(Ok(chain)) => return Ok(store.prepare(key, Some(chain), lease)?),
+                    Some(Err(error)) => return Err(PrepareError::Below(Arc::clone(error))),
+                    None => {}
                 }
                 match store.prepare_on(key, active, lease) {
                     // It was committed in between: then its chain is known in a moment.
                     Err(error) => match wait_blocking(sealed) {
                         Some(Ok(chain)) => store.prepare(key, Some(&chain), lease),
-                        _ => Err(error),
+                        Some(Err(error)) => return Err(PrepareError::Below(error)),
+                        None => Err(error),
                     },
                     prepared => prepared,
                 }
             }
+        };
+        Ok(prepared?)
+    }
+
+    /// Waits until it is known that this will never be a layer; for ever when it becomes one.
+    pub async fn failed(&self) -> Arc<SealError> {
+        match self.chain().await {
+            Err(error) => error,
+            Ok(_) => std::future::pending().await,
+        }
+    }
+
+    /// Why this will never be a layer, as far as that is known now.
+    #[must_use]
+    pub fn failure(&self) -> Option<Arc<SealError>> {
+        match &*self.node {
+            Node::Sealing { sealed, .. } => match &*sealed.borrow() {
+                Some(Err(error)) => Some(Arc::clone(error)),
+                _ => None,
+            },
+            Node::Scratch | Node::Committed(_) => None,
         }
     }
 

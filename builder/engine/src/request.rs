@@ -6,7 +6,10 @@ use std::io::{self, Read};
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use rustix::event::{PollFd, PollFlags, Timespec};
 use slipway_image::Reference;
+
+use crate::cancel::Cancel;
 
 /// A build.
 #[derive(Debug, Clone)]
@@ -29,6 +32,16 @@ pub struct BuildRequest {
     pub pull: bool,
     /// The network of RUN.
     pub network: Network,
+    /// Whether a RUN may ask for the host's network: a Dockerfile cannot give it to itself.
+    pub allow_host_network: bool,
+}
+
+impl BuildRequest {
+    /// Whether steps may have the host's network.
+    #[must_use]
+    pub fn grants_host_network(&self) -> bool {
+        self.allow_host_network || self.network == Network::Host
+    }
 }
 
 /// Where the build context is.
@@ -82,11 +95,71 @@ impl Stream {
         }
     }
 
-    /// The bytes; they can be read once.
+    /// The bytes; they can be read once. Reading ends with an error when `cancel` is set.
     ///
     /// # Errors
     /// When the descriptor cannot be shared.
-    pub fn read(&self) -> io::Result<impl Read + Send + 'static> {
-        Ok(io::Cursor::new(self.start.clone()).chain(self.rest.try_clone()?))
+    pub fn read(&self, cancel: &Cancel) -> io::Result<impl Read + Send + 'static> {
+        let rest = Interruptible::new(self.rest.try_clone()?, cancel.clone());
+        Ok(io::Cursor::new(self.start.clone()).chain(rest))
+    }
+}
+
+/// A pipe, terminal or file that is read until a [`Cancel`] is set: whoever writes to it may never write again.
+#[derive(Debug)]
+pub struct Interruptible {
+    file: File,
+    cancel: Cancel,
+}
+
+impl Interruptible {
+    /// How often it looks whether it was cancelled while nothing comes.
+    const PATIENCE: Timespec = Timespec {
+        tv_sec: 0,
+        tv_nsec: 100_000_000,
+    };
+
+    /// Reads `file`.
+    #[must_use]
+    pub fn new(file: File, cancel: Cancel) -> Interruptible {
+        Interruptible { file, cancel }
+    }
+}
+
+impl Read for Interruptible {
+    /// # Errors
+    /// The operating system's; one of its own when it was cancelled.
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        loop {
+            if self.cancel.is_set() {
+                return Err(io::Error::other("cancelled"));
+            }
+            let mut ready = [PollFd::new(&self.file, PollFlags::IN)];
+            match rustix::event::poll(&mut ready, Some(&Interruptible::PATIENCE)) {
+                Ok(0) | Err(rustix::io::Errno::INTR) => {}
+                // Whatever there is to say, end and errors included, reading says it.
+                Ok(_) => return self.file.read(buffer),
+                Err(e) => return Err(e.into()),
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pipe_nobody_writes_to_is_left_when_the_build_is_cancelled() {
+        let (reader, mut writer) = io::pipe().unwrap();
+        let cancel = Cancel::new();
+        let mut stream = Interruptible::new(std::os::fd::OwnedFd::from(reader).into(), cancel.clone());
+        io::Write::write_all(&mut writer, b"abc").unwrap();
+        let mut buffer = [0; 8];
+        assert_eq!(stream.read(&mut buffer).unwrap(), 3);
+        let waiting = std::thread::spawn(move || stream.read(&mut [0; 8]).map_err(|e| e.to_string()));
+        cancel.set();
+        assert_eq!(waiting.join().unwrap().unwrap_err(), "cancelled");
+        drop(writer);
     }
 }

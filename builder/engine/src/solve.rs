@@ -15,7 +15,7 @@ use crate::error::{BuildError, Excerpt, StepError, StepFailure};
 use crate::layer::{Sealer, Tip};
 use crate::output::Tail;
 use crate::progress::{Event, Outcome, StepId, StepLabel};
-use crate::steps::StepContext;
+use crate::steps::{StepContext, StepResult};
 
 /// A stage that ended well.
 #[derive(Debug)]
@@ -23,6 +23,24 @@ pub(crate) struct StageDone {
     pub tip: Tip,
     pub key: Digest,
     pub history: Vec<Entry>,
+    /// What its steps, and those of the stages it is based on, made in this build, in order.
+    pub made: Vec<Made>,
+}
+
+/// A step whose files become a layer behind the next ones.
+#[derive(Debug, Clone)]
+pub(crate) struct Made {
+    tip: Tip,
+    step: Step,
+    label: StepLabel,
+}
+
+/// The first step of a row whose files cannot be a layer, if there is one: what lies on it only echoes that.
+pub(crate) fn not_sealed(build: &Build, made: &[Made]) -> Option<Box<StepFailure>> {
+    made.iter().find_map(|made| {
+        let error = StepError::Layer(made.tip.failure()?);
+        Some(failure(build, &made.step, made.label.clone(), error, Vec::new()))
+    })
 }
 
 /// How a stage ended; why it failed is told elsewhere.
@@ -34,7 +52,7 @@ pub(crate) async fn solve(
     program: &Program,
     mut senders: HashMap<StageId, watch::Sender<Option<StageOutcome>>>,
 ) -> Result<Arc<StageDone>, BuildError> {
-    refuse_what_is_not_built(build, program)?;
+    refuse_what_cannot_run(build, program)?;
     let mut tasks = JoinSet::new();
     for stage in &program.stages {
         let Some(sender) = senders.remove(&stage.id) else {
@@ -88,7 +106,7 @@ pub(crate) async fn solve(
 }
 
 /// Nothing runs if something later cannot.
-fn refuse_what_is_not_built(build: &Build, program: &Program) -> Result<(), BuildError> {
+fn refuse_what_cannot_run(build: &Build, program: &Program) -> Result<(), BuildError> {
     for stage in &program.stages {
         if let PlanBase::Named(name) = &stage.base {
             return Err(BuildError::Unsupported {
@@ -96,9 +114,11 @@ fn refuse_what_is_not_built(build: &Build, program: &Program) -> Result<(), Buil
             });
         }
         for step in &stage.steps {
-            if let Some(what) = crate::steps::not_built(step) {
+            let wrong = crate::steps::not_built(step)
+                .map(|what| StepError::Unsupported { what })
+                .or_else(|| crate::steps::not_granted(&build.request, step));
+            if let Some(error) = wrong {
                 let label = label(build, stage, step);
-                let error = StepError::Unsupported { what };
                 return Err(BuildError::Step(failure(build, step, label, error, Vec::new())));
             }
         }
@@ -183,11 +203,12 @@ async fn run_steps(
             key: done.key,
             tail: Arc::clone(&tail),
         };
-        let result = context.execute().await;
+        let result = unless_below_fails(build, &done.tip, context.execute()).await;
         let outcome = match &result {
             Ok(result) if result.cached => Outcome::Cached,
             Ok(_) => Outcome::Done,
             Err(e) if e.is_cancelled() => Outcome::Cancelled,
+            Err(StepError::Below(_)) => Outcome::Cancelled,
             Err(_) => Outcome::Failed,
         };
         build.progress.event(Event::Ended {
@@ -204,13 +225,44 @@ async fn run_steps(
                         created,
                     });
                 }
+                if !result.cached {
+                    done.made.push(Made {
+                        tip: result.tip.clone(),
+                        step: step.clone(),
+                        label,
+                    });
+                }
                 done.tip = result.tip;
                 done.key = result.key;
+            }
+            Err(StepError::Below(error)) if !error.is_cancelled() => {
+                let what = StepError::Below(error);
+                return Err(not_sealed(build, &done.made)
+                    .unwrap_or_else(|| failure(build, step, label, what, tail.lines())));
             }
             Err(error) => return Err(failure(build, step, label, error, tail.lines())),
         }
     }
     Ok(done)
+}
+
+/// Does a step; when what it lies on turns out never to be a layer, nothing can come of it: it is stopped.
+async fn unless_below_fails(
+    build: &Build,
+    below: &Tip,
+    work: impl Future<Output = Result<StepResult, StepError>>,
+) -> Result<StepResult, StepError> {
+    let mut work = std::pin::pin!(work);
+    tokio::select! {
+        biased;
+        result = &mut work => result,
+        error = below.failed() => {
+            build.cancel.set();
+            // It ends by itself, and cleans up.
+            let _ = work.await;
+            Err(StepError::Below(error))
+        }
+    }
 }
 
 /// What the stage starts from.
@@ -236,6 +288,7 @@ async fn begin(build: &Arc<Build>, stage: &StageProgram) -> Result<StageDone, Bo
             tip: Tip::scratch(),
             key: crate::key::scratch(),
             history: Vec::new(),
+            made: Vec::new(),
         }),
         PlanBase::Stage(below) => {
             let below = build
@@ -246,6 +299,7 @@ async fn begin(build: &Arc<Build>, stage: &StageProgram) -> Result<StageDone, Bo
                 tip: below.tip.clone(),
                 key: below.key,
                 history: below.history.clone(),
+                made: below.made.clone(),
             })
         }
         PlanBase::Named(name) => {
@@ -274,6 +328,7 @@ async fn begin(build: &Arc<Build>, stage: &StageProgram) -> Result<StageDone, Bo
                 tip: base.tip.clone(),
                 key: base.key,
                 history: config::base_history(&base.config, base.layers),
+                made: Vec::new(),
             })
         }
     }

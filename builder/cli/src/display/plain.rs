@@ -32,9 +32,11 @@ impl Plain {
         }
     }
 
+    /// Prints a line. Whatever is in it came from a Dockerfile, an image or a registry: nothing of it may speak to the
+    /// terminal.
     fn say(&self, line: &str) {
         // A reader that went away must not end the build.
-        let _ = writeln!(std::io::stdout().lock(), "{line}");
+        let _ = writeln!(std::io::stdout().lock(), "{}", printable(line.as_bytes()));
     }
 
     fn step_line(&self, steps: &HashMap<StepId, Step>, id: StepId, rest: &str) {
@@ -66,7 +68,11 @@ impl Progress for Plain {
             Event::Output { step, line } => {
                 let Some(step) = steps.get(&step) else { return };
                 let seconds = step.began.elapsed().as_secs_f64();
-                self.say(&format!("{} {seconds:6.2} {}", step.bracket, printable(&line)));
+                self.say(&format!(
+                    "{} {seconds:6.2} {}",
+                    step.bracket,
+                    String::from_utf8_lossy(&line)
+                ));
             }
             Event::Remark { step, text } => self.step_line(&steps, step, &text),
             Event::Transfer {

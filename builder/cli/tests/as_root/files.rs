@@ -188,3 +188,99 @@ fn parents_keep_their_directories_from_the_pivot_on() {
     let dir = lab.context("c", &format!("FROM {BASE}\nCOPY --parents x/missing* /p/\n"));
     lab.build(&[&dir]).ok();
 }
+
+#[test]
+fn locked_caches_never_wait_for_each_other_in_a_circle() {
+    let Some(lab) = Lab::new() else { return };
+    let cache = |id: &str, at: &str| format!("--mount=type=cache,id={id},target={at},sharing=locked");
+    let (a, b) = (cache("a", "/a"), cache("b", "/b"));
+    let twice = cache("a", "/again");
+    let dir = lab.context(
+        "c",
+        &format!(
+            "FROM {BASE} AS one\nRUN {a} {b} sleep 0.3; echo 1 >> /a/log; touch /1\n\
+             RUN {a} {b} sleep 0.3; echo 2 >> /a/log; touch /11\n\
+             FROM {BASE} AS two\nRUN {b} {a} sleep 0.3; echo 3 >> /a/log; touch /2\n\
+             RUN {b} {a} sleep 0.3; echo 4 >> /a/log; touch /22\n\
+             FROM {BASE}\nCOPY --from=one /11 /\nCOPY --from=two /22 /\n\
+             RUN {a} {twice} --mount=type=cache,id=a,target=/own,sharing=private touch /own/x; wc -l < /again/log; ls /a /own\n"
+        ),
+    );
+    let mut build = lab.start(&[&dir], "out");
+    let began = std::time::Instant::now();
+    let status = loop {
+        if let Some(status) = build.try_wait().unwrap() {
+            break status;
+        }
+        if began.elapsed() > std::time::Duration::from_secs(60) {
+            build.kill().unwrap();
+            build.wait().unwrap();
+            lab.run(&["images"]).ok();
+            panic!("{}", std::fs::read_to_string(lab.path("out")).unwrap());
+        }
+        std::thread::sleep(std::time::Duration::from_millis(50));
+    };
+    let out = std::fs::read_to_string(lab.path("out")).unwrap();
+    assert!(status.success(), "{out}");
+    assert!(out.lines().any(|l| l.ends_with(" 4")), "{out}");
+}
+
+#[test]
+fn a_cache_of_another_owner_mode_or_source_is_another_cache() {
+    let Some(lab) = Lab::new() else { return };
+    let dir = lab.context(
+        "c",
+        &format!(
+            "FROM {BASE} AS first\nRUN mkdir /seed; echo first > /seed/f\n\
+             FROM {BASE} AS second\nRUN mkdir /seed; echo second > /seed/f\n\
+             FROM {BASE}\n\
+             RUN --mount=type=cache,id=x,target=/c touch /c/root\n\
+             RUN --mount=type=cache,id=x,target=/c,uid=1000,gid=1001,mode=0700 ls /c; stat -c %u:%g:%a /c\n\
+             RUN --mount=type=cache,id=x,target=/c,from=first,source=/seed cat /c/f\n\
+             RUN --mount=type=cache,id=x,target=/c,from=second,source=/seed cat /c/f\n\
+             RUN --mount=type=cache,id=x,target=/c ls /c\n"
+        ),
+    );
+    let out = lab.build(&[&dir]).ok().out;
+    let said: Vec<&str> = out
+        .lines()
+        .filter(|l| l.contains("/8] ") || l.starts_with('['))
+        .filter_map(|l| l.split("] ").nth(1)?.trim_start().split_once(' '))
+        .filter(|(time, _)| time.parse::<f64>().is_ok())
+        .map(|(_, text)| text)
+        .collect();
+    assert_eq!(said, ["1000:1001:700", "first", "second", "root"], "{out}");
+}
+
+#[test]
+fn files_are_taken_from_the_image_of_the_targets_platform() {
+    let Some(lab) = Lab::new() else { return };
+    let other = if std::env::consts::ARCH == "x86_64" {
+        "arm64"
+    } else {
+        "amd64"
+    };
+    let config = serde_json::json!({
+        "architecture": other, "os": "linux", "config": {}, "rootfs": { "type": "layers", "diff_ids": [] },
+    });
+    lab.write("other/config.json", &config.to_string());
+    let manifest =
+        serde_json::json!([{ "Config": "config.json", "RepoTags": ["test/other:1"], "Layers": [] }]);
+    lab.write("other/manifest.json", &manifest.to_string());
+    let (tar, from) = (lab.path("other.tar"), lab.path("other"));
+    let packed = std::process::Command::new("tar")
+        .arg("cf")
+        .arg(&tar)
+        .arg("-C")
+        .arg(&from)
+        .args(["config.json", "manifest.json"])
+        .status();
+    assert!(packed.unwrap().success());
+    lab.run(&["load", "-i", &tar.display().to_string()]).ok();
+    let dir = lab.context(
+        "c",
+        &format!("FROM --platform=linux/{other} test/other:1\nCOPY --from={BASE} /etc/passwd /taken\n"),
+    );
+    lab.build(&["-t", "t:1", &dir]).ok();
+    assert_eq!(lab.inspect("t:1")["platform"], format!("linux/{other}"));
+}

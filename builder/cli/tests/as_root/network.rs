@@ -19,7 +19,7 @@ fn a_stage_has_one_network_of_its_own_while_it_runs() {
              RUN --network=host ls /sys/class/net | wc -l\n"
         ),
     );
-    let said = lab.build(&[&dir]).ok();
+    let said = lab.build(&["--allow=network.host", &dir]).ok();
     let addresses: Vec<(&str, &str)> = said
         .out
         .lines()
@@ -37,6 +37,37 @@ fn a_stage_has_one_network_of_its_own_while_it_runs() {
     assert_eq!(of("one")[0], of("one")[1], "one network for all steps of a stage");
     assert_ne!(of("one")[0], of("two")[0]);
     assert_eq!(lab.leases(), 0, "addresses are given back");
+}
+
+#[test]
+fn a_dockerfile_cannot_give_itself_the_network_of_the_host() {
+    let Some(lab) = Lab::new() else { return };
+    let dir = lab.context(
+        "c",
+        &format!("FROM {BASE}\nRUN echo first ran\nRUN --network=host echo second ran\n"),
+    );
+    for flags in [&[][..], &["--network=none"], &["--network=default"]] {
+        let said = lab.build(&[flags, &[&dir]].concat()).failed();
+        assert!(
+            said.err.contains("--allow=network.host"),
+            "{flags:?}: {}",
+            said.err
+        );
+        assert!(said.err.contains("Dockerfile:3"), "{}", said.err);
+        assert!(!said.out.contains(" first ran"), "nothing runs: {}", said.out);
+    }
+    let unknown = lab.build(&["--allow=security.insecure", &dir]).failed();
+    assert!(
+        unknown.err.contains("--allow=security.insecure"),
+        "{}",
+        unknown.err
+    );
+    for flags in [
+        &["--network=host"][..],
+        &["--network=none", "--allow", "network.host"],
+    ] {
+        lab.build(&[flags, &[&dir]].concat()).ok();
+    }
 }
 
 #[test]

@@ -224,3 +224,119 @@ fn quiet_builds_print_the_id_and_archives_carry_the_image() {
         assert_eq!(other.inspect("t:1")["id"], id.trim());
     }
 }
+
+#[test]
+fn a_layer_that_cannot_be_made_stops_the_build_and_says_which_step() {
+    let Some(lab) = Lab::new() else { return };
+    for after in ["RUN echo next begun; sleep 60; echo next ended\n", ""] {
+        let dir = lab.context(
+            "c",
+            &format!("FROM {BASE}\nRUN touch /ok\nRUN touch /.wh.bad\n{after}"),
+        );
+        let began = Instant::now();
+        let said = lab.build(&["-t", "t:1", &dir]).failed();
+        assert!(began.elapsed() < Duration::from_secs(30), "{:?}", began.elapsed());
+        for want in ["Dockerfile:3", "> 3 | RUN touch /.wh.bad", ".wh."] {
+            assert!(said.err.contains(want), "{want:?} is not in\n{}", said.err);
+        }
+        lab.run(&["inspect", "t:1"]).failed();
+    }
+}
+
+#[test]
+fn a_build_that_reads_stdin_can_be_interrupted() {
+    let Some(lab) = Lab::new() else { return };
+    let mut start = vec![0u8; 2048];
+    start[..9].copy_from_slice(b"FROM none");
+    start[257..262].copy_from_slice(b"ustar");
+    for (args, input) in [
+        (&["build", "-"][..], &b""[..]),
+        (&["build", "-"], b"FROM scratch\n"),
+        (&["build", "-"], &start),
+        (&["build", "-f", "-", "."], b"FROM scratch\n"),
+    ] {
+        for sent in [rustix::process::Signal::INT, rustix::process::Signal::TERM] {
+            let mut child = lab
+                .command(args)
+                .stdin(std::process::Stdio::piped())
+                .stdout(std::process::Stdio::null())
+                .stderr(std::process::Stdio::piped())
+                .spawn()
+                .unwrap();
+            let mut stdin = child.stdin.take().unwrap();
+            std::io::Write::write_all(&mut stdin, input).unwrap();
+            // It reads: its handlers are there, and nothing more comes.
+            let caught = |pid: u32| {
+                let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+                let mask = status
+                    .lines()
+                    .find_map(|l| l.strip_prefix("SigCgt:"))
+                    .unwrap()
+                    .trim();
+                u64::from_str_radix(mask, 16).unwrap() & (1 << 14) != 0
+            };
+            let began = Instant::now();
+            while !caught(child.id()) {
+                assert!(began.elapsed() < Duration::from_secs(20));
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            crate::lab::signal(&child, sent);
+            let began = Instant::now();
+            while child.try_wait().unwrap().is_none() {
+                assert!(began.elapsed() < Duration::from_secs(20), "{args:?} does not end");
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            drop(stdin);
+            let said = crate::lab::Said::from(child.wait_with_output().unwrap());
+            assert_eq!(said.code, 130, "{}", said.err);
+        }
+    }
+}
+
+#[test]
+fn nothing_of_an_image_or_a_dockerfile_speaks_to_the_terminal() {
+    let Some(lab) = Lab::new() else { return };
+    let dir = lab.context(
+        "c",
+        &format!(
+            "FROM {BASE}\nENV X=\"\u{1b}[31mred\u{7}\"\nRUN echo ${{X}} \u{1b}]0;title\u{7} && exit 3\n"
+        ),
+    );
+    let said = lab.build(&["--no-cache", &dir]).failed();
+    for text in [&said.out, &said.err] {
+        assert!(!text.contains(['\u{1b}', '\u{7}']), "{text:?}");
+    }
+    assert!(
+        said.err.contains("exited with code") && said.out.contains("RUN echo"),
+        "{}",
+        said.err
+    );
+}
+
+#[test]
+fn an_interrupted_save_leaves_no_file() {
+    let Some(lab) = Lab::new() else { return };
+    let dir = lab.context(
+        "c",
+        &format!("FROM {BASE}\nRUN dd if=/dev/urandom of=/big bs=1M count=64\n"),
+    );
+    lab.build(&["-t", "t:1", &dir]).ok();
+    let (out, tar) = (lab.path("out"), lab.path("out/t.tar").display().to_string());
+    std::fs::create_dir(&out).unwrap();
+    let mut save = lab.command(&["save", "-o", &tar, "t:1"]).spawn().unwrap();
+    let began = Instant::now();
+    while std::fs::read_dir(&out).unwrap().next().is_none() {
+        assert!(began.elapsed() < Duration::from_secs(20));
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    crate::lab::signal(&save, rustix::process::Signal::INT);
+    let ended = save.wait().unwrap();
+    let left: Vec<_> = std::fs::read_dir(&out)
+        .unwrap()
+        .map(|e| e.unwrap().file_name())
+        .collect();
+    match ended.code() {
+        Some(0) => assert_eq!(left, ["t.tar"], "it was done before"),
+        code => assert!(code == Some(130) && left.is_empty(), "{code:?}, {left:?}"),
+    }
+}

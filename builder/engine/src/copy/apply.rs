@@ -305,6 +305,8 @@ impl<'a> Writer<'a> {
                 rustix::fs::symlinkat(&target, dir, name).map_err(|e| fail("make the link", e))?;
             }
             other => {
+                super::refuse_whiteout(other, entry.stat.st_rdev)
+                    .map_err(|e| CopyError::at("make the device or pipe", PLACE, path, e))?;
                 let mode = Mode::from_raw_mode(0o600);
                 rustix::fs::mknodat(dir, name, other, mode, entry.stat.st_rdev)
                     .map_err(|e| fail("make the device or pipe", e))?;

@@ -49,17 +49,29 @@ impl Packing {
     }
 }
 
-/// A stream of unpacked bytes, and the program behind it if there is one.
-enum Unpacked {
-    Plain(Box<dyn Read + Send>),
-    Program(Child),
+/// A stream of unpacked bytes. It is whole only when [`Unpacked::finish`] has said so: the sums that tell a damaged
+/// archive come last, behind the end of the tar.
+pub struct Unpacked {
+    source: Source,
+}
+
+enum Source {
+    Stream(Box<dyn Read + Send>),
+    Program(Program),
+}
+
+/// An unpacking program, fed by a thread.
+struct Program {
+    name: &'static str,
+    child: Child,
+    feeding: Option<std::thread::JoinHandle<io::Result<()>>>,
 }
 
 impl Read for Unpacked {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        match self {
-            Unpacked::Plain(stream) => stream.read(buffer),
-            Unpacked::Program(child) => match &mut child.stdout {
+        match &mut self.source {
+            Source::Stream(stream) => stream.read(buffer),
+            Source::Program(program) => match &mut program.child.stdout {
                 Some(out) => out.read(buffer),
                 None => Ok(0),
             },
@@ -67,12 +79,55 @@ impl Read for Unpacked {
     }
 }
 
-impl Drop for Unpacked {
-    fn drop(&mut self) {
-        if let Unpacked::Program(child) = self {
-            let _ = child.kill();
-            let _ = child.wait();
+impl Unpacked {
+    /// Reads what follows the archive, to the end of the stream.
+    ///
+    /// # Errors
+    /// When the stream is damaged or cut, which its sums, or the program behind it, may say only here.
+    pub fn finish(mut self, cancel: &Cancel) -> io::Result<()> {
+        let mut buffer = vec![0; BUFFER];
+        loop {
+            if cancel.is_set() {
+                return Err(io::Error::other("cancelled"));
+            }
+            match self.read(&mut buffer) {
+                Ok(0) => break,
+                Ok(_) => {}
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e) => return Err(e),
+            }
         }
+        match &mut self.source {
+            Source::Stream(_) => Ok(()),
+            Source::Program(program) => program.finish(),
+        }
+    }
+}
+
+impl Program {
+    fn finish(&mut self) -> io::Result<()> {
+        let status = self.child.wait()?;
+        // The program has ended: so has whoever feeds it, or does as soon as it has more.
+        let fed = self
+            .feeding
+            .take()
+            .filter(|_| status.success())
+            .map(|feeding| feeding.join());
+        if !status.success() {
+            let why = format!("it is damaged: {} does not take all of it ({status})", self.name);
+            return Err(io::Error::new(io::ErrorKind::InvalidData, why));
+        }
+        match fed {
+            Some(Ok(Err(e))) if e.kind() != io::ErrorKind::BrokenPipe => Err(e),
+            _ => Ok(()),
+        }
+    }
+}
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
     }
 }
 
@@ -80,7 +135,7 @@ impl Drop for Unpacked {
 ///
 /// # Errors
 /// When the unpacking program is not there.
-pub fn unpacked(mut stream: impl Read + Send + 'static) -> io::Result<impl Read> {
+pub fn unpacked(mut stream: impl Read + Send + 'static) -> io::Result<Unpacked> {
     let mut start = vec![0u8; 6];
     let mut filled = 0;
     while filled < start.len() {
@@ -92,22 +147,23 @@ pub fn unpacked(mut stream: impl Read + Send + 'static) -> io::Result<impl Read>
     start.truncate(filled);
     let packing = Packing::of(&start);
     let stream = BufReader::with_capacity(BUFFER, io::Cursor::new(start).chain(stream));
-    Ok(match packing {
-        Packing::Plain => Unpacked::Plain(Box::new(stream)),
-        Packing::Gzip => Unpacked::Plain(Box::new(BufReader::with_capacity(
+    let source = match packing {
+        Packing::Plain => Source::Stream(Box::new(stream)),
+        Packing::Gzip => Source::Stream(Box::new(BufReader::with_capacity(
             BUFFER,
             flate2::bufread::MultiGzDecoder::new(stream),
         ))),
-        Packing::Zstd => Unpacked::Plain(Box::new(BufReader::with_capacity(
+        Packing::Zstd => Source::Stream(Box::new(BufReader::with_capacity(
             BUFFER,
             zstd::Decoder::with_buffer(stream)?,
         ))),
-        Packing::Bzip2 => Unpacked::Program(program("bzip2", stream)?),
-        Packing::Xz => Unpacked::Program(program("xz", stream)?),
-    })
+        Packing::Bzip2 => Source::Program(program("bzip2", stream)?),
+        Packing::Xz => Source::Program(program("xz", stream)?),
+    };
+    Ok(Unpacked { source })
 }
 
-fn program(name: &'static str, mut stream: impl Read + Send + 'static) -> io::Result<Child> {
+fn program(name: &'static str, mut stream: impl Read + Send + 'static) -> io::Result<Program> {
     let mut child = Command::new(name)
         .arg("-dc")
         .stdin(Stdio::piped())
@@ -119,11 +175,14 @@ fn program(name: &'static str, mut stream: impl Read + Send + 'static) -> io::Re
                 format!("it is packed with {name}, and the program {name} cannot be run ({e}): install it");
             io::Error::new(e.kind(), why)
         })?;
-    if let Some(mut input) = child.stdin.take() {
-        // Ends with the program: a broken pipe is how it says that it has had enough.
-        std::thread::spawn(move || io::copy(&mut stream, &mut input).map(|_| input.flush()));
-    }
-    Ok(child)
+    // Ends with the program: a broken pipe is how it says that it has had enough.
+    let feeding = child.stdin.take().map(|mut input| {
+        std::thread::spawn(move || {
+            io::copy(&mut stream, &mut input)?;
+            input.flush()
+        })
+    });
+    Ok(Program { name, child, feeding })
 }
 
 /// Unpacks a selection if it is one archive; `false`: it is none, and is to be copied.
@@ -171,31 +230,39 @@ pub fn unpack(
         last: None,
         cancel,
     };
-    extract.all(&mut reader, first).map_err(|e| match e {
-        ExtractError::Cancelled => CopyError::Cancelled,
-        ExtractError::Io(e) => failed(e),
-        ExtractError::Tar(e) => failed(io::Error::new(io::ErrorKind::InvalidData, flat(&e))),
-    })?;
+    extract.all(&mut reader, first).map_err(|e| e.of(&failed))?;
+    whole(reader, cancel, &failed)?;
     Ok(true)
+}
+
+/// The archive has ended; so must the stream it came in, well.
+fn whole(
+    reader: Reader<Unpacked>,
+    cancel: &Cancel,
+    failed: &impl Fn(io::Error) -> CopyError,
+) -> Result<(), CopyError> {
+    reader
+        .into_inner()
+        .finish(cancel)
+        .map_err(|e| match cancel.is_set() {
+            true => CopyError::Cancelled,
+            false => failed(e),
+        })
 }
 
 /// Unpacks a whole archive into a directory, owners kept: a build context from a stream.
 ///
 /// # Errors
 /// When it is no archive or cannot be unpacked.
-pub fn unpack_into(dir: &Path, stream: impl Read, cancel: &Cancel) -> Result<(), CopyError> {
+pub fn unpack_into(dir: &Path, stream: Unpacked, cancel: &Cancel) -> Result<(), CopyError> {
     let failed = |source: io::Error| CopyError::Archive {
         archive: "the build context".to_owned(),
         source,
     };
     let mut reader = Reader::new(stream);
-    let convert = |e| match e {
-        ExtractError::Cancelled => CopyError::Cancelled,
-        ExtractError::Io(e) => failed(e),
-        ExtractError::Tar(e) => failed(io::Error::new(io::ErrorKind::InvalidData, flat(&e))),
-    };
+    let convert = |e: ExtractError| e.of(&failed);
     let Some(first) = reader.next_entry().map_err(|e| convert(e.into()))? else {
-        return Ok(());
+        return whole(reader, cancel, &failed);
     };
     let root = Root::open(dir).map_err(failed)?;
     let mut extract = Extract {
@@ -205,7 +272,8 @@ pub fn unpack_into(dir: &Path, stream: impl Read, cancel: &Cancel) -> Result<(),
         last: None,
         cancel,
     };
-    extract.all(&mut reader, first).map_err(convert)
+    extract.all(&mut reader, first).map_err(convert)?;
+    whole(reader, cancel, &failed)
 }
 
 fn flat(error: &TarError) -> String {
@@ -223,6 +291,16 @@ enum ExtractError {
     Io(io::Error),
     Tar(TarError),
     Cancelled,
+}
+
+impl ExtractError {
+    fn of(self, failed: &impl Fn(io::Error) -> CopyError) -> CopyError {
+        match self {
+            ExtractError::Cancelled => CopyError::Cancelled,
+            ExtractError::Io(e) => failed(e),
+            ExtractError::Tar(e) => failed(io::Error::new(io::ErrorKind::InvalidData, flat(&e))),
+        }
+    }
 }
 
 impl From<io::Error> for ExtractError {
@@ -322,6 +400,7 @@ impl Extract<'_> {
                     _ => FileType::Fifo,
                 };
                 let device = rustix::fs::makedev(header.device.0, header.device.1);
+                super::refuse_whiteout(kind, device)?;
                 rustix::fs::mknodat(&dir, &name, kind, new, device)?;
             }
         }
@@ -377,7 +456,7 @@ impl Extract<'_> {
         if matches!(header.kind, Kind::File | Kind::Directory) && !header.xattrs.is_empty() {
             let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
             let fd = rustix::fs::openat(dir, name, flags, Mode::empty())?;
-            for (key, value) in &header.xattrs {
+            for (key, value) in header.xattrs.iter().filter(|(key, _)| !super::is_overlays(key)) {
                 if let Err(error) = rustix::fs::fsetxattr(&fd, &key[..], value, XattrFlags::empty()) {
                     tracing::debug!(%error, "an extended attribute of an archive is not kept");
                 }

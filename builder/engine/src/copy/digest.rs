@@ -245,7 +245,7 @@ pub fn xattrs(file: &File) -> Vec<Xattr> {
     names.truncate(size);
     let mut found = Vec::new();
     for name in names.split(|b| *b == 0).filter(|n| !n.is_empty()) {
-        if name.starts_with(b"trusted.overlay.") || name == b"security.selinux" || name == b"security.ima" {
+        if super::is_overlays(name) || name == b"security.selinux" || name == b"security.ima" {
             continue;
         }
         let mut value = vec![0u8; 65536];

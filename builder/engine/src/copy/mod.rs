@@ -120,6 +120,22 @@ pub enum CopyError {
     Cancelled,
 }
 
+/// Whether an extended attribute is overlay's own mark (also an escaped or an unprivileged one). What is copied or
+/// unpacked may land in a layer's own directory: there it would hide files, or show others.
+pub(crate) fn is_overlays(name: &[u8]) -> bool {
+    name.starts_with(b"trusted.overlay.") || name.starts_with(b"user.overlay.")
+}
+
+/// Overlay's mark for a deleted file is a character device 0:0: no file of an image can be one. On a mount the
+/// kernel refuses it as well.
+pub(crate) fn refuse_whiteout(kind: rustix::fs::FileType, device: rustix::fs::Dev) -> io::Result<()> {
+    if kind == rustix::fs::FileType::CharacterDevice && device == 0 {
+        let why = "a character device 0:0 would delete the file of its name below: an image cannot hold one";
+        return Err(io::Error::new(io::ErrorKind::InvalidData, why));
+    }
+    Ok(())
+}
+
 impl CopyError {
     pub(crate) fn at(act: &'static str, place: &str, path: &Path, source: io::Error) -> CopyError {
         let path = path.strip_prefix("/").unwrap_or(path).to_path_buf();

@@ -522,3 +522,167 @@ fn archives_are_unpacked_by_content_and_others_are_copied() {
     );
     assert!(!unpack("/text.gz", "/", None).unwrap());
 }
+
+/// A tar of one directory with one file in it, and whatever else `more` writes.
+fn tar(more: impl FnOnce(&mut slipway_snapshot::tar::Writer<&mut Vec<u8>>)) -> Vec<u8> {
+    use slipway_snapshot::tar::{Header, Kind, Writer};
+    let mut tar = Vec::new();
+    let mut writer = Writer::new(&mut tar);
+    let mut dir = Header::new("d/", Kind::Directory);
+    dir.mode = 0o755;
+    writer.entry(&dir).unwrap();
+    let mut file = Header::new("d/f", Kind::File);
+    (file.mode, file.size) = (0o644, 4);
+    writer.file(&file, &mut &b"text"[..]).unwrap();
+    more(&mut writer);
+    writer.finish().unwrap();
+    tar
+}
+
+fn unpack(case: &Case, source: &str) -> Result<bool, CopyError> {
+    let root = Root::open(&case.image("")).unwrap();
+    let destination = Destination {
+        root: &root,
+        path: "/to/",
+        is_directory: true,
+        owner: None,
+        chmod: None,
+    };
+    let selection = case.select(source).unwrap().remove(0);
+    archive::unpack(&destination, &case.tree(), &selection, &Cancel::new())
+}
+
+/// Packs by a program or a library; `None`, loudly, where the program is not installed.
+fn packed(how: &str, bytes: &[u8]) -> Option<Vec<u8>> {
+    use std::io::Write;
+    match how {
+        "gz" => {
+            let mut gz = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+            gz.write_all(bytes).unwrap();
+            return Some(gz.finish().unwrap());
+        }
+        "zst" => {
+            let mut zst = zstd::Encoder::new(Vec::new(), 1).unwrap();
+            zst.include_checksum(true).unwrap();
+            zst.write_all(bytes).unwrap();
+            return Some(zst.finish().unwrap());
+        }
+        _ => {}
+    }
+    let program = if how == "xz" { "xz" } else { "bzip2" };
+    let child = std::process::Command::new(program)
+        .arg("-c")
+        .stdin(std::process::Stdio::piped())
+        .stdout(std::process::Stdio::piped())
+        .spawn();
+    let Ok(mut child) = child else {
+        eprintln!("SKIPPED: {program} is not installed");
+        return None;
+    };
+    let (mut input, bytes) = (child.stdin.take().unwrap(), bytes.to_vec());
+    let feeding = std::thread::spawn(move || input.write_all(&bytes));
+    let out = child.wait_with_output().unwrap().stdout;
+    feeding.join().unwrap().unwrap();
+    Some(out)
+}
+
+#[test]
+fn a_damaged_or_cut_archive_is_an_error_also_where_only_its_sum_says_so() {
+    let Some(case) = Case::new() else { return };
+    let whole = tar(|_| {});
+    for how in ["gz", "zst", "xz", "bz2"] {
+        let Some(good) = packed(how, &whole) else { continue };
+        let name = format!("a.tar.{how}");
+        std::fs::write(case.context(&name), &good).unwrap();
+        assert!(unpack(&case, &format!("/{name}")).unwrap(), "{how}");
+        // The sum in the tail does not fit, and the tail is not all there.
+        let mut wrong = good.clone();
+        let at = wrong.len() - if how == "xz" { 20 } else { 6 };
+        wrong[at] ^= 0x55;
+        let cut = good[..good.len() - 3].to_vec();
+        for (what, bytes) in [("wrong", wrong), ("cut", cut)] {
+            std::fs::write(case.context(&name), bytes).unwrap();
+            // One block that is damaged gives nothing at all: then it is no archive, and is copied.
+            match unpack(&case, &format!("/{name}")) {
+                Err(CopyError::Archive { .. }) => {}
+                Ok(false) if how != "gz" => {}
+                other => panic!("{how} {what}: {other:?}"),
+            }
+        }
+    }
+    let mut long = vec![0; 3 << 20];
+    let mut state = 1u32;
+    for byte in &mut long {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        *byte = state.to_be_bytes()[0];
+    }
+    let whole = tar(|writer| {
+        let mut file = slipway_snapshot::tar::Header::new("d/long", slipway_snapshot::tar::Kind::File);
+        (file.mode, file.size) = (0o644, long.len() as u64);
+        writer.file(&file, &mut &long[..]).unwrap();
+    });
+    for (how, by) in [("gz", ""), ("zst", ""), ("xz", "xz"), ("bz2", "")] {
+        let Some(mut bytes) = packed(how, &whole) else {
+            continue;
+        };
+        let at = bytes.len() - if how == "zst" { 2 } else { 6 };
+        bytes[at] ^= 0x55;
+        std::fs::write(case.context("long.tar"), bytes).unwrap();
+        let error = unpack(&case, "/long.tar").unwrap_err();
+        assert!(
+            crate::chain(&error).to_string().contains(by),
+            "{how}: {}",
+            crate::chain(&error)
+        );
+    }
+}
+
+#[test]
+fn what_overlay_would_take_for_its_own_marks_does_not_get_into_a_layer() {
+    use slipway_snapshot::tar::{Header, Kind};
+    let Some(case) = Case::new() else { return };
+    let marked = tar(|writer| {
+        let mut dir = Header::new("opaque/", Kind::Directory);
+        dir.mode = 0o755;
+        dir.xattrs = vec![
+            (b"trusted.overlay.opaque".to_vec(), b"y".to_vec()),
+            (b"trusted.overlay.redirect".to_vec(), b"/etc".to_vec()),
+            (b"user.overlay.opaque".to_vec(), b"y".to_vec()),
+            (b"user.kept".to_vec(), b"v".to_vec()),
+        ];
+        writer.entry(&dir).unwrap();
+    });
+    std::fs::write(case.context("marked.tar"), marked).unwrap();
+    assert!(unpack(&case, "/marked.tar").unwrap());
+    let mut names = vec![0u8; 4096];
+    let size = rustix::fs::listxattr(case.image("to/opaque"), &mut names[..]).unwrap();
+    let names = String::from_utf8_lossy(&names[..size]).into_owned();
+    assert!(!names.contains("overlay"), "{names:?}");
+    let device = tar(|writer| {
+        let mut header = Header::new("d/gone", Kind::Char);
+        (header.mode, header.device) = (0o600, (0, 0));
+        writer.entry(&header).unwrap();
+    });
+    std::fs::write(case.context("device.tar"), device).unwrap();
+    let error = unpack(&case, "/device.tar").unwrap_err();
+    assert!(
+        crate::chain(&error).to_string().contains("0:0"),
+        "{}",
+        crate::chain(&error)
+    );
+    let node = case.context("node");
+    rustix::fs::mknodat(
+        rustix::fs::CWD,
+        &node,
+        rustix::fs::FileType::CharacterDevice,
+        rustix::fs::Mode::from_raw_mode(0o600),
+        0,
+    )
+    .unwrap();
+    let error = case.copy("/node", "/to/").unwrap_err();
+    assert!(
+        crate::chain(&error).to_string().contains("0:0"),
+        "{}",
+        crate::chain(&error)
+    );
+}

@@ -42,7 +42,10 @@ pub(super) async fn execute(cx: &StepContext<'_>, step: &CopyStep) -> Result<Ste
             from_tip(cx, step, &tip, &key, &format!("the stage {name}")).await
         }
         Source::Image(image) => {
-            let base = cx.build.source_image(image, &cx.stage.platform, cx.id).await?;
+            let base = cx
+                .build
+                .source_image(image, &cx.build.target_platform, cx.id)
+                .await?;
             from_tip(cx, step, &base.tip, &base.key, &format!("the image {image}")).await
         }
         Source::Scratch => {
@@ -73,7 +76,7 @@ async fn from_tip(
         .build
         .prepare(tip)
         .await
-        .map_err(StepError::store("make a view of the files to copy"))?;
+        .map_err(StepError::prepare("make a view of the files to copy"))?;
     let mut result = None;
     let mounted = cx
         .on_mount(&view, async |point: &Path| {

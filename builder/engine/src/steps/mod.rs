@@ -6,6 +6,7 @@
 //! ```
 
 mod add;
+mod caches;
 mod copy;
 mod mounts;
 mod run;
@@ -24,6 +25,7 @@ use crate::error::StepError;
 use crate::layer::{CacheValue, Finished, Sealer, Tip};
 use crate::output::Tail;
 use crate::progress::{Event, StepId};
+use crate::request::BuildRequest;
 
 /// How long one try for a key's lock takes before the build looks whether it was cancelled.
 const LOCK_TRY: Duration = Duration::from_millis(250);
@@ -95,6 +97,20 @@ pub(crate) fn not_built(step: &Step) -> Option<String> {
                 _ => None,
             })
         }
+    }
+}
+
+/// What a step asks for that whoever started the build did not grant; asked before anything runs.
+pub(crate) fn not_granted(request: &BuildRequest, step: &Step) -> Option<StepError> {
+    use slipway_dockerfile::instruction::Network;
+    match &step.action {
+        Action::Run(run) if run.network == Network::Host && !request.grants_host_network() => {
+            Some(StepError::NotGranted {
+                what: "the host's network (RUN --network=host)",
+                flag: "--allow=network.host (or --network=host, for all its steps)",
+            })
+        }
+        _ => None,
     }
 }
 
@@ -262,7 +278,7 @@ impl StepContext<'_> {
         self.build
             .prepare(&self.tip)
             .await
-            .map_err(StepError::store("make a snapshot for the step"))
+            .map_err(StepError::prepare("make a snapshot for the step"))
     }
 
     /// Mounts a snapshot, lets `work` use it, and unmounts it whatever happened.

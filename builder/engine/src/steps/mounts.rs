@@ -3,16 +3,16 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
 
 use oci_spec::runtime::{MountBuilder, Spec};
-use slipway_dockerfile::instruction::{MountKind, Sharing};
+use slipway_dockerfile::instruction::MountKind;
 use slipway_dockerfile::step::{RunStep, Source};
 use slipway_image::{Active, Digest};
 use slipway_snapshot::Root;
 
 use super::StepContext;
-use crate::cache_mount::CacheDir;
+use super::caches::{self, CacheMount, Start};
+use crate::cache_mount::{self, CacheDir};
 use crate::cancel::Cancel;
 use crate::copy::CopyError;
 use crate::copy::apply::Destination;
@@ -51,16 +51,6 @@ enum Input {
     Cache(Box<CacheMount>),
 }
 
-struct CacheMount {
-    target: PathBuf,
-    read_only: bool,
-    id: String,
-    sharing: Sharing,
-    start: Option<(Tip, String)>,
-    mode: u32,
-    owner: (u32, u32),
-}
-
 /// Something that can be bind-mounted now.
 pub(super) struct Mounted {
     /// Where in the container.
@@ -74,7 +64,7 @@ pub(super) struct Mounted {
     /// The snapshot behind it, mounted here.
     view: Option<(Active, PathBuf)>,
     /// A cache, held while it is used.
-    _cache: Option<CacheDir>,
+    _cache: Option<Arc<CacheDir>>,
 }
 
 /// Looks up what the mounts name.
@@ -138,8 +128,12 @@ pub(super) async fn prepare(cx: &StepContext<'_>, step: &RunStep) -> Result<Inpu
                 let start = match from {
                     Source::Scratch => None,
                     from => {
-                        let (tip, _, _) = tip_of(cx, from).await?;
-                        Some((tip, source.clone()))
+                        let (tip, key, _) = tip_of(cx, from).await?;
+                        Some(Start {
+                            tip,
+                            key,
+                            source: source.clone(),
+                        })
                     }
                 };
                 inputs.list.push(Input::Cache(Box::new(CacheMount {
@@ -148,7 +142,7 @@ pub(super) async fn prepare(cx: &StepContext<'_>, step: &RunStep) -> Result<Inpu
                     id: id.clone(),
                     sharing: *sharing,
                     start,
-                    mode: mode.unwrap_or(0o755),
+                    mode: mode.unwrap_or(cache_mount::MODE),
                     owner: (uid.unwrap_or(0), gid.unwrap_or(0)),
                 })));
             }
@@ -169,7 +163,7 @@ pub(super) async fn prepare(cx: &StepContext<'_>, step: &RunStep) -> Result<Inpu
     Ok(inputs)
 }
 
-fn resolve_one(tree: &Tree, path: &str) -> Result<crate::copy::tree::Found, StepError> {
+pub(super) fn resolve_one(tree: &Tree, path: &str) -> Result<crate::copy::tree::Found, StepError> {
     resolve(tree, path)?.into_iter().next().ok_or_else(|| {
         CopyError::NotFound {
             path: path.to_owned(),
@@ -186,7 +180,10 @@ async fn tip_of(cx: &StepContext<'_>, from: &Source) -> Result<(Tip, Digest, Str
             Ok((tip, key, format!("the stage {}", cx.build.stage_name(*stage))))
         }
         Source::Image(image) => {
-            let base = cx.build.source_image(image, &cx.stage.platform, cx.id).await?;
+            let base = cx
+                .build
+                .source_image(image, &cx.build.target_platform, cx.id)
+                .await?;
             Ok((base.tip.clone(), base.key, format!("the image {image}")))
         }
         Source::Scratch => Ok((Tip::scratch(), crate::key::scratch(), "scratch".to_owned())),
@@ -201,9 +198,14 @@ async fn tip_of(cx: &StepContext<'_>, from: &Source) -> Result<(Tip, Digest, Str
 
 /// Makes everything ready to be bind-mounted.
 pub(super) async fn mount(cx: &StepContext<'_>, inputs: &Inputs) -> Result<Vec<Mounted>, StepError> {
+    let caches = inputs.list.iter().filter_map(|input| match input {
+        Input::Cache(cache) => Some(&**cache),
+        _ => None,
+    });
+    let mut caches = caches::take(cx, caches.collect()).await?.into_iter();
     let mut mounted = Vec::new();
     for input in &inputs.list {
-        match one(cx, input).await {
+        match one(cx, input, &mut caches).await {
             Ok(one) => mounted.push(one),
             Err(error) => {
                 unmount(cx, mounted).await?;
@@ -214,7 +216,12 @@ pub(super) async fn mount(cx: &StepContext<'_>, inputs: &Inputs) -> Result<Vec<M
     Ok(mounted)
 }
 
-async fn one(cx: &StepContext<'_>, input: &Input) -> Result<Mounted, StepError> {
+/// `caches` gives the directories of the cache mounts, in their order.
+async fn one(
+    cx: &StepContext<'_>,
+    input: &Input,
+    caches: &mut impl Iterator<Item = Arc<CacheDir>>,
+) -> Result<Mounted, StepError> {
     match input {
         Input::Tip {
             target,
@@ -262,7 +269,19 @@ async fn one(cx: &StepContext<'_>, input: &Input) -> Result<Mounted, StepError> 
                 _cache: None,
             })
         }
-        Input::Cache(cache) => open_cache(cx, cache).await,
+        Input::Cache(cache) => {
+            let taken = caches.next().ok_or_else(|| StepError::Task {
+                reason: "a cache mount was not taken".to_owned(),
+            })?;
+            Ok(Mounted {
+                target: cache.target.clone(),
+                source: taken.fs(),
+                read_only: cache.read_only,
+                is_file: false,
+                view: None,
+                _cache: Some(taken),
+            })
+        }
     }
 }
 
@@ -280,7 +299,7 @@ async fn copy_context(
 }
 
 /// Copies without any of COPY's options.
-fn copy_plain(
+pub(super) fn copy_plain(
     to: &Path,
     path: &str,
     is_directory: bool,
@@ -303,12 +322,12 @@ fn copy_plain(
     Ok(destination.copy(tree, selection, cancel)?)
 }
 
-async fn view(cx: &StepContext<'_>, tip: &Tip) -> Result<(Active, PathBuf), StepError> {
+pub(super) async fn view(cx: &StepContext<'_>, tip: &Tip) -> Result<(Active, PathBuf), StepError> {
     let view = cx
         .build
         .prepare(tip)
         .await
-        .map_err(StepError::store("make a view of the files to mount"))?;
+        .map_err(StepError::prepare("make a view of the files to mount"))?;
     let point = cx.build.sandbox.fresh_dir("mnt")?;
     let (mount, at) = (view.mount.clone(), point.clone());
     cx.blocking(move || {
@@ -320,7 +339,7 @@ async fn view(cx: &StepContext<'_>, tip: &Tip) -> Result<(Active, PathBuf), Step
     Ok((view, point))
 }
 
-async fn drop_view(cx: &StepContext<'_>, view: Active, point: PathBuf) -> Result<(), StepError> {
+pub(super) async fn drop_view(cx: &StepContext<'_>, view: Active, point: PathBuf) -> Result<(), StepError> {
     let unmounted = cx
         .blocking(move || {
             slipway_snapshot::unmount(&point).map_err(|source| StepError::Mount {
@@ -338,115 +357,6 @@ fn inside(point: &Path, source: &str, name: &str) -> Result<(PathBuf, bool), Ste
     let tree = Tree::open(point, None, Owners::Kept, name)?;
     let found = resolve_one(&tree, source)?;
     Ok((point.join(&found.real), !found.is_dir()))
-}
-
-async fn open_cache(cx: &StepContext<'_>, cache: &CacheMount) -> Result<Mounted, StepError> {
-    let taken = take_cache(cx, cache).await?;
-    let fs = taken.fs();
-    if !fs.exists() {
-        fill_cache(cx, cache, &taken.dir, &fs).await?;
-    }
-    Ok(Mounted {
-        target: cache.target.clone(),
-        source: fs,
-        read_only: cache.read_only,
-        is_file: false,
-        view: None,
-        _cache: Some(taken),
-    })
-}
-
-async fn take_cache(cx: &StepContext<'_>, cache: &CacheMount) -> Result<CacheDir, StepError> {
-    let own = CacheDir::path(cx.build.store.root(), &cache.id);
-    let io = |dir: &Path| {
-        let path = dir.to_path_buf();
-        move |source| StepError::Io {
-            act: "open the cache",
-            path,
-            source,
-        }
-    };
-    if cache.sharing == Sharing::Private {
-        // The first of the numbered directories that nobody uses.
-        for n in 0..10_000 {
-            let dir = if n == 0 {
-                own.clone()
-            } else {
-                PathBuf::from(format!("{}-{n}", own.display()))
-            };
-            if let Some(taken) = CacheDir::try_take(&dir, false).map_err(io(&dir))? {
-                return Ok(taken);
-            }
-        }
-        return Err(StepError::Task {
-            reason: "no cache directory is free".to_owned(),
-        });
-    }
-    let mut told = false;
-    loop {
-        if let Some(taken) = CacheDir::try_take(&own, cache.sharing == Sharing::Shared).map_err(io(&own))? {
-            return Ok(taken);
-        }
-        if !std::mem::replace(&mut told, true) {
-            cx.remark("another step uses the cache mount; waiting for it");
-        }
-        tokio::select! {
-            () = cx.build.cancel.wait() => return Err(StepError::Cancelled),
-            () = tokio::time::sleep(Duration::from_millis(50)) => {}
-        }
-    }
-}
-
-/// Makes a new cache: empty, or a copy of what it is to start with.
-async fn fill_cache(
-    cx: &StepContext<'_>,
-    cache: &CacheMount,
-    dir: &Path,
-    fs: &Path,
-) -> Result<(), StepError> {
-    let io = |source| StepError::Io {
-        act: "make the cache",
-        path: fs.to_path_buf(),
-        source,
-    };
-    let fresh = dir.join(format!("new-{}", cx.build.id));
-    match std::fs::remove_dir_all(&fresh) {
-        Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(io(e)),
-        _ => {}
-    }
-    std::fs::create_dir(&fresh).map_err(io)?;
-    if let Some((tip, source)) = &cache.start {
-        let (view, point) = view(cx, tip).await?;
-        let (from, to, source, cancel) = (
-            point.clone(),
-            fresh.clone(),
-            source.clone(),
-            cx.build.cancel.clone(),
-        );
-        let copied = cx
-            .blocking(move || {
-                let tree = Tree::open(&from, None, Owners::Kept, "the cache's source")?;
-                let found = resolve_one(&tree, &source)?;
-                let entries = tree.list(&found, &All)?;
-                let selection = Selection {
-                    contents_only: found.is_dir(),
-                    found,
-                    entries,
-                };
-                copy_plain(&to, "/", true, &tree, &selection, &cancel)
-            })
-            .await;
-        drop_view(cx, view, point).await?;
-        copied?;
-    }
-    use std::os::unix::fs::PermissionsExt;
-    std::fs::set_permissions(&fresh, std::fs::Permissions::from_mode(cache.mode)).map_err(io)?;
-    std::os::unix::fs::chown(&fresh, Some(cache.owner.0), Some(cache.owner.1)).map_err(io)?;
-    match std::fs::rename(&fresh, fs) {
-        // Another build was faster.
-        Err(_) if fs.exists() => std::fs::remove_dir_all(&fresh).map_err(io),
-        renamed => renamed.map_err(io),
-    }
 }
 
 /// Takes the views down again.
