@@ -150,7 +150,7 @@ fn request(args: &BuildArgs, cancel: &Cancel) -> Result<BuildRequest> {
 
 /// Whether the host's network is granted; an error for what cannot be granted.
 fn grants(allow: &[String]) -> Result<bool> {
-    for grant in allow.iter().filter(|g| *g != "network.host") {
+    if let Some(grant) = allow.iter().find(|g| *g != "network.host") {
         bail!("slipway build --allow={grant}: only network.host can be granted yet");
     }
     Ok(!allow.is_empty())

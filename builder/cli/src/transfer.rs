@@ -49,6 +49,11 @@ pub async fn pull(places: &Places, store: &Store, args: PullArgs, cancel: Cancel
                 text::size(image.size)
             );
             image.repo_digests.iter().for_each(|d| outln!("  {d}"));
+            if name.digest().is_none() && !image.names.contains(&name.canonical()) {
+                outln!(
+                    "  without the name, which means what runs on this machine: {platform} is found by its digest"
+                );
+            }
         }
     }
     Ok(())
