@@ -305,7 +305,8 @@ impl Shim {
     }
 
     /// Runs a process in a container and waits for its end. `fds` are its stdin, stdout and stderr as far as the
-    /// request names them; it writes straight into them. The shim goes on with it when this future is dropped.
+    /// request names them; it writes straight into them. The shim goes on with it when this future is dropped, and kills it when the
+    /// connection ends.
     ///
     /// The descriptors in the answer are for later versions of the protocol: empty today.
     ///
@@ -385,6 +386,23 @@ impl Shim {
             container_id: container.to_owned(),
             exec_id: exec.to_owned(),
             signal,
+            all: false,
+        };
+        let pod::KillExecResponse {} = self.pod("KillExec", &request, SHORT).await?;
+        Ok(())
+    }
+
+    /// Kills an exec by its id, with what it started.
+    ///
+    /// # Errors
+    /// When there is no such exec, or it has ended (not found).
+    pub async fn kill_exec_tree(&self, container: &str, exec: &str) -> Result<()> {
+        const SIGKILL: u32 = 9;
+        let request = pod::KillExecRequest {
+            container_id: container.to_owned(),
+            exec_id: exec.to_owned(),
+            signal: SIGKILL,
+            all: true,
         };
         let pod::KillExecResponse {} = self.pod("KillExec", &request, SHORT).await?;
         Ok(())

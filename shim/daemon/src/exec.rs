@@ -27,7 +27,7 @@ use prost::Message;
 use slipway_shim_api::names::topic;
 use slipway_shim_api::status::Code;
 use slipway_shim_api::{events, pod, process, task, timestamp};
-use slipway_sys::exec::{ExecError, ExecPlan, Process};
+use slipway_sys::exec::{ConsoleSize, ExecError, ExecPlan, Process};
 use slipway_sys::process::{Child, Status};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
@@ -171,6 +171,11 @@ impl Shim {
         };
         let spec::ForExec { mut process, seccomp } = spec::for_exec(&container.bundle)?;
         process.terminal = request.terminal;
+        if request.terminal
+            && let (Ok(width), Ok(height)) = (request.columns.try_into(), request.rows.try_into())
+        {
+            process.console_size = Some(ConsoleSize { height, width });
+        }
         process.args = request.args;
         process.env.extend(request.env);
         if !request.cwd.is_empty() {
@@ -425,6 +430,57 @@ impl Shim {
         Ok(())
     }
 
+    /// Kills an exec with what it started.
+    ///
+    /// # Errors
+    /// `NotFound` when there is none, or it has ended; another signal than SIGKILL.
+    pub fn kill_exec_tree(&mut self, id: &str, exec_id: &str, signal: u32) -> Result<(), Fault> {
+        if signal != 9 {
+            return Err(Fault::invalid(format_args!(
+                "signal exec {exec_id} and what it started: only SIGKILL goes to all, not {signal}"
+            )));
+        }
+        let key = self.find(id)?;
+        let exec = self.find_exec(key, exec_id)?;
+        let State::Running(_) = &exec.state else {
+            return Err(Fault::not_found(format_args!(
+                "exec {exec_id} of container {id} does not run"
+            )));
+        };
+        let serial = exec.serial;
+        self.kill_tree(key, serial);
+        Ok(())
+    }
+
+    /// A client is gone: the pod execs it ran end.
+    pub fn kill_execs_of(&mut self, conn: u32) {
+        let theirs = |exec: &Exec| matches!(exec.caller, Caller::Pod(reply) if reply.conn == conn);
+        let found: Vec<(u32, u32)> = self
+            .containers
+            .iter()
+            .flat_map(|(key, c)| c.execs.iter().filter(|e| theirs(e)).map(|e| (*key, e.serial)))
+            .collect();
+        for (key, serial) in found {
+            self.kill_tree(key, serial);
+        }
+    }
+
+    /// Kills a running exec with what can be found of what it started.
+    fn kill_tree(&self, key: u32, serial: u32) {
+        let Some(container) = self.containers.get(&key) else {
+            return;
+        };
+        let exec = container.execs.iter().find(|exec| exec.serial == serial);
+        let Some(State::Running(child)) = exec.map(|exec| &exec.state) else {
+            return;
+        };
+        let procs = container.cgroup.procs().unwrap_or_else(|e| {
+            warning!("list the processes of container {}: {}", container.id, Chain(&e));
+            Vec::new()
+        });
+        tree::kill(child, procs, || container.cgroup.procs().unwrap_or_default());
+    }
+
     /// Task.Wait for an exec.
     ///
     /// # Errors
@@ -561,11 +617,7 @@ impl Shim {
             self.forget_exec(key, serial);
             return self.answer_exec(reply, exit, true);
         }
-        let procs = container.cgroup.procs().unwrap_or_else(|e| {
-            warning!("list the processes of container {}: {}", container.id, Chain(&e));
-            Vec::new()
-        });
-        tree::kill(child, procs, || container.cgroup.procs().unwrap_or_default());
+        self.kill_tree(key, serial);
         let deadline = self.reactor.after(DEATH, Timer::Exec(key, serial));
         if let Some(exec) = self.exec_mut(key, serial) {
             exec.timed_out = true;

@@ -135,7 +135,11 @@ impl Shim {
             "Exec" => self.run_exec(reply, decode(payload)?, fds),
             "KillExec" => {
                 let request: pod::KillExecRequest = decode(payload)?;
-                self.signal_exec(&request.container_id, &request.exec_id, request.signal)?;
+                if request.all {
+                    self.kill_exec_tree(&request.container_id, &request.exec_id, request.signal)?;
+                } else {
+                    self.signal_exec(&request.container_id, &request.exec_id, request.signal)?;
+                }
                 EMPTY
             }
             "ReopenLog" => {

@@ -269,7 +269,9 @@ impl Shim {
                 }
                 self.reactor.forget(conn.fd());
                 self.conns.remove(&id);
-                // What it asked for goes on (a deletion too); only nobody waits for it any more.
+                // What it asked for goes on (a deletion too); only nobody waits for it any more. Not so the processes it
+                // runs in containers: they are its own, and nobody else would ever end them.
+                self.kill_execs_of(id);
                 self.polls.retain(|poll| poll.reply.conn != id);
                 for container in self.containers.values_mut() {
                     container.waiters.retain(|reply| reply.conn != id);

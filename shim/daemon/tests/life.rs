@@ -274,6 +274,85 @@ async fn root_an_exec_gets_its_streams_and_can_be_killed_by_its_id() {
     pod.finish().await;
 }
 
+/// Starts an exec that starts others, and waits until it has.
+fn family(shim: &slipway_shim_client::Shim, out: std::os::fd::OwnedFd) -> tokio::task::JoinHandle<u32> {
+    let request = pod::ExecRequest {
+        container_id: "c".into(),
+        exec_id: "family".into(),
+        args: [
+            "/bin/sh",
+            "-c",
+            "sleep 2000 & setsid sleep 4000 & echo begun; wait",
+        ]
+        .map(str::to_owned)
+        .to_vec(),
+        stdout: true,
+        ..Default::default()
+    };
+    let shim = shim.clone();
+    tokio::spawn(async move {
+        shim.exec(request, vec![out])
+            .await
+            .map_or(0, |(r, _)| r.exit_code)
+    })
+}
+
+async fn has_begun(out: &std::os::fd::OwnedFd) {
+    let end = Instant::now() + Duration::from_secs(5);
+    while !read_available(out).contains("begun") {
+        assert!(Instant::now() < end, "the exec never began");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+/// What runs in the container besides its init and whoever looks.
+async fn sleepers(pod: &support::TestPod) -> usize {
+    let (_, out) = pod.exec("c", "ps | grep '[s]leep [24]000'").await;
+    out.lines().count()
+}
+
+#[tokio::test]
+async fn root_an_exec_is_killed_with_what_it_started() {
+    let Some(pod) = support::pod().await else { return };
+    pod.create_pod(|_| {}).await;
+    pod.run("c", "sleep 1000").await;
+    let (out, stdout) = pipe();
+    let running = family(&pod.shim, stdout);
+    has_begun(&out).await;
+    assert_eq!(sleepers(&pod).await, 2);
+    pod.shim.kill_exec_tree("c", "family").await.unwrap();
+    assert_eq!(running.await.unwrap(), 137);
+    assert_eq!(sleepers(&pod).await, 0);
+    let error = pod.shim.kill_exec_tree("c", "family").await.unwrap_err();
+    assert!(error.is_not_found(), "{error}");
+    pod.finish().await;
+}
+
+#[tokio::test]
+async fn root_a_caller_whose_connection_ends_takes_its_execs_with_it_and_nothing_else() {
+    let Some(pod) = support::pod().await else { return };
+    pod.create_pod(|_| {}).await;
+    pod.run("c", "sleep 1000").await;
+    let other = pod.launcher.connect(pod.dir.path()).await.unwrap();
+    let (out, stdout) = pipe();
+    let running = family(&other, stdout);
+    has_begun(&out).await;
+    assert_eq!(sleepers(&pod).await, 2);
+    running.abort();
+    drop((running.await, other));
+    let end = Instant::now() + Duration::from_secs(5);
+    while sleepers(&pod).await > 0 {
+        assert!(
+            Instant::now() < end,
+            "the processes of a caller that is gone run on"
+        );
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let info = pod.shim.info().await.unwrap();
+    assert_eq!(info.containers[0].state, pod::ContainerState::Running as i32);
+    pod.finish().await;
+}
+
 #[tokio::test]
 async fn root_a_terminal_of_an_exec_comes_while_it_runs() {
     let Some(pod) = support::pod().await else { return };
@@ -284,6 +363,8 @@ async fn root_a_terminal_of_an_exec_comes_while_it_runs() {
         args: ["/bin/sh", "-c", "stty size; read line; echo got $line"]
             .map(str::to_owned)
             .to_vec(),
+        columns: 123,
+        rows: 45,
         ..Default::default()
     };
     let (master, done) = pod.shim.exec_terminal(request).await.unwrap();
@@ -294,7 +375,7 @@ async fn root_a_terminal_of_an_exec_comes_while_it_runs() {
         .unwrap();
     assert_eq!(response.exit_code, 0);
     let said = read_available(&master);
-    assert!(said.contains("got hi"), "{said}");
+    assert!(said.contains("45 123") && said.contains("got hi"), "{said}");
     pod.finish().await;
 }
 
