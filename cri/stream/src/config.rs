@@ -12,6 +12,8 @@ pub struct Config {
     pub listen: SocketAddr,
     /// Serve HTTPS with these certificates.
     pub tls: Option<Arc<rustls::ServerConfig>>,
+    /// How long a client may take for the head of its request; what it dribbles in does not lengthen it.
+    pub request_timeout: Duration,
     /// A session ends when nothing at all came or went for this long, or when the client let what it was sent lie for
     /// this long.
     pub idle_timeout: Duration,
@@ -30,6 +32,7 @@ impl Default for Config {
         Config {
             listen: SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0),
             tls: None,
+            request_timeout: Duration::from_secs(10),
             idle_timeout: Duration::from_secs(4 * 60 * 60),
             creation_timeout: Duration::from_secs(30),
             abandon_after: Duration::from_secs(10),

@@ -18,10 +18,8 @@ use crate::negotiate::{Agreed, Answer, Purpose, negotiate};
 use crate::token::{Command, Request, Tokens};
 use crate::transport::Transport;
 
-/// How long a client may take for the head of its request.
-const HEAD_TIME: Duration = Duration::from_secs(10);
-/// How long everything before the streams may take.
-const TIME: Duration = Duration::from_secs(30);
+/// How long the answer may take beyond the request: a client that does not even take that is none.
+const ANSWER_TIME: Duration = Duration::from_secs(10);
 /// The largest head of a request.
 const HEAD_SIZE: usize = 32 << 10;
 const HEADERS: usize = 64;
@@ -42,7 +40,11 @@ pub(crate) struct Upgraded<T> {
 }
 
 /// Serves the request of a connection; `None` when it was refused, and the connection is done with.
-pub(crate) async fn upgrade<T: Transport>(io: T, tokens: &Tokens) -> Option<Upgraded<T>> {
+pub(crate) async fn upgrade<T: Transport>(
+    io: T,
+    tokens: &Tokens,
+    request_timeout: Duration,
+) -> Option<Upgraded<T>> {
     let plan = Arc::new(Mutex::new(None));
     let service = service_fn(|request: HttpRequest<hyper::body::Incoming>| {
         let answer = match decide(&request, tokens) {
@@ -59,12 +61,12 @@ pub(crate) async fn upgrade<T: Transport>(io: T, tokens: &Tokens) -> Option<Upgr
     });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
-        .header_read_timeout(HEAD_TIME)
+        .header_read_timeout(request_timeout)
         .max_buf_size(HEAD_SIZE)
         .max_headers(HEADERS)
         .serve_connection(TokioIo::new(io), service)
         .without_shutdown();
-    let parts = match timeout(TIME, connection).await {
+    let parts = match timeout(request_timeout + ANSWER_TIME, connection).await {
         Ok(Ok(parts)) => parts,
         Ok(Err(error)) => {
             tracing::debug!(%error, "a streaming connection ended before its request was served");

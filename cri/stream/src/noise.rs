@@ -1,9 +1,21 @@
 //! Random bytes that are the same in every run, and what is done with them to anything that reads bytes from outside.
+//!
+//! `NOISE_SEED=7 NOISE_ROUNDS=1000000 cargo test --release -p slipway-stream no_bytes` looks for longer, and elsewhere.
 
 /// SplitMix64.
 pub(crate) struct Noise(pub u64);
 
 impl Noise {
+    /// The noise of one test.
+    pub fn of(test: u64) -> Noise {
+        Noise(test ^ number("NOISE_SEED").unwrap_or(0).rotate_left(32))
+    }
+
+    /// How many rounds a test makes that usually makes so many.
+    pub fn rounds(usually: u64) -> u64 {
+        number("NOISE_ROUNDS").unwrap_or(usually)
+    }
+
     pub fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;
@@ -40,4 +52,9 @@ impl Noise {
         }
         damaged
     }
+}
+
+fn number(variable: &str) -> Option<u64> {
+    let text = std::env::var(variable).ok()?;
+    Some(text.parse().expect("a number"))
 }

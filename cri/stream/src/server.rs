@@ -184,7 +184,7 @@ async fn connection<R: Runtime>(stream: TcpStream, shared: &Shared<R>) {
 
 async fn serve<T: Transport, R: Runtime>(io: T, shared: &Shared<R>) {
     let upgraded = tokio::select! {
-        upgraded = http::upgrade(io, &shared.tokens) => upgraded,
+        upgraded = http::upgrade(io, &shared.tokens, shared.config.request_timeout) => upgraded,
         () = shared.stop.cancelled() => None,
     };
     let Some(Upgraded { io, read_ahead, plan }) = upgraded else {

@@ -241,8 +241,8 @@ async fn a_connection_on_which_nothing_moves_is_ended() {
 /// Random bytes against the whole of it: it ends, and every stream's ends with it.
 #[tokio::test]
 async fn no_bytes_whatever_keep_a_connection_from_ending() {
-    let mut noise = Noise(3);
-    for round in 0..300 {
+    let mut noise = Noise::of(3);
+    for round in 0..Noise::rounds(300) {
         let framing: Box<dyn Fn() -> Mux> = match round % 3 {
             0 => Box::new(|| Mux::new(Box::new(Spdy::new()))),
             1 => Box::new(|| Mux::new(Box::new(Channels::new(true, Channel::Stdout)))),

@@ -4,7 +4,7 @@
 //! uses has none: it never sends WINDOW_UPDATE, and sends whatever it likes. So what we send is held to the windows until
 //! the first of them is used up. If the client has shown by then that it keeps windows (a WINDOW_UPDATE, or SETTINGS), it
 //! is held to them on; else it is asked with a PING. A client that answers that without having opened a window does not
-//! keep any, and TCP alone holds us back. What a client sends beyond a window is an error only if it is known to keep
+//! keep any, nor does one that sends more than ours allow; then TCP alone holds us back. What a client sends beyond a window is an error only if it is known to keep
 //! them; else the reading of the connection stops.
 //!
 //! What streams are for is the session's business.
@@ -101,6 +101,7 @@ impl Spdy {
                 Reading::Data { stream, left, fin } => {
                     let room = table.room(stream);
                     if room == 0 && left > 0 {
+                        self.overran(table);
                         table.block();
                         return Ok(());
                     }
@@ -130,6 +131,15 @@ impl Spdy {
                     self.reading = Reading::Head;
                 }
             }
+        }
+    }
+
+    /// A client has sent more than its windows were opened for, which is how it shows that it keeps none. Its answer to
+    /// the PING may be behind data that is not read before what reads it has written something itself.
+    fn overran(&mut self, table: &mut Table) {
+        if self.peer_windows != PeerWindows::Kept {
+            self.peer_windows = PeerWindows::Ignored;
+            table.wake_writers();
         }
     }
 

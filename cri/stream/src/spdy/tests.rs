@@ -233,6 +233,21 @@ fn a_client_that_answers_a_ping_but_opens_no_window_keeps_none() {
 }
 
 #[test]
+fn a_client_that_overruns_our_windows_keeps_none_although_its_answer_is_stuck_behind_its_data() {
+    let mut pair = Pair::opened();
+    let block = vec![0; 64 << 10];
+    assert_eq!(pair.spdy.send(1, &block, &mut pair.table), 64 << 10);
+    assert_eq!(pair.spdy.send(1, &block, &mut pair.table), 0);
+    pair.client
+        .data(1, 0, &vec![7; STREAM_BUFFER])
+        .data(1, 0, &[7; 1000])
+        .numbers(frame::PING, &[2]);
+    pair.exchange().unwrap();
+    assert!(pair.table.is_blocked());
+    assert_eq!(pair.spdy.send(1, &block, &mut pair.table), 64 << 10);
+}
+
+#[test]
 fn a_client_that_opens_windows_is_held_to_them() {
     let mut pair = Pair::opened();
     let block = vec![0; 256 << 10];
@@ -525,8 +540,8 @@ fn exercise(bytes: &[u8], noise: &mut Noise) -> (Result<(), Violation>, Vec<u8>)
 
 #[test]
 fn no_bytes_whatever_break_the_server_or_its_bounds() {
-    let mut noise = Noise(1);
-    for round in 0..3000 {
+    let mut noise = Noise::of(1);
+    for round in 0..Noise::rounds(3000) {
         let bytes = match round % 3 {
             0 => {
                 let count = noise.below(300);

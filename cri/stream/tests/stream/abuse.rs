@@ -142,6 +142,39 @@ async fn what_is_not_http_or_too_much_of_it_is_cut_off() {
     world.settled().await;
 }
 
+#[tokio::test]
+async fn a_request_that_dribbles_in_is_cut_off_in_time() {
+    let world = World::with(Config {
+        request_timeout: Duration::from_millis(300),
+        ..Config::default()
+    })
+    .await;
+    let url = world.exec(&["echo", "x"], false);
+    let (_, authority, path) = http::split(&url);
+    let mut stream = TcpStream::connect(authority).await.unwrap();
+    stream
+        .write_all(format!("GET /{path} HTTP/1.1\r\n").as_bytes())
+        .await
+        .unwrap();
+    let dribble = async {
+        // Until it is told to stop, or the connection breaks.
+        while stream.write_all(b"A: b\r\n").await.is_ok() {
+            let mut answer = [0; 512];
+            let read = tokio::time::timeout(Duration::from_millis(50), stream.read(&mut answer)).await;
+            if let Ok(Ok(0) | Err(_)) = read {
+                break;
+            }
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(5), dribble)
+        .await
+        .expect("the server waits for the rest");
+    world.settled().await;
+    // Its token was never redeemed: whoever it belongs to can use it still.
+    let all = &["stdin", "stdout", "stderr"];
+    assert_eq!(Command::begin(&url, SPDY, all).await.finish().await.stdout, "x\n");
+}
+
 /// A SPDY connection whose streams are not open yet.
 async fn upgraded(world: &World) -> Session {
     let url = world.exec(&["cat"], false);

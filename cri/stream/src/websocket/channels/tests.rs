@@ -124,8 +124,8 @@ fn a_channel_that_is_not_read_holds_up_the_connection_at_its_bound() {
 
 #[test]
 fn no_bytes_whatever_break_the_server_or_its_bounds() {
-    let mut noise = Noise(4);
-    for round in 0..3000 {
+    let mut noise = Noise::of(4);
+    for round in 0..Noise::rounds(3000) {
         let mut bytes = Vec::new();
         for _ in 0..noise.below(12) {
             let first = [0x82, 0x02, 0x00, 0x80, 0x89, 0x8a, 0x88][noise.below(7)];

@@ -61,8 +61,8 @@ fn the_end_is_said_in_both_protocols() {
 
 #[test]
 fn no_bytes_whatever_break_the_server() {
-    let mut noise = Noise(5);
-    for _ in 0..2000 {
+    let mut noise = Noise::of(5);
+    for _ in 0..Noise::rounds(2000) {
         let mut bytes = Vec::new();
         for _ in 0..noise.below(20) {
             let count = noise.below(40);
