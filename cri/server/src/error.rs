@@ -19,6 +19,8 @@ use crate::rpc::decode::Invalid;
 pub enum Error {
     #[error("{0}")]
     Invalid(#[from] Invalid),
+    #[error(transparent)]
+    Stream(#[from] slipway_stream::RequestError),
     #[error("no {kind} {id:?}")]
     NotFound { kind: &'static str, id: String },
     /// It exists, and what it is cannot be read: nothing is done to it.

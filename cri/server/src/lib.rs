@@ -29,6 +29,7 @@ mod recover;
 mod registry;
 mod rpc;
 mod serve;
+mod stream;
 mod systemd;
 mod time;
 mod version;

@@ -17,6 +17,7 @@ use crate::daemon::Daemon;
 use crate::instance::Instance;
 use crate::recover::{self, janitor};
 use crate::rpc::Cri;
+use crate::stream;
 use crate::systemd;
 
 /// The largest request taken: the kubelet's own bound on messages.
@@ -42,6 +43,10 @@ pub async fn serve(config: Config) -> anyhow::Result<()> {
     // Clients see the truth or nothing: the socket appears when what was left has been looked at.
     recover::recover(&daemon).await.map_err(chained)?;
     daemon.background.spawn(janitor::run(daemon.clone()));
+    let streams = stream::bind(&daemon).await?;
+    let cri = Cri::new(daemon.clone(), streams.urls());
+    // Its sessions end first: what they run is ended by verbs that end after them.
+    let streaming = tokio::spawn(streams.run(daemon.stopping.clone().cancelled_owned()));
     let listener = UnixListener::from_std(instance.listen(&socket)?).context("cannot use the socket")?;
     tracing::info!(
         socket = %socket.display(),
@@ -52,7 +57,6 @@ pub async fn serve(config: Config) -> anyhow::Result<()> {
     );
 
     systemd::notify("READY=1");
-    let cri = Cri::new(daemon.clone());
     let ending = CancellationToken::new();
     let server = Server::builder()
         .add_service(RuntimeServiceServer::new(cri.clone()).max_decoding_message_size(LARGEST_MESSAGE))
@@ -73,6 +77,9 @@ pub async fn serve(config: Config) -> anyhow::Result<()> {
     ending.cancel();
     if let Ok(served) = tokio::time::timeout(LAST_WORDS, server).await {
         served.context("cannot serve")?;
+    }
+    if tokio::time::timeout(LAST_WORDS, streaming).await.is_err() {
+        tracing::warn!("streaming sessions were cut off");
     }
     let _ = std::fs::remove_file(&socket);
     Ok(())

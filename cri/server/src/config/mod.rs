@@ -3,6 +3,7 @@
 //! Unknown keys are refused with their line. It reads one file and refuses to know what any setting is used for.
 
 use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
 
@@ -45,6 +46,7 @@ struct Raw {
     images: RawImages,
     cdi: RawCdi,
     stats: RawStats,
+    streaming: RawStreaming,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -110,6 +112,15 @@ struct RawStats {
     layer_usage_max_age_secs: Option<u64>,
 }
 
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct RawStreaming {
+    address: Option<SocketAddr>,
+    tls_certificate: Option<PathBuf>,
+    tls_key: Option<PathBuf>,
+    idle_timeout_secs: Option<u64>,
+}
+
 /// How log lines are written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -138,6 +149,7 @@ pub struct Config {
     pub images: Images,
     pub cdi: Cdi,
     pub stats: Stats,
+    pub streaming: Streaming,
 }
 
 #[derive(Debug, Clone, Serialize)]
@@ -243,6 +255,25 @@ pub struct Cdi {
 pub struct Stats {
     #[serde(rename = "layer_usage_max_age_secs", serialize_with = "whole_seconds")]
     pub layer_usage_max_age: Duration,
+}
+
+/// Where exec, attach and port-forward are served.
+#[derive(Debug, Clone, Serialize)]
+pub struct Streaming {
+    pub address: SocketAddr,
+    #[serde(flatten, skip_serializing_if = "Option::is_none")]
+    pub tls: Option<TlsFiles>,
+    #[serde(rename = "idle_timeout_secs", serialize_with = "whole_seconds")]
+    pub idle_timeout: Duration,
+}
+
+/// A certificate chain and its key, PEM.
+#[derive(Debug, Clone, Serialize)]
+pub struct TlsFiles {
+    #[serde(rename = "tls_certificate")]
+    pub certificate: PathBuf,
+    #[serde(rename = "tls_key")]
+    pub key: PathBuf,
 }
 
 fn whole_seconds<S: serde::Serializer>(age: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
@@ -353,6 +384,7 @@ impl Raw {
             stats: Stats {
                 layer_usage_max_age: Duration::from_secs(self.stats.layer_usage_max_age_secs.unwrap_or(30)),
             },
+            streaming: self.streaming.resolve()?,
         })
     }
 }
@@ -474,6 +506,49 @@ impl RawImages {
     }
 }
 
+impl RawStreaming {
+    fn resolve(self) -> Result<Streaming, ConfigError> {
+        let address = self
+            .address
+            .unwrap_or(SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0));
+        if !address.ip().is_loopback() {
+            return Err(ConfigError::Value {
+                key: "streaming.address",
+                value: address.to_string(),
+                reason: "whoever connects there with a URL has a shell, and its clients are on this node: it is a \
+                         loopback address",
+            });
+        }
+        let idle_timeout = Duration::from_secs(self.idle_timeout_secs.unwrap_or(4 * 60 * 60));
+        if idle_timeout.is_zero() {
+            return Err(ConfigError::Value {
+                key: "streaming.idle_timeout_secs",
+                value: "0".to_owned(),
+                reason: "every session would end at once",
+            });
+        }
+        let tls = match (self.tls_certificate, self.tls_key) {
+            (None, None) => None,
+            (Some(certificate), Some(key)) => Some(TlsFiles {
+                certificate: absolute("streaming.tls_certificate", certificate)?,
+                key: absolute("streaming.tls_key", key)?,
+            }),
+            (Some(one), None) | (None, Some(one)) => {
+                return Err(ConfigError::Value {
+                    key: "streaming.tls_certificate and tls_key",
+                    value: format!("{:?} alone", one.display()),
+                    reason: "each needs the other",
+                });
+            }
+        };
+        Ok(Streaming {
+            address,
+            tls,
+            idle_timeout,
+        })
+    }
+}
+
 /// A relative path would mean something else to each process that is handed it.
 fn absolute(key: &'static str, path: PathBuf) -> Result<PathBuf, ConfigError> {
     let no_dots = path.components().all(|c| !matches!(c, Component::ParentDir));
@@ -560,6 +635,18 @@ mod tests {
         let config = Raw::default().resolve(&flags).unwrap();
         assert_eq!(config.socket, Path::new("/tmp/s/slipwayd.sock"));
         assert_eq!(config.state.as_os_str(), "/tmp/s");
+    }
+
+    #[test]
+    fn streams_are_served_on_loopback_and_a_certificate_needs_its_key() {
+        let error = |text: &str| parse(&format!("[streaming]\n{text}")).unwrap_err().to_string();
+        assert!(error("address = \"0.0.0.0:10010\"").contains("loopback"));
+        assert!(error("address = \"localhost\"").contains("line 2"));
+        assert!(error("tls_key = \"/key.pem\"").contains("each needs the other"));
+        assert!(error("idle_timeout_secs = 0").contains("end at once"));
+        let all = "address = \"[::1]:1\"\ntls_certificate = \"/c\"\ntls_key = \"/k\"\nidle_timeout_secs = 60";
+        let text = parse(&format!("[streaming]\n{all}")).unwrap().to_toml();
+        assert!(text.contains(all), "{text}");
     }
 
     #[test]

@@ -2,17 +2,15 @@
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use rustix::pipe::PipeFlags;
-use slipway_shim_client::{Shim, pod as wire};
+use slipway_shim_client::pod as wire;
 use tokio::io::AsyncReadExt;
 use tokio::net::unix::pipe::Receiver;
 
+use super::command::{self, Killer};
 use crate::daemon::Daemon;
 use crate::error::Error;
-use crate::records::ContainerPhase;
 
 const VERB: &str = "run a command in it";
 /// What the CRI allows of each stream. Decimal: what the kubelet takes in one message is 16 MiB, and the rest of the
@@ -36,14 +34,11 @@ pub async fn exec_sync(
     cmd: Vec<String>,
     timeout: Duration,
 ) -> Result<Output, Error> {
-    let container = daemon.registry.container(id)?;
-    if !matches!(container.phase(), ContainerPhase::Running { .. }) {
-        return Err(container.wrong_state(VERB));
-    }
-    let shim = daemon.registry.pod(container.pod().as_str())?.live_shim(VERB)?;
-    let (stdout, stdout_end) = pipe()?;
-    let (stderr, stderr_end) = pipe()?;
-    let exec_id = next_id();
+    let (container, shim, owner) = command::running(daemon, id, VERB)?;
+    let (stdout, stdout_end) = owner.pipe()?;
+    let (stderr, stderr_end) = owner.pipe()?;
+    let (mut out, mut err) = (Stream::new(stdout)?, Stream::new(stderr)?);
+    let exec_id = command::next_id("sync");
     let shown = shown(&cmd);
     let request = wire::ExecRequest {
         container_id: container.id().to_string(),
@@ -54,10 +49,7 @@ pub async fn exec_sync(
         timeout_ms: i64::try_from(timeout.as_millis()).unwrap_or(i64::MAX),
         ..Default::default()
     };
-    let mut killer = Killer {
-        armed: Some((shim.clone(), container.id().to_string(), exec_id)),
-    };
-    let (mut out, mut err) = (Stream::new(stdout), Stream::new(stderr));
+    let mut killer = Killer::new(&shim, &container, &exec_id);
     let mut ended = std::pin::pin!(shim.exec(request, vec![stdout_end, stderr_end]));
     let answer = loop {
         tokio::select! {
@@ -66,7 +58,7 @@ pub async fn exec_sync(
             () = err.read() => {}
         }
     };
-    killer.armed = None;
+    killer.disarm();
     let (answer, _) = answer.map_err(Error::shim("run a command in container", container.id()))?;
     if answer.timed_out {
         return Err(Error::ExecTimeout {
@@ -85,27 +77,6 @@ pub async fn exec_sync(
     })
 }
 
-/// Kills the command of a caller that went away.
-struct Killer {
-    armed: Option<(Shim, String, String)>,
-}
-
-impl Drop for Killer {
-    fn drop(&mut self) {
-        const SIGKILL: u32 = 9;
-        let Some((shim, container, exec)) = self.armed.take() else {
-            return;
-        };
-        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
-            runtime.spawn(async move {
-                if let Err(error) = shim.kill_exec(&container, &exec, SIGKILL).await {
-                    tracing::debug!(container, exec, %error, "the command of a caller that went away was not killed");
-                }
-            });
-        }
-    }
-}
-
 /// One stream of output: everything is read, what fits the limit is kept.
 struct Stream {
     pipe: Option<Receiver>,
@@ -114,12 +85,13 @@ struct Stream {
 }
 
 impl Stream {
-    fn new(pipe: Receiver) -> Stream {
-        Stream {
+    fn new(pipe: OwnedFd) -> Result<Stream, Error> {
+        let pipe = Receiver::from_owned_fd(pipe).map_err(Error::io("wait for", "a pipe"))?;
+        Ok(Stream {
             pipe: Some(pipe),
             kept: Vec::new(),
             chunk: Vec::new(),
-        }
+        })
     }
 
     /// Reads once; pending forever after the end.
@@ -154,25 +126,8 @@ impl Stream {
     }
 }
 
-fn pipe() -> Result<(Receiver, OwnedFd), Error> {
-    let failed = Error::io("make", "a pipe");
-    let made = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)
-        .map_err(std::io::Error::from)
-        .and_then(|(reader, writer)| Ok((Receiver::from_owned_fd(reader)?, writer)));
-    made.map_err(failed)
-}
-
-/// Unique among the commands of a container, also after a restart.
-fn next_id() -> String {
-    static NEXT: AtomicU64 = AtomicU64::new(0);
-    format!(
-        "sync-{:x}-{}",
-        crate::time::now_ns(),
-        NEXT.fetch_add(1, Ordering::Relaxed)
-    )
-}
-
-fn shown(cmd: &[String]) -> String {
+/// As an error message shows it.
+pub fn shown(cmd: &[String]) -> String {
     let mut text: String = cmd.join(" ").chars().take(80).collect();
     if text.len() < cmd.iter().map(|arg| arg.len() + 1).sum::<usize>() - 1 {
         text.push('…');
@@ -187,8 +142,8 @@ mod tests {
 
     #[tokio::test]
     async fn output_beyond_the_limit_is_read_and_thrown_away() {
-        let (reader, writer) = pipe().unwrap();
-        let mut stream = Stream::new(reader);
+        let (reader, writer) = rustix::pipe::pipe().unwrap();
+        let mut stream = Stream::new(reader).unwrap();
         stream.kept = vec![b'x'; STREAM_LIMIT - 2];
         std::fs::File::from(writer).write_all(b"abcdef").unwrap();
         stream.read().await;
@@ -198,9 +153,9 @@ mod tests {
 
     #[tokio::test]
     async fn draining_takes_what_is_there_although_somebody_holds_the_pipe() {
-        let (reader, writer) = pipe().unwrap();
+        let (reader, writer) = rustix::pipe::pipe().unwrap();
         let mut writer = std::fs::File::from(writer);
-        let mut stream = Stream::new(reader);
+        let mut stream = Stream::new(reader).unwrap();
         writer.write_all(b"first").unwrap();
         stream.read().await;
         writer.write_all(b" last").unwrap();

@@ -4,6 +4,7 @@
 //! ([`Container::transition`]); whoever waits for an exit watches the state.
 
 pub mod bundle;
+pub mod command;
 pub mod create;
 pub mod exec;
 pub mod exit;
@@ -135,8 +136,8 @@ impl Container {
         )
     }
 
-    /// Waits until it has ended; false when it has not after `patience`.
-    pub async fn ended_within(&self, patience: Duration) -> bool {
+    /// Waits until it has ended.
+    pub async fn ended(&self) {
         let mut changes = self.state.subscribe();
         let ended = changes.wait_for(|state| {
             matches!(
@@ -144,9 +145,13 @@ impl Container {
                 ContainerPhase::Exited(_) | ContainerPhase::Removing(_)
             )
         });
-        tokio::time::timeout(patience, ended)
-            .await
-            .is_ok_and(|seen| seen.is_ok())
+        // The sender is ours: it is not gone before us.
+        let _ = ended.await;
+    }
+
+    /// Waits until it has ended; false when it has not after `patience`.
+    pub async fn ended_within(&self, patience: Duration) -> bool {
+        tokio::time::timeout(patience, self.ended()).await.is_ok()
     }
 
     pub fn try_begin(&self, verb: &'static str) -> Result<Held, Error> {

@@ -136,16 +136,24 @@ impl Pod {
     /// [`Error::State`] when it is not ready.
     pub async fn enter(&self, verb: &'static str) -> Result<(OwnedRwLockReadGuard<()>, Shim), Error> {
         let inside = self.gate.clone().read_owned().await;
-        let phase = self.phase();
-        if phase != PodPhase::Ready {
-            return Err(Error::State {
+        self.ready(verb)?;
+        Ok((inside, self.live_shim(verb)?))
+    }
+
+    /// That it is ready now.
+    ///
+    /// # Errors
+    /// [`Error::State`] when it is not.
+    pub fn ready(&self, verb: &'static str) -> Result<(), Error> {
+        match self.phase() {
+            PodPhase::Ready => Ok(()),
+            phase => Err(Error::State {
                 kind: "pod",
                 id: self.id().to_string(),
                 state: describe(&phase).to_owned(),
                 verb,
-            });
+            }),
         }
-        Ok((inside, self.live_shim(verb)?))
     }
 
     /// Waits for those inside to leave and lets nobody in.

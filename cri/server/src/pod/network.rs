@@ -168,6 +168,17 @@ async fn release_proven(daemon: &Arc<Daemon>, release: &NetworkRelease) -> Resul
     Ok(())
 }
 
+/// Where the pod's network namespace is pinned.
+pub fn netns(pod: &Pod) -> PathBuf {
+    let state = pod.state();
+    state
+        .namespaces
+        .iter()
+        .find(|ns| ns.kind == "net")
+        .map(|ns| ns.path.clone())
+        .unwrap_or_default()
+}
+
 fn describe(pod: &Pod, netns: PathBuf) -> Result<PodNetwork, Error> {
     let config: &PodConfig = &pod.record().config;
     let bandwidth = bandwidth(config)?;

@@ -23,11 +23,12 @@ use crate::error::Error;
 #[derive(Clone)]
 pub struct Cri {
     daemon: Arc<Daemon>,
+    urls: slipway_stream::Urls,
 }
 
 impl Cri {
-    pub fn new(daemon: Arc<Daemon>) -> Cri {
-        Cri { daemon }
+    pub fn new(daemon: Arc<Daemon>, urls: slipway_stream::Urls) -> Cri {
+        Cri { daemon, urls }
     }
 }
 

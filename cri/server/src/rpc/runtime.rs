@@ -9,7 +9,7 @@ use tracing::info_span;
 
 use super::stream::{Parts, parts, parts_of};
 use super::{Cri, call, decode, encode, events, metrics, node};
-use crate::container::{self, list::Visible, processes, stats};
+use crate::container::{self, command, list::Visible, processes, stats};
 use crate::error::Error;
 use crate::{pod, pod_cidr};
 
@@ -610,16 +610,56 @@ impl RuntimeService for Cri {
         }))
     }
 
-    async fn exec(&self, _: Request<v1::ExecRequest>) -> Answer<v1::ExecResponse> {
-        unimplemented("Exec (streaming)")
+    async fn exec(&self, request: Request<v1::ExecRequest>) -> Answer<v1::ExecResponse> {
+        let request = request.into_inner();
+        call(info_span!("Exec", container = request.container_id), async {
+            let cmd = decode::command(request.cmd)?;
+            let container = command::running(&self.daemon, &request.container_id, "run a command in it")?.0;
+            let url = self.urls.exec(slipway_stream::ExecRequest {
+                container: container.id().to_string(),
+                command: cmd,
+                tty: request.tty,
+                stdin: request.stdin,
+                stdout: request.stdout,
+                stderr: request.stderr,
+            })?;
+            Ok(v1::ExecResponse { url })
+        })
+        .await
     }
 
-    async fn attach(&self, _: Request<v1::AttachRequest>) -> Answer<v1::AttachResponse> {
-        unimplemented("Attach")
+    async fn attach(&self, request: Request<v1::AttachRequest>) -> Answer<v1::AttachResponse> {
+        let request = request.into_inner();
+        call(info_span!("Attach", container = request.container_id), async {
+            let container = command::running(&self.daemon, &request.container_id, "attach to it")?.0;
+            let url = self.urls.attach(slipway_stream::AttachRequest {
+                container: container.id().to_string(),
+                tty: request.tty,
+                stdin: request.stdin,
+                stdout: request.stdout,
+                stderr: request.stderr,
+            })?;
+            Ok(v1::AttachResponse { url })
+        })
+        .await
     }
 
-    async fn port_forward(&self, _: Request<v1::PortForwardRequest>) -> Answer<v1::PortForwardResponse> {
-        unimplemented("PortForward")
+    async fn port_forward(
+        &self,
+        request: Request<v1::PortForwardRequest>,
+    ) -> Answer<v1::PortForwardResponse> {
+        // The ports it names are those the client will ask for: it is then that they are connected to.
+        let id = request.into_inner().pod_sandbox_id;
+        call(info_span!("PortForward", pod = id), async {
+            let pod = self.daemon.visible_pod(&id)?;
+            pod.ready("forward a connection to it")?;
+            let pod = pod.id().to_string();
+            let url = self
+                .urls
+                .port_forward(slipway_stream::PortForwardRequest { pod })?;
+            Ok(v1::PortForwardResponse { url })
+        })
+        .await
     }
 
     async fn checkpoint_container(

@@ -2,6 +2,7 @@
 
 use slipway_image::{PullError, StoreError};
 use slipway_shim_client::{Code as ShimCode, Error as ShimError};
+use slipway_stream::RequestError;
 use tonic::{Code, Status};
 
 use crate::error::Error;
@@ -28,6 +29,7 @@ fn code(error: &Error) -> Code {
         Error::Unimplemented { .. } => Code::Unimplemented,
         Error::TooMany { .. } => Code::ResourceExhausted,
         Error::ExecTimeout { .. } | Error::Timeout { .. } => Code::DeadlineExceeded,
+        Error::Stream(source) => stream(source),
         Error::Pull { source, .. } => pull(source),
         Error::Store { source, .. } => store(source),
         Error::Snapshot { source, .. } => snapshot(source),
@@ -39,6 +41,19 @@ fn code(error: &Error) -> Code {
         | Error::Encode { .. }
         | Error::Injected(_)
         | Error::Panicked => Code::Internal,
+    }
+}
+
+fn stream(error: &RequestError) -> Code {
+    match error {
+        RequestError::NoContainer
+        | RequestError::NoPod
+        | RequestError::NoCommand
+        | RequestError::TtyWithStderr
+        | RequestError::NoStream
+        | RequestError::TooLarge { .. } => Code::InvalidArgument,
+        RequestError::TooManyInFlight => Code::ResourceExhausted,
+        RequestError::Random { .. } => Code::Internal,
     }
 }
 
