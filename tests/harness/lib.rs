@@ -8,6 +8,7 @@
 pub mod cluster;
 pub mod cmd;
 pub mod cri;
+pub mod crictl;
 pub mod critest;
 pub mod daemon;
 pub mod forge;
@@ -15,10 +16,13 @@ pub mod image;
 pub mod lab;
 pub mod leftovers;
 pub mod oracle;
+pub mod process;
 pub mod registry;
 pub mod vm;
+pub mod websocket;
 pub mod world;
 
+pub use crictl::Crictl;
 pub use daemon::{Daemon, Setup};
 pub use lab::Lab;
 pub use world::World;
