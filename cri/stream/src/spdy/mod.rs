@@ -244,7 +244,7 @@ impl Spdy {
         table: &mut Table,
     ) -> Result<(), Violation> {
         let plain = self.inflater.inflate(block)?;
-        if stream % 2 == 0 || stream < self.last_stream {
+        if stream.is_multiple_of(2) || stream < self.last_stream {
             return Err(Violation::SpdyStreamOrder(stream));
         }
         if stream == self.last_stream {
@@ -377,7 +377,7 @@ impl Spdy {
 
     /// Only the client opens streams, with odd numbers that rise.
     fn never_opened(&self, stream: StreamId) -> bool {
-        stream % 2 == 0 || stream > self.last_stream
+        stream.is_multiple_of(2) || stream > self.last_stream
     }
 
     /// How much may be sent on this stream now.

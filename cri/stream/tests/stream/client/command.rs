@@ -44,7 +44,7 @@ impl Finished {
 
 enum Connection {
     Spdy {
-        session: Session,
+        session: Box<Session>,
         ids: Vec<(&'static str, u32)>,
     },
     WebSocket {
@@ -77,7 +77,7 @@ impl Command {
                 assert_eq!(response.status, 101, "{}", response.head);
                 assert_eq!(response.header("x-stream-protocol-version"), protocol);
                 assert_eq!(response.header("upgrade"), "SPDY/3.1");
-                let mut session = Session::new(response.io);
+                let mut session = Box::new(Session::new(response.io));
                 let mut ids = Vec::new();
                 for (name, id) in ["error"].iter().chain(streams).zip((1..).step_by(2)) {
                     assert!(
