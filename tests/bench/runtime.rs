@@ -20,6 +20,7 @@ struct Times {
     start: Vec<Duration>,
     both: Vec<Duration>,
     exec: Vec<Duration>,
+    streamed: Vec<Duration>,
     down: Vec<Duration>,
 }
 
@@ -43,6 +44,7 @@ pub async fn measure(table: &mut Table, lab: &Lab, ours: &Peer, theirs: &Peer) -
     table.times("StartContainer", &a.start, &b.start);
     table.times("Create + Start", &a.both, &b.both);
     table.times("ExecSync true", &a.exec, &b.exec);
+    table.times("Exec true, over WebSocket", &a.streamed, &b.streamed);
     table.times("StopPod + RemovePod (CNI)", &a.down, &b.down);
     let idle = (ours.pss().0, theirs.pss().0);
     table.row("PSS of the idle daemon", idle.0 / 1024.0, idle.1 / 1024.0, "MiB");
@@ -90,6 +92,9 @@ async fn one_life(lab: &Lab, p: &Peer, name: &str, t: &mut Times) -> Result<()> 
         let began = Instant::now();
         p.cri.exec(&id, &["true"], 10).await?;
         t.exec.push(began.elapsed());
+        let began = Instant::now();
+        harness::websocket::exec(&p.cri, &id, &["true"]).await?;
+        t.streamed.push(began.elapsed());
     }
     p.cri.stop(&id, 0).await?;
     let began = Instant::now();

@@ -4,6 +4,9 @@ use anyhow::{Context, Result, bail};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
+use crate::cri::Cri;
+use crate::v1;
+
 /// What version 5 of the protocol is called.
 pub const V5: &str = "v5.channel.k8s.io";
 
@@ -40,6 +43,39 @@ pub fn upgrade(protocol: &str) -> [(&'static str, &str); 5] {
         ("Sec-WebSocket-Key", "dGhlIHNhbXBsZSBub25jZQ=="),
         ("Sec-WebSocket-Protocol", protocol),
     ]
+}
+
+/// Runs a command by Exec in a session of its own, to its end; what it wrote to stdout.
+///
+/// # Errors
+/// As the runtime answers, or the session ends before it has said how the command did.
+pub async fn exec(cri: &Cri, id: &str, args: &[&str]) -> Result<Vec<u8>> {
+    let request = v1::ExecRequest {
+        container_id: id.into(),
+        cmd: args.iter().map(|s| (*s).to_owned()).collect(),
+        stdout: true,
+        ..Default::default()
+    };
+    let url = cri.runtime.clone().exec(request).await?.into_inner().url;
+    let mut session = WebSocket::open(&url).await?;
+    let mut out = Vec::new();
+    loop {
+        match session
+            .next()
+            .await?
+            .context("the session ended without a status")?
+        {
+            (1, data) => out.extend(data),
+            (3, status) => {
+                let status = String::from_utf8_lossy(&status).into_owned();
+                if !status.contains("\"Success\"") {
+                    bail!("{status}");
+                }
+                return Ok(out);
+            }
+            _ => {}
+        }
+    }
 }
 
 /// An open session.

@@ -287,3 +287,31 @@ async fn much_output_arrives_whole_with_memory_bounded() -> Result<()> {
     }
     w.finish().await
 }
+
+/// Told, not judged: `make bench` compares it with containerd's.
+#[tokio::test]
+async fn a_session_costs_little_beside_its_command() -> Result<()> {
+    let w = World::new("st-cost").await?;
+    let (_, id) = w
+        .pod_with("cost", container_config("cost", BUSYBOX, SLEEP))
+        .await?;
+    let (mut plain, mut streamed) = (Vec::new(), Vec::new());
+    for _ in 0..100 {
+        let began = std::time::Instant::now();
+        assert_eq!(w.cri.exec(&id, &["echo", "x"], 10).await?.1, "x\n");
+        plain.push(began.elapsed());
+        let began = std::time::Instant::now();
+        assert_eq!(
+            harness::websocket::exec(&w.cri, &id, &["echo", "x"]).await?,
+            b"x\n"
+        );
+        streamed.push(began.elapsed());
+    }
+    plain.sort();
+    streamed.sort();
+    eprintln!(
+        "ExecSync p50 {:?}, Exec over WebSocket p50 {:?}",
+        plain[50], streamed[50]
+    );
+    w.finish().await
+}
