@@ -3,6 +3,7 @@
 //! The process gets pipes, or a terminal whose master the shim hands out; nothing but this copies between them and the
 //! client. It has ended when it exits, whatever background child still holds its output.
 
+use std::convert::Infallible;
 use std::future::pending;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -25,6 +26,8 @@ const TERM: &str = "TERM=xterm";
 const SIZE: Duration = Duration::from_millis(100);
 /// How long what runs on a terminal may take to end once that is gone.
 const AFTER_HANGUP: Duration = Duration::from_secs(1);
+/// How long until it is killed again.
+const AGAIN: Duration = Duration::from_millis(100);
 /// How long a killed command may take to be gone.
 const DEATH: Duration = Duration::from_secs(5);
 
@@ -178,7 +181,7 @@ async fn session<O, A>(
 ) -> Result<Ended, SessionError>
 where
     O: Future<Output = ()>,
-    A: Future<Output = std::convert::Infallible>,
+    A: Future<Output = Infallible>,
 {
     let Streams {
         outputs,
@@ -194,12 +197,14 @@ where
         };
         let all = async { tokio::join!(ran, outputs).0 };
         tokio::select! {
+            // In this order: a command that is to be killed has been asked for.
+            biased;
             answer = all => {
                 killer.disarm();
                 return Ok(answer);
             }
-            never = aside => match never {},
             () = hangup => {}
+            never = aside => match never {},
         }
         // Here the pipes are closed, and the terminal hangs up.
     }
@@ -207,13 +212,26 @@ where
         killer.disarm();
         return Err(SessionError::Hangup);
     }
-    if patience.is_zero() || tokio::time::timeout(patience, &mut ended).await.is_err() {
-        killer.kill().await;
-        // Whether it dies in time or not, nobody is there to be told.
-        let _ = tokio::time::timeout(DEATH, ended).await;
-    }
+    let ended = async {
+        if patience.is_zero() || tokio::time::timeout(patience, ended.as_mut()).await.is_err() {
+            tokio::select! {
+                _ = ended => {}
+                never = kill(&mut killer) => match never {},
+            }
+        }
+    };
+    // Whether it dies in time or not, nobody is there to be told.
+    let _ = tokio::time::timeout(DEATH, ended).await;
     killer.disarm();
     Err(SessionError::Hangup)
+}
+
+/// Kills a command until it is dead: its request may still be on its way to the shim, and nothing there to be killed.
+async fn kill(killer: &mut Killer) -> Infallible {
+    loop {
+        killer.kill().await;
+        tokio::time::sleep(AGAIN).await;
+    }
 }
 
 fn channel(fd: OwnedFd) -> Result<Fd, SessionError> {

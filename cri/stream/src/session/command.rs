@@ -53,7 +53,7 @@ pub(super) fn first_output(command: &Command) -> Channel {
 
 /// The streams there are so far.
 #[derive(Default)]
-struct Streams {
+pub(super) struct Streams {
     error: Option<Output>,
     stdin: Option<Input>,
     stdout: Option<Output>,
@@ -109,8 +109,12 @@ impl Streams {
         }
     }
 
-    /// The streams that exist by agreement.
-    fn agreed(mux: &Mux, wanted: Wanted) -> Streams {
+    /// The streams that exist before the client says anything: what it sends on them may come with its request.
+    pub fn at_first(mux: &Mux, command: &Command, agreed: Agreed) -> Streams {
+        let Wire::Channels { .. } = agreed.wire else {
+            return Streams::default();
+        };
+        let wanted = Wanted::of(command, agreed.resizes);
         let stream = |channel: Channel| mux.agreed(StreamId::from(channel as u8));
         Streams {
             error: Some(stream(Channel::Error).1),
@@ -124,12 +128,14 @@ impl Streams {
 }
 
 /// Serves one exec or attach session.
-pub(super) async fn serve<R: Runtime>(session: &Session<'_, R>, mux: &Mux, command: Command, agreed: Agreed) {
+pub(super) async fn serve<R: Runtime>(
+    session: &Session<'_, R>,
+    mux: &Mux,
+    command: Command,
+    agreed: Agreed,
+    mut streams: Streams,
+) {
     let wanted = Wanted::of(&command, agreed.resizes);
-    let mut streams = match agreed.wire {
-        Wire::Channels { .. } => Streams::agreed(mux, wanted),
-        Wire::Spdy | Wire::Tunnel => Streams::default(),
-    };
     let waiting = timeout(session.config.creation_timeout, streams.gather(mux, wanted));
     let refusal = tokio::select! {
         gathered = waiting => match gathered {

@@ -9,6 +9,7 @@ use bytes::Bytes;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
+use self::command::Streams;
 use crate::config::Config;
 use crate::http::Plan;
 use crate::mux::{Driver, Ended, Framing, Limits, Mux};
@@ -44,6 +45,10 @@ pub(crate) async fn run<T: Transport, R: Runtime>(
         Wire::Tunnel => Box::new(Tunnel::new()),
     };
     let mux = Mux::new(framing);
+    let streams = match &request {
+        Request::Command(command) => Streams::at_first(&mux, command, agreed),
+        Request::PortForward(_) => Streams::default(),
+    };
     let limits = Limits {
         idle: session.config.idle_timeout,
         farewell: FAREWELL,
@@ -57,7 +62,7 @@ pub(crate) async fn run<T: Transport, R: Runtime>(
         let served = async {
             match request {
                 Request::PortForward(request) => forward::serve(session, &mux, &request.pod).await,
-                Request::Command(command) => command::serve(session, &mux, command, agreed).await,
+                Request::Command(command) => command::serve(session, &mux, command, agreed, streams).await,
             }
         };
         tokio::select! {

@@ -272,3 +272,34 @@ async fn a_server_that_stops_says_so() {
         );
     }
 }
+
+#[tokio::test]
+async fn what_a_websocket_client_sends_along_with_its_request_is_not_lost() {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    let world = World::start().await;
+    let url = world.exec(&["cat"], false);
+    let (_, authority, path) = http::split(&url);
+    let mut stream = tokio::net::TcpStream::connect(authority).await.unwrap();
+    let mut bytes = format!(
+        "GET /{path} HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
+         Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\
+         Sec-WebSocket-Protocol: v5.channel.k8s.io\r\n\r\n"
+    )
+    .into_bytes();
+    // "early" on stdin, and its end.
+    bytes.extend([0x82, 0x86, 0, 0, 0, 0, 0]);
+    bytes.extend(b"early");
+    bytes.extend([0x82, 0x82, 0, 0, 0, 0, 255, 0]);
+    stream.write_all(&bytes).await.unwrap();
+    let mut answer = Vec::new();
+    tokio::time::timeout(Duration::from_secs(5), stream.read_to_end(&mut answer))
+        .await
+        .expect("the session hangs")
+        .unwrap();
+    assert!(
+        answer.windows(6).any(|window| window == b"\x01early"),
+        "{}",
+        String::from_utf8_lossy(&answer)
+    );
+    world.settled().await;
+}
