@@ -1,4 +1,4 @@
-//! Our shim under the real containerd, as the runtime `io.containerd.slipway.v1`.
+//! The real containerd beside us: our shim as its runtime `io.containerd.slipway.v1`, our images in its store.
 #![forbid(unsafe_code)]
 
 use std::process::{Child, Command, Stdio};
@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use harness::image::{self, BUSYBOX, run_slipway};
+use harness::registry::Registry;
 use harness::{Lab, cmd, lab};
 
 /// A containerd of this test's own, with our programs first on its PATH.
@@ -136,5 +137,55 @@ fn containerd_runs_execs_and_removes_a_container_through_our_shim() -> Result<()
     c.ctr(&["tasks", "rm", "two"])?.ok()?;
     c.ctr(&["containers", "rm", "two"])?.ok()?;
     drop(c);
+    lab.finish()
+}
+
+#[test]
+fn containerd_pulls_and_runs_what_we_pushed() -> Result<()> {
+    let lab = Lab::new("ctrd-pull")?;
+    image::busybox(&lab)?;
+    let registry = Registry::start(&lab, None)?;
+    let name = format!("{}/team/pushed:1", registry.host());
+    lab.write("c/file", "from the context")?;
+    lab.write(
+        "c/Dockerfile",
+        format!(
+            "FROM {BUSYBOX}\nCOPY file /d/file\nRUN rm /etc/group && ln /d/file /d/again && mkdir -p /gone/x && chown 1000:44 /d/file && chmod 4755 /d/again\nRUN rm -r /gone && head -c 3000000 /dev/zero > /zeros\nUSER appuser\nWORKDIR /d\nENTRYPOINT [\"sh\", \"-c\"]\n"
+        ),
+    )?;
+    let dir = lab.join("c").display().to_string();
+    let c = Containerd::start(&lab)?;
+    run_slipway(&lab, &["build", "-t", &name, &dir])?.ok()?;
+    run_slipway(&lab, &["push", &name])?.ok()?;
+    c.ctr(&["images", "pull", "--plain-http", "--local", &name])?
+        .ok()?;
+    let inspect = run_slipway(&lab, &["inspect", "--format", "json", &name])?
+        .ok()?
+        .stdout;
+    let inspect: serde_json::Value = serde_json::from_str(&inspect)?;
+    let digest = inspect["repo_digests"][0]
+        .as_str()
+        .and_then(|d| d.split_once('@'))
+        .map(|(_, digest)| digest.to_owned())
+        .context("a repository digest")?;
+    let listed = c.ctr(&["images", "ls", &format!("name=={name}")])?.ok()?.stdout;
+    anyhow::ensure!(listed.contains(&digest), "{digest} is not in {listed}");
+    let cgroup = format!("{}/pushed", lab.cgroup());
+    let look = "id -u; pwd; cat file; echo; stat -c '%a %u:%g %h' again; ls -d /gone /etc/group 2>/dev/null; wc -c < /zeros";
+    let o = c.ctr(&[
+        "run", "--rm", "--cgroup", &cgroup, &name, "pushed", "sh", "-c", look,
+    ])?;
+    anyhow::ensure!(
+        o.code == 0,
+        "{o:?}\n{}",
+        std::fs::read_to_string(lab.join("ctrd/log"))?
+    );
+    anyhow::ensure!(
+        o.stdout == "1000\n/d\nfrom the context\n4755 1000:44 2\n3000000\n",
+        "{}",
+        o.stdout
+    );
+    drop(c);
+    drop(registry);
     lab.finish()
 }
