@@ -17,7 +17,7 @@ use crate::table::Table;
 const WRITE: &str = "mkdir /data && for i in 1 2 3 4; do head -c 125000000 /dev/urandom > /data/r$i; head -c 125000000 /dev/zero > /data/z$i; done; echo the-run-ended";
 
 /// Fills the build rows.
-pub fn measure(table: &mut Table, lab: &Lab, containerd: &Peer) -> Result<()> {
+pub fn measure(table: &mut Table, lab: &Lab, containerd: &Peer, rounds: usize) -> Result<()> {
     let registry = Registry::start(lab, None)?;
     let buildkit = BuildKit::start(lab, containerd, &registry.host())?;
     let context = lab.join("write");
@@ -28,7 +28,7 @@ pub fn measure(table: &mut Table, lab: &Lab, containerd: &Peer) -> Result<()> {
     )?;
     let dir = context.display().to_string();
     let (mut run, mut push) = ([Vec::new(), Vec::new()], [Vec::new(), Vec::new()]);
-    for n in 0..3 {
+    for n in 0..rounds {
         let name = format!("{}/ours:{n}", registry.host());
         let mut c = slipway(
             &lab.join("root"),
@@ -36,6 +36,7 @@ pub fn measure(table: &mut Table, lab: &Lab, containerd: &Peer) -> Result<()> {
             &["build", "--no-cache", "--progress", "plain", "-t", &name, &dir],
         );
         run[0].push(after_the_run(&mut c)?);
+        cmd::sh("sync")?;
         let mut c = slipway(
             &lab.join("root"),
             &lab.join("state"),
@@ -51,6 +52,7 @@ pub fn measure(table: &mut Table, lab: &Lab, containerd: &Peer) -> Result<()> {
             ],
         );
         push[0].push(after_the_run(&mut c)?);
+        cmd::sh("sync")?;
         let name = format!("{}/theirs:{n}", registry.host());
         run[1].push(after_the_run(
             &mut buildkit.build(&dir, &format!("type=image,name={name},unpack=true")),

@@ -13,27 +13,33 @@ use anyhow::Result;
 
 #[tokio::main]
 async fn main() -> Result<()> {
-    let only: Vec<String> = std::env::args().skip(1).collect();
+    // `bench [runtime] [pull] [build] [ROUNDS]`: all parts when none is named.
+    let (rounds, only): (Vec<String>, Vec<String>) = std::env::args()
+        .skip(1)
+        .partition(|word| word.bytes().all(|b| b.is_ascii_digit()));
+    let rounds = rounds.first().map_or(Ok(3), |text| text.parse())?;
     let wanted = |part: &str| only.is_empty() || only.iter().any(|o| o == part);
     let lab = harness::Lab::new("bench")?;
     let outcome = async {
         harness::image::busybox(&lab)?;
-        let mut slipway = peers::slipway(&lab).await?;
         let mut containerd = peers::containerd(&lab).await?;
-        let mut table = table::Table::new("slipway", "containerd + runc");
-        if wanted("runtime") {
-            runtime::measure(&mut table, &lab, &slipway, &containerd).await?;
+        if wanted("runtime") || wanted("pull") {
+            let mut slipway = peers::slipway(&lab).await?;
+            let mut table = table::Table::new("slipway", "containerd + runc");
+            if wanted("runtime") {
+                runtime::measure(&mut table, &lab, &slipway, &containerd).await?;
+            }
+            if wanted("pull") {
+                pull::measure(&mut table, &lab, &slipway, &containerd, rounds).await?;
+            }
+            table.print();
+            slipway.stop().await?;
         }
-        if wanted("pull") {
-            pull::measure(&mut table, &lab, &slipway, &containerd).await?;
-        }
-        table.print();
         if wanted("build") {
             let mut table = table::Table::new("slipway", "BuildKit");
-            builds::measure(&mut table, &lab, &containerd)?;
+            builds::measure(&mut table, &lab, &containerd, rounds)?;
             table.print();
         }
-        slipway.stop().await?;
         containerd.stop().await
     }
     .await;

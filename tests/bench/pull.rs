@@ -15,19 +15,19 @@ use crate::table::Table;
 const BYTES: u64 = 1_100_000_000;
 
 /// Fills the pull rows.
-pub async fn measure(table: &mut Table, lab: &Lab, ours: &Peer, theirs: &Peer) -> Result<()> {
+pub async fn measure(table: &mut Table, lab: &Lab, ours: &Peer, theirs: &Peer, rounds: usize) -> Result<()> {
     let registry = Registry::start(lab, None)?;
     let name = format!("{}/bench/big:1", registry.host());
     make_image(lab, &name)?;
     run_slipway(lab, &["push", &name])?.ok()?;
     // Docker's own schema for peers: plain HTTP on loopback needs no configuration.
     let _ = run_slipway(lab, &["rmi", &name])?;
-    run_slipway(lab, &["prune", "--all"])
+    run_slipway(lab, &["prune"])
         .and_then(cmd::Output::ok)
         .context("emptying the store")?;
     harness::image::busybox(lab)?;
     let (mut wall, mut cpu) = ([Vec::new(), Vec::new()], [Vec::new(), Vec::new()]);
-    for _ in 0..3 {
+    for _ in 0..rounds {
         for (n, p) in [ours, theirs].into_iter().enumerate() {
             cmd::sh("sync")?;
             let (began, used) = (Instant::now(), p.cpu());

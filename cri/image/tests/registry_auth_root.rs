@@ -277,6 +277,7 @@ async fn a_mirror_does_not_get_the_registrys_password() {
     );
 }
 
+/// CVE-2020-15157.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_url_of_a_foreign_layer_gets_no_credentials() {
     if !root() {

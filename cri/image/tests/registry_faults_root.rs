@@ -335,6 +335,44 @@ async fn an_index_that_does_not_say_its_platforms_is_looked_into() {
     assert!(image.repo_digests[0].ends_with(&digest.to_string()));
 }
 
+/// CVE-2026-95839: however many entries an index has, a pull asks for a few of them.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_index_of_many_silent_entries_costs_a_few_requests() {
+    if !root() {
+        return;
+    }
+    let arm = image::oci(&three_layers("r"), "arm64");
+    let (bytes, _) = image::index(&vec![(&arm, None); 900], image::OCI_INDEX);
+    let good = well(&[("app:arm", &arm)]);
+    let fake = Fake::start(move |seen, _| match seen.path.ends_with("/manifests/v1") {
+        true => Reply::new(200)
+            .header("content-type", image::OCI_INDEX)
+            .body(bytes.clone()),
+        false => good(seen),
+    })
+    .await;
+    let node = Node::new();
+    let error = pull(&fake, &node).await.unwrap_err();
+    assert!(matches!(error, PullError::NoPlatform { .. }), "{error}");
+    assert!(fake.seen().len() <= 12, "{} requests", fake.seen().len());
+    // A digest that is none is refused by name, wherever it stands.
+    for bad in ["sha256", "sha256:", "sha256:x", ":", "md5:00", ""] {
+        let text = format!(
+            r#"{{"schemaVersion":2,"manifests":[{{"mediaType":"{}","digest":"{bad}","size":1,"platform":{{"os":"linux","architecture":"amd64"}}}}]}}"#,
+            image::OCI_MANIFEST
+        );
+        let fake = Fake::start(move |_, _| {
+            Reply::new(200)
+                .header("content-type", image::OCI_INDEX)
+                .body(text.clone())
+        })
+        .await;
+        let error = pull(&fake, &node).await.unwrap_err();
+        assert!(matches!(error, PullError::Unusable { .. }), "{bad:?}: {error}");
+        assert_eq!(fake.seen().len(), 1, "{bad:?}");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn long_blobs_come_in_ranges_at_a_time_and_broken_ranges_go_on() {
     if !root() {

@@ -41,6 +41,8 @@ struct Growth {
 struct State {
     written: u64,
     outcome: Outcome,
+    /// Of a good one.
+    digest: Option<Digest>,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -166,7 +168,10 @@ impl Ingest {
                 found: digest,
             });
         }
-        self.growth.tell(|state| state.outcome = Outcome::Good);
+        self.growth.tell(|state| {
+            state.outcome = Outcome::Good;
+            state.digest = Some(digest);
+        });
         Ok(digest)
     }
 
@@ -245,6 +250,11 @@ impl Follower {
     pub fn cancel_when(mut self, flag: Arc<AtomicBool>) -> Follower {
         self.cancelled = Some(flag);
         self
+    }
+
+    /// What the blob is, once it is complete and its digest is as it should be: known before it is durable.
+    pub fn digest(&self) -> Option<Digest> {
+        self.growth.lock().digest
     }
 
     /// Waits for more than has been read; how far it may read, or the end.

@@ -200,24 +200,12 @@ impl Pushing<'_> {
         let session = self.uploader.session;
         let _transfer = session.registry.transfers.acquire().await.ok();
         let sent = Arc::new(AtomicU64::new(0));
+        // The registry hears the digest when the last byte is made: it need not wait for our own disk.
         let (tell, digest) = oneshot::channel();
-        let made = async {
-            let descriptor = made.await.ok();
-            let digest = descriptor
-                .as_ref()
-                .and_then(|made| made.as_ref().ok())
-                .map(digest_of);
-            if let Some(Ok(digest)) = digest {
-                // The upload may have failed already.
-                let _ = tell.send(digest);
-            } else {
-                drop(tell);
-            }
-            descriptor
-        };
+        let made = async { made.await.ok() };
         let upload = self
             .uploader
-            .send_stream(pieces_of(follower), async { digest.await.ok() }, &sent);
+            .send_stream(pieces_of(follower, tell), async { digest.await.ok() }, &sent);
         let both = async { tokio::join!(made, upload) };
         let (descriptor, uploaded) = tokio::select! {
             both = both => both,
@@ -312,15 +300,24 @@ fn digest_of(descriptor: &Descriptor) -> Result<Digest, StoreError> {
     Digest::try_from(descriptor.digest()).map_err(|source| StoreError::Digest { what, source })
 }
 
-/// The bytes of a blob in the making, read on a thread of their own.
-fn pieces_of(mut follower: Follower) -> BoxStream<'static, io::Result<Bytes>> {
+/// The bytes of a blob in the making, read on a thread of their own; its digest after the last.
+fn pieces_of(
+    mut follower: Follower,
+    digest: oneshot::Sender<Digest>,
+) -> BoxStream<'static, io::Result<Bytes>> {
     let (send, received) = mpsc::channel(WAITING);
     tokio::task::spawn_blocking(move || {
         loop {
             let mut piece = vec![0; READ];
             let read = follower.read(&mut piece);
             let piece = match read {
-                Ok(0) => return,
+                Ok(0) => {
+                    if let Some(found) = follower.digest() {
+                        // The upload may have failed already.
+                        let _ = digest.send(found);
+                    }
+                    return;
+                }
                 Ok(n) => {
                     piece.truncate(n);
                     Ok(Bytes::from(piece))

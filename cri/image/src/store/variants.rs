@@ -215,6 +215,7 @@ impl Store {
         let (own, lower) = snapshots
             .split_first()
             .ok_or(StoreError::NoLayer { chain: *chain })?;
+        let _flushing = self.flushing();
         let ingest = self.ingest(lease)?;
         started(ingest.follow()?);
         let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);

@@ -154,8 +154,10 @@ fn a_blob_is_checked_followed_and_stored_once() {
     let mut ingest = bed.store.ingest(&lease).unwrap();
     let mut follower = ingest.follow().unwrap();
     let reader = std::thread::spawn(move || {
+        assert_eq!(follower.digest(), None, "not before it is complete");
         let mut text = String::new();
-        follower.read_to_string(&mut text).map(|_| text)
+        let read = follower.read_to_string(&mut text);
+        read.map(|_| (text, follower.digest()))
     });
     for part in ["one ", "two ", "three"] {
         ingest.write_all(part.as_bytes()).unwrap();
@@ -165,7 +167,9 @@ fn a_blob_is_checked_followed_and_stored_once() {
     ingest
         .finish(Some(&Digest::of(b"one two three")), Some(13))
         .unwrap();
-    assert_eq!(reader.join().unwrap().unwrap(), "one two three");
+    let (text, digest) = reader.join().unwrap().unwrap();
+    assert_eq!(text, "one two three");
+    assert_eq!(digest, Some(Digest::of(b"one two three")));
     // Wrong contents: an error, a failed follower, and nothing left.
     let mut ingest = bed.store.ingest(&lease).unwrap();
     ingest.write_all(b"evil").unwrap();

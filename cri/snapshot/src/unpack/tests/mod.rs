@@ -213,6 +213,7 @@ fn root_links_in_a_circle_and_through_files_are_errors() {
     ));
 }
 
+/// CVE-2021-32760.
 #[test]
 fn root_hard_links_need_a_file_and_carry_no_mode() {
     if !is_root("hard_links_need_a_file") {
@@ -266,6 +267,7 @@ fn root_whiteouts_through_links_stay_in_the_layer() {
     assert!(matches!(error, UnpackError::Escape { .. }));
 }
 
+/// CVE-2026-95838.
 #[test]
 fn root_opaque_marks_repeated_a_hundred_thousand_times_take_linear_time() {
     if !is_root("opaque_marks_repeated") {
