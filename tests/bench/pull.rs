@@ -12,7 +12,7 @@ use crate::peers::Peer;
 use crate::table::Table;
 
 /// Files of this machine, a layer each, until there is about this much.
-const BYTES: u64 = 1_100_000_000;
+const BYTES: u64 = 1_000_000_000;
 
 /// Fills the pull rows.
 pub async fn measure(table: &mut Table, lab: &Lab, ours: &Peer, theirs: &Peer, rounds: usize) -> Result<()> {
@@ -86,6 +86,9 @@ fn make_image(lab: &Lab, name: &str) -> Result<()> {
             .next()
             .and_then(|s| s.parse().ok())
             .unwrap_or(0);
+        if total + size > BYTES * 5 / 4 {
+            continue;
+        }
         let to = context.join(format!("l{n}"));
         cmd::run(
             &mut cmd::command("cp", ["-a", "--one-file-system", dir, &to.display().to_string()]),
