@@ -305,7 +305,7 @@ async fn has_begun(out: &std::os::fd::OwnedFd) {
     }
 }
 
-/// What runs in the container besides its init and whoever looks.
+/// What runs of the family: its shell, whose arguments name the others, and those.
 async fn sleepers(pod: &support::TestPod) -> usize {
     let (_, out) = pod.exec("c", "ps | grep '[s]leep [24]000'").await;
     out.lines().count()
@@ -319,7 +319,7 @@ async fn root_an_exec_is_killed_with_what_it_started() {
     let (out, stdout) = pipe();
     let running = family(&pod.shim, stdout);
     has_begun(&out).await;
-    assert_eq!(sleepers(&pod).await, 2);
+    assert_eq!(sleepers(&pod).await, 3);
     pod.shim.kill_exec_tree("c", "family").await.unwrap();
     assert_eq!(running.await.unwrap(), 137);
     assert_eq!(sleepers(&pod).await, 0);
@@ -337,7 +337,7 @@ async fn root_a_caller_whose_connection_ends_takes_its_execs_with_it_and_nothing
     let (out, stdout) = pipe();
     let running = family(&other, stdout);
     has_begun(&out).await;
-    assert_eq!(sleepers(&pod).await, 2);
+    assert_eq!(sleepers(&pod).await, 3);
     running.abort();
     drop((running.await, other));
     let end = Instant::now() + Duration::from_secs(5);
