@@ -80,7 +80,7 @@ UNITDIR ?= $(PREFIX)/lib/systemd/system
 
 .PHONY: install
 install: build ## Install programs below $(PREFIX), the systemd unit, CNI and kubelet snippets (DESTDIR is honoured)
-	install/install.sh "$(SLIPWAY_BIN)" "$(DESTDIR)" "$(PREFIX)" "$(SYSCONFDIR)" "$(UNITDIR)"
+	manifests/node/install.sh "$(SLIPWAY_BIN)" "$(DESTDIR)" "$(PREFIX)" "$(SYSCONFDIR)" "$(UNITDIR)"
 
 .PHONY: clean
 clean: ## Remove what builds made (downloads and tools stay; `rm -r $(SLIPWAY_CACHE)` removes those too)

@@ -33,7 +33,7 @@ pub fn gather(lab: &Lab) -> Result<PathBuf> {
     let repo = lab::repo();
     let programs = lab::bin("slipwayd").with_file_name("");
     cmd::run(
-        Command::new(repo.join("install/install.sh")).arg(programs).args([
+        Command::new(repo.join("manifests/node/install.sh")).arg(programs).args([
             dir.join("install").display().to_string().as_str(),
             "/usr/local",
             "/etc",
