@@ -23,6 +23,7 @@ pub use error::{Result, SnapshotError, is_full};
 pub use id::SnapshotId;
 pub use overlay::{Overlay, fs_info, sync_dir, sync_filesystem};
 pub use rootfs::{RootfsMount, maps_owners, unmount};
+pub use slipway_sys::mount::{mounts_under, remove_tree};
 pub use slipway_sys::root::Root;
 pub use snapshotter::{Access, Commit, FsInfo, Snapshotter, Usage};
 pub use usage::of_tree as tree_usage;

@@ -2,7 +2,6 @@
 //! its own, may wait, and may be run again and again.
 
 use crate::diag::Chain;
-use crate::mounts;
 use crate::record::{Exit, Record, RecordError};
 use crate::worker;
 use serde::Serialize;
@@ -151,7 +150,7 @@ fn clean_containers(record: &mut Record<Cgroup>) -> Result<(), CleanupError> {
         let rootfs = container.bundle.join("rootfs");
         let mounted = [Some(&state), container.rootfs_mounted.then_some(&rootfs)];
         for path in mounted.into_iter().flatten() {
-            if let Err(source) = mounts::unmount_all(path) {
+            if let Err(source) = slipway_sys::mount::unmount_all(path) {
                 first = first.or(Some(CleanupError::Io {
                     act: "unmount",
                     path: path.clone(),
@@ -159,7 +158,13 @@ fn clean_containers(record: &mut Record<Cgroup>) -> Result<(), CleanupError> {
                 }));
             }
         }
-        worker::forget(&container.bundle);
+        if let Err(source) = worker::forget(&container.bundle) {
+            first.get_or_insert(CleanupError::Io {
+                act: "remove",
+                path: state,
+                source,
+            });
+        }
     }
     first.map_or(Ok(()), Err)
 }
@@ -195,18 +200,7 @@ fn clean_pod(record: &mut Record<Cgroup>, all: bool) -> Result<(), CleanupError>
     };
     record.namespaces.retain(stays);
     if all && let Some(own) = record.pod_cgroup.take() {
-        let removed = if own.made {
-            own.cgroup.remove(Duration::from_secs(2))
-        } else {
-            Ok(())
-        };
-        if let Err(source) = removed {
-            first.get_or_insert(CleanupError::Cgroup {
-                of: "the pod".to_owned(),
-                source,
-            });
-            record.pod_cgroup = Some(own);
-        }
+        own.cgroup.give_back();
     }
     first.map_or(Ok(()), Err)
 }

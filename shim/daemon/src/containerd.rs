@@ -233,7 +233,7 @@ fn forget(state_dir: &Path, id: &str) -> Result<(), ContainerdError> {
     if !record.containers.is_empty() {
         return Ok(cleanup::save(&record, state_dir)?);
     }
-    std::fs::remove_dir_all(state_dir).map_err(io_error("remove", state_dir))
+    slipway_sys::mount::remove_tree(state_dir).map_err(io_error("remove", state_dir))
 }
 
 /// `-info`: who this is.

@@ -128,7 +128,7 @@ impl Shim {
             cgroup_path: path,
             oom: None,
             oom_killed: false,
-            oom_looks: 0,
+            oom_looks: crate::oom::Looks::default(),
             execs: Vec::new(),
             waiters: Vec::new(),
             deleters: Vec::new(),

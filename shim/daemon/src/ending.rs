@@ -340,10 +340,10 @@ fn take_back(container: &Container) -> Result<(), Fault> {
             .map_err(Fault::from)
             .map_err(during)?;
     }
-    worker::forget(&container.bundle);
+    worker::forget(&container.bundle).map_err(|e| during(Fault::failed("remove the worker's record", &e)))?;
     if container.rootfs_mounted {
         let rootfs = container.bundle.join("rootfs");
-        crate::mounts::unmount_all(&rootfs)
+        slipway_sys::mount::unmount_all(&rootfs)
             .map_err(|e| during(Fault::failed(format_args!("unmount {}", rootfs.display()), &e)))?;
     }
     Ok(())

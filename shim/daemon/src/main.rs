@@ -138,7 +138,7 @@ fn serve(id: String, state_dir: PathBuf, worker: PathBuf, containerd: Option<Str
     shim.run()?;
     if under_containerd {
         // Nobody else knows of it.
-        std::fs::remove_dir_all(&state_dir)?;
+        slipway_sys::mount::remove_tree(&state_dir)?;
     }
     Ok(())
 }

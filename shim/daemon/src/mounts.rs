@@ -1,6 +1,6 @@
 //! The mounts that make a container's root under containerd, which leaves them to the shim. Ours come mounted.
 
-use rustix::mount::{MountFlags, MountPropagationFlags, mount as mount2, mount_change};
+use rustix::mount::{MountFlags, mount as mount2};
 use slipway_shim_api::types::Mount;
 use std::ffi::CString;
 use std::io;
@@ -89,19 +89,6 @@ fn options(options: &[String]) -> (MountFlags, bool, Vec<&str>) {
         }
     }
     (flags, recursive, data)
-}
-
-/// Takes everything off at and below a path, latest first.
-///
-/// # Errors
-/// What `umount2(2)` says of the first that does not go.
-pub fn unmount_all(dir: &Path) -> io::Result<()> {
-    for target in slipway_sys::mount::mounts_under(dir)? {
-        // In case it is shared with a namespace of somebody's: what happens here stays here.
-        let _ = mount_change(&target, MountPropagationFlags::PRIVATE);
-        slipway_sys::mount::unmount(&target, true)?;
-    }
-    Ok(())
 }
 
 #[cfg(test)]

@@ -51,11 +51,48 @@ impl OomScore {
     }
 }
 
+/// Looks for a killing that was announced: so many after each announcement, and one timer however many of those come.
+#[derive(Debug, Default)]
+pub struct Looks {
+    taken: u32,
+    awaited: bool,
+}
+
+impl Looks {
+    /// The kernel has announced one, or it was seen.
+    fn anew(&mut self) {
+        self.taken = 0;
+    }
+
+    /// The timer has come.
+    fn come(&mut self) {
+        self.awaited = false;
+    }
+
+    /// Nothing was seen: whether a timer has to be set for another look.
+    fn again(&mut self) -> bool {
+        if self.awaited || self.taken >= OOM_LOOKS {
+            return false;
+        }
+        self.taken += 1;
+        self.awaited = true;
+        true
+    }
+}
+
 impl Shim {
     /// A container wants memory, or its cgroup is going.
     pub fn on_oom_event(&mut self, key: u32) {
         if let Some(container) = self.containers.get_mut(&key) {
-            container.oom_looks = 0;
+            container.oom_looks.anew();
+        }
+        self.on_oom(key);
+    }
+
+    /// Another look at a container that wanted memory.
+    pub fn on_oom_timer(&mut self, key: u32) {
+        if let Some(container) = self.containers.get_mut(&key) {
+            container.oom_looks.come();
         }
         self.on_oom(key);
     }
@@ -73,22 +110,21 @@ impl Shim {
     }
 
     /// Looks whether the kernel has killed something of a container since the last look.
-    pub fn on_oom(&mut self, key: u32) {
+    fn on_oom(&mut self, key: u32) {
         let Some(container) = self.containers.get_mut(&key) else {
             return;
         };
         let Some(watch) = &mut container.oom else { return };
         let killed = watch.take(&container.cgroup).unwrap_or(0);
         if killed == 0 {
-            // v1 tells of the want of memory before the killing.
-            if container.oom_looks < OOM_LOOKS {
-                container.oom_looks += 1;
+            // v1 tells of the want of memory before the killing; v2 counts the killing itself.
+            if watch.is_early() && container.oom_looks.again() {
                 self.reactor.after(OOM_PAUSE, Timer::Oom(key));
             }
             return;
         }
-        container.oom_looks = 0;
         container.oom_killed = true;
+        container.oom_looks.anew();
         let container_id = container.id.clone();
         info!("the kernel killed {killed} processes of container {container_id} for want of memory");
         self.happened(&container_id, pod::event::What::Oom(pod::Oom {}));
@@ -97,5 +133,29 @@ impl Shim {
             "containerd.events.TaskOOM",
             &events::TaskOom { container_id },
         );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn however_often_memory_is_wanted_one_timer_waits_and_it_ends() {
+        let mut looks = Looks::default();
+        let mut timers = 0;
+        for _ in 0..1000 {
+            looks.anew();
+            timers += u32::from(looks.again());
+        }
+        assert_eq!(timers, 1);
+        looks.anew();
+        looks.come();
+        let mut more = 0;
+        while looks.again() {
+            more += 1;
+            looks.come();
+        }
+        assert_eq!(more, OOM_LOOKS);
     }
 }

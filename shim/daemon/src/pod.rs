@@ -120,9 +120,12 @@ impl Shim {
             return Ok(());
         }
         let path = CgroupPath::parse(&request.cgroup_parent)?;
-        let cgroup = Cgroup::open(&self.layout, &path)?;
+        let mut cgroup = Cgroup::open(&self.layout, &path)?;
         // Written down before it is made: a crash in between removes an empty directory at most.
         let made = !cgroup.exists();
+        if made {
+            cgroup.claim();
+        }
         self.pod.cgroup = Some(OwnCgroup { cgroup, made });
         self.save()?;
         let (cgroup, made) = Cgroup::ensure(&self.layout, &path)?;
@@ -225,16 +228,13 @@ impl Shim {
                 warning!("{}", Chain(&e));
             }
         }
-        let own = self
-            .pod
-            .cgroup
-            .take()
-            .filter(|own| own.made)
-            .map(|own| own.cgroup);
-        for cgroup in self.pod.init_cgroup.take().into_iter().chain(own) {
-            if let Err(e) = cgroup.remove(Duration::from_millis(100)) {
-                warning!("{}", Chain(&e));
-            }
+        if let Some(cgroup) = self.pod.init_cgroup.take()
+            && let Err(e) = cgroup.remove(Duration::from_millis(100))
+        {
+            warning!("{}", Chain(&e));
+        }
+        if let Some(own) = self.pod.cgroup.take() {
+            own.cgroup.give_back();
         }
         self.save_or_warn();
     }
@@ -334,8 +334,8 @@ impl Shim {
         }
     }
 
-    /// Unpins the namespaces (the network's only when `all`), and removes the cgroups made here (the pod's only when
-    /// `all`). Idempotent.
+    /// Unpins the namespaces (the network's only when `all`), removes the init's cgroup and, when `all`, lets go of the
+    /// pod's. Idempotent.
     fn let_go(&mut self, all: bool) -> Result<(), Fault> {
         let mut failed = None;
         self.pod.namespaces.retain(|(kind, path)| {
@@ -356,16 +356,9 @@ impl Shim {
                 Err(e) => failed = Some(e.into()),
             }
         }
-        if all && let Some(own) = &self.pod.cgroup {
-            let removed = if own.made {
-                own.cgroup.remove(Duration::from_millis(200))
-            } else {
-                Ok(())
-            };
-            match removed {
-                Ok(()) => self.pod.cgroup = None,
-                Err(e) => failed = Some(e.into()),
-            }
+        // Others may be in it: a parent that several pods have, or somebody else's.
+        if all && let Some(own) = self.pod.cgroup.take() {
+            own.cgroup.give_back();
         }
         self.save_or_warn();
         failed.map_or(Ok(()), Err)

@@ -189,7 +189,7 @@ impl Shim {
             Timer::Removing(key) => self.remove(key),
             Timer::Exec(key, serial) => self.on_exec_timeout(key, serial),
             Timer::Events(number) => self.answer_poll(number),
-            Timer::Oom(key) => self.on_oom(key),
+            Timer::Oom(key) => self.on_oom_timer(key),
             Timer::Pump(id) => self.run_pump(id),
             Timer::Publisher => {
                 if let Some(publisher) = &mut self.publisher {

@@ -243,7 +243,7 @@ pub struct Container {
     /// nothing runs in it.
     pub oom_killed: bool,
     /// Looks at a want of memory that has killed nothing yet.
-    pub oom_looks: u32,
+    pub oom_looks: crate::oom::Looks,
     /// Processes run in it besides init.
     pub execs: Vec<Exec>,
     /// Who waits for its end.
@@ -416,7 +416,7 @@ mod tests {
             cgroup_path: CgroupPath::Fs("/none".into()),
             oom: None,
             oom_killed: false,
-            oom_looks: 0,
+            oom_looks: crate::oom::Looks::default(),
             execs: Vec::new(),
             waiters: Vec::new(),
             deleters: Vec::new(),

@@ -242,15 +242,13 @@ pub fn release(bundle: &Path, id: &str) -> io::Result<()> {
     io::Write::write_all(&mut stream, b"start container")
 }
 
-/// Removes the worker's record of a container.
-pub fn forget(bundle: &Path) {
-    let state = state_dir(bundle);
-    match std::fs::remove_dir_all(&state) {
-        Err(e) if e.kind() != io::ErrorKind::NotFound => {
-            crate::diag::warning!("remove {}: {e}", state.display());
-        }
-        _ => {}
-    }
+/// Removes the worker's record of a container. A worker that was killed may have left mounts of a container's sources in
+/// there: they are taken off first, and nothing behind a mount is ever removed.
+///
+/// # Errors
+/// What does not go, naming it.
+pub fn forget(bundle: &Path) -> io::Result<()> {
+    slipway_sys::mount::remove_tree(&state_dir(bundle))
 }
 
 /// How a process ended, in words.

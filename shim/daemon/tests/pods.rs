@@ -177,3 +177,62 @@ async fn root_a_pods_limits_are_set_on_its_cgroup() {
     assert_eq!(stats.pod.unwrap().pids_limit, 77);
     pod.finish().await;
 }
+
+#[tokio::test]
+async fn root_of_two_pods_under_one_parent_one_is_stopped_and_the_other_runs_on() {
+    let Some(a) = support::pod().await else { return };
+    let Some(mut b) = support::pod().await else { return };
+    b.cgroup = a.cgroup.clone();
+    for pod in [&a, &b] {
+        pod.create_pod(node).await;
+    }
+    a.run("of-a", "sleep 1000").await;
+    b.run("of-b", "sleep 1000").await;
+    let parent = a.cgroup.clone();
+    let state_of_b = |pod: &support::TestPod| {
+        let shim = pod.shim.clone();
+        async move { shim.info().await.unwrap().containers[0].state() }
+    };
+    // As `finish`, but the parent is b's still.
+    a.shim.stop_pod().await.unwrap();
+    a.shim.delete("of-a").await.unwrap();
+    a.shim.release_pod().await.unwrap();
+    a.shim.shutdown().await.unwrap();
+    assert_eq!(state_of_b(&b).await, pod::ContainerState::Running);
+    assert!(!support::cgroups_of(&format!("{parent}/of-b")).is_empty());
+    b.finish().await;
+    assert!(
+        support::cgroups_of(&parent).is_empty(),
+        "the last one out leaves nothing"
+    );
+}
+
+#[tokio::test]
+async fn root_what_a_killed_worker_left_mounted_is_not_removed_with_the_container() {
+    let Some(pod) = support::pod().await else { return };
+    pod.create_pod(node).await;
+    let data = tempfile::tempdir().unwrap();
+    std::fs::write(data.path().join("precious"), "x").unwrap();
+    for (id, killed) in [("c", false), ("d", true)] {
+        pod.run(id, "sleep 1000").await;
+        let left = pod.path(&format!("bundle-{id}/state/{id}.work/mounts/0"));
+        std::fs::create_dir_all(&left).unwrap();
+        rustix::mount::mount_bind(data.path(), &left).unwrap();
+        if killed {
+            continue;
+        }
+        pod.shim.kill(id, 9, true).await.unwrap();
+        pod.exit_of(id).await;
+        pod.shim.delete(id).await.unwrap();
+        assert!(!left.exists());
+        assert!(data.path().join("precious").exists());
+    }
+    // And by the clean-up after the shim's own death.
+    let shim = rustix::process::Pid::from_raw(pod.shim.info().await.unwrap().pid as i32).unwrap();
+    rustix::process::kill_process(shim, rustix::process::Signal::KILL).unwrap();
+    pod.shim.closed().await;
+    pod.launcher.cleanup(pod.dir.path(), true).await.unwrap();
+    assert!(!pod.path("bundle-d/state").exists());
+    assert!(data.path().join("precious").exists());
+    pod.assert_nothing_left();
+}

@@ -1,6 +1,7 @@
 //! Mounting and unmounting. Knows paths and options, not what they are for.
 
-use crate::error::{failed, invalid};
+use crate::error::{errno, failed, invalid};
+use crate::root::Root;
 use rustix::fs::{CWD, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::mount::{
@@ -437,6 +438,45 @@ pub fn mounts_under(dir: &Path) -> io::Result<Vec<PathBuf>> {
     Ok(parse_mounts_under(&table, dir))
 }
 
+/// Takes everything off at and below `dir`, latest first, lazily: what still uses it keeps it. What happens here stays
+/// here, also where a mount is shared with another namespace.
+///
+/// # Errors
+/// What `umount2(2)` says of the first that does not go.
+pub fn unmount_all(dir: &Path) -> io::Result<()> {
+    for target in mounts_under(dir)? {
+        let _ = rustix::mount::mount_change(&target, MountPropagationFlags::PRIVATE);
+        unmount(&target, true)?;
+    }
+    Ok(())
+}
+
+/// Removes a directory of ours with everything below, and never anything behind a mount in there, which may be
+/// somebody's data: mounts are taken off first. Nothing there is fine.
+///
+/// # Errors
+/// What does not go, naming it.
+pub fn remove_tree(dir: &Path) -> io::Result<()> {
+    let (Some(parent), Some(name)) = (dir.parent(), dir.file_name()) else {
+        return Err(invalid(format!("{} is no directory of ours", dir.display())));
+    };
+    let root = match Root::open(parent) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+        opened => opened?,
+    };
+    // Most have no mounts: the machine's whole table is only read for those that do.
+    match root.remove_all(Path::new(name)) {
+        Err(e) if matches!(errno(&e), Some(libc::EXDEV | libc::EBUSY)) => {}
+        other => return other,
+    }
+    // The table has real paths.
+    let real = parent
+        .canonicalize()
+        .map_err(failed(|| format!("resolve {}", parent.display())))?;
+    unmount_all(&real.join(name))?;
+    root.remove_all(Path::new(name))
+}
+
 fn parse_mounts_under(table: &[u8], dir: &Path) -> Vec<PathBuf> {
     let mut found: Vec<PathBuf> = table
         .split(|b| *b == b'\n')
@@ -482,5 +522,8 @@ mod tests {
                       4 1 0:4 / /ab rw - tmpfs x rw\n5 2 0:5 / /a rw - tmpfs x rw\n";
         let found = parse_mounts_under(table, Path::new("/a"));
         assert_eq!(found, ["/a/b c", "/a", "/a"].map(PathBuf::from));
+        let odd = PathBuf::from(OsString::from_vec(b"/a/\xff".to_vec()));
+        let table = b"1 0 8:1 / / rw - ext4 x rw\n2 1 0:2 / /a/\xff rw - tmpfs x rw\n";
+        assert_eq!(parse_mounts_under(table, Path::new("/a")), [odd], "whatever its bytes");
     }
 }

@@ -429,6 +429,9 @@ impl Sysctl {
                 | "kernel/msgmnb"
                 | "kernel/msgmni"
                 | "kernel/sem"
+                | "kernel/shm_next_id"
+                | "kernel/msg_next_id"
+                | "kernel/sem_next_id"
         ) || path.starts_with("fs/mqueue/");
         let allowed = match () {
             () if path.starts_with("net/") => new.net,

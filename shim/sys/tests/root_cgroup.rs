@@ -167,6 +167,96 @@ fn root_parents_made_on_the_way_go_with_the_cgroup() {
 }
 
 #[test]
+fn root_a_shared_parent_is_left_to_the_others_and_goes_with_the_last() {
+    if !common::root() {
+        return;
+    }
+    let name = common::unique("shared");
+    let layout = Layout::detect().unwrap();
+    let path = |sub: &str| CgroupPath::parse(&format!("/{name}/pods{sub}")).unwrap();
+    let (first, made) = Cgroup::ensure(&layout, &path("")).unwrap();
+    assert!(made);
+    let (second, made) = Cgroup::ensure(&layout, &path("")).unwrap();
+    assert!(!made, "the second finds it");
+    let theirs = Guard(Cgroup::create(&layout, &path("/theirs")).unwrap());
+    let empty = Guard(Cgroup::create(&layout, &path("/empty")).unwrap());
+    let mut child = shell(&theirs.0, "sleep 60");
+    first.give_back();
+    assert!(
+        theirs.0.exists() && empty.0.exists(),
+        "others' cgroups stay, also empty ones"
+    );
+    assert_eq!(theirs.0.procs().unwrap(), [child.0.pid], "and what runs in them");
+    process::send_signal(child.0.pidfd.as_fd(), libc::SIGKILL).unwrap();
+    process::wait(child.0.pid).unwrap();
+    std::mem::forget(std::mem::replace(&mut child, shell(&empty.0, "exit 0")));
+    process::wait(child.0.pid).unwrap();
+    std::mem::forget(child);
+    drop((theirs, empty));
+    assert!(
+        second.exists(),
+        "a container takes no parent along that it did not make"
+    );
+    second.give_back();
+    let top = Cgroup::open(&layout, &CgroupPath::parse(&format!("/{name}")).unwrap()).unwrap();
+    assert!(!top.exists(), "the last one out leaves nothing");
+}
+
+#[test]
+fn root_a_parent_of_somebody_elses_is_never_removed() {
+    if !common::root() {
+        return;
+    }
+    let name = common::unique("foreign");
+    let layout = Layout::detect().unwrap();
+    let top = CgroupPath::parse(&format!("/{name}")).unwrap();
+    let foreign = Cgroup::open(&layout, &top).unwrap();
+    let dirs: Vec<PathBuf> = std::fs::read_dir("/sys/fs/cgroup")
+        .unwrap()
+        .flatten()
+        .map(|e| e.path())
+        .chain([PathBuf::from("/sys/fs/cgroup")])
+        .filter(|dir| dir.join("cgroup.procs").exists())
+        .map(|dir| dir.join(&name))
+        .collect();
+    for dir in &dirs {
+        // Links like /sys/fs/cgroup/cpu lead to the same.
+        let _ = std::fs::create_dir(dir);
+    }
+    let (ours, made) = Cgroup::ensure(&layout, &top).unwrap();
+    ours.give_back();
+    let stayed = foreign.exists();
+    for dir in &dirs {
+        let _ = std::fs::remove_dir(dir);
+    }
+    assert!(!made && stayed);
+}
+
+#[test]
+fn root_cgroups_whose_parents_come_and_go_are_made_all_the_same() {
+    if !common::root() {
+        return;
+    }
+    let name = common::unique("churn");
+    let layout = Layout::detect().unwrap();
+    let path = |n: usize| CgroupPath::parse(&format!("/{name}/a/b/c{n}")).unwrap();
+    std::thread::scope(|scope| {
+        for n in 0..2 {
+            let (layout, path) = (&layout, &path);
+            scope.spawn(move || {
+                for _ in 0..300 {
+                    let made = Cgroup::create(layout, &path(n)).unwrap();
+                    made.remove(Duration::from_secs(5)).unwrap();
+                }
+            });
+        }
+    });
+    let (top, _) = Cgroup::ensure(&layout, &CgroupPath::parse(&format!("/{name}/a/b")).unwrap()).unwrap();
+    top.give_back();
+    assert!(!top.exists());
+}
+
+#[test]
 fn root_the_oom_killer_is_heard_and_counted() {
     if !common::root() {
         return;

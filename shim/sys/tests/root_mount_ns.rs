@@ -57,6 +57,33 @@ fn root_overlay_of_many_layers_has_the_nearest_on_top() {
 }
 
 #[test]
+fn root_removing_a_tree_never_reaches_behind_a_mount() {
+    if !common::root() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let _m = Mounted(dir.path().to_path_buf());
+    let (data, tree) = (dir.path().join("data"), dir.path().join("tree"));
+    fs::create_dir_all(data.join("sub")).unwrap();
+    fs::write(data.join("sub/precious"), "x").unwrap();
+    fs::create_dir_all(tree.join("state/c.work/mounts/0")).unwrap();
+    fs::write(tree.join("state/c.work/mounts/1"), "").unwrap();
+    mount::bind(&data, &tree.join("state/c.work/mounts/0"), true, false).unwrap();
+    mount::bind(
+        &data.join("sub/precious"),
+        &tree.join("state/c.work/mounts/1"),
+        false,
+        false,
+    )
+    .unwrap();
+    mount::remove_tree(&tree).unwrap();
+    assert!(!tree.exists());
+    assert_eq!(fs::read_to_string(data.join("sub/precious")).unwrap(), "x");
+    mount::remove_tree(&tree).unwrap();
+    mount::remove_tree(&dir.path().join("not/there")).unwrap();
+}
+
+#[test]
 fn root_overlay_takes_odd_and_long_paths_and_read_only_views() {
     if !common::root() {
         return;

@@ -102,7 +102,7 @@ impl Stage {
         let state = fs::canonicalize(&asked.state).map_err(step("find the state directory"))?;
         let dir = state.join(format!("{}.work", asked.id));
         // Left by a worker that was killed.
-        let _ = fs::remove_dir(&dir);
+        mount::remove_tree(&dir).map_err(step(format!("clear {}", dir.display())))?;
         fs::create_dir(&dir).map_err(step(format!("make {}", dir.display())))?;
         // Empty: with v1, wherever we are in each hierarchy.
         let own = if layout.is_v2() {
@@ -217,9 +217,7 @@ impl Drop for Stage {
             for target in self.mounted.iter().rev() {
                 let _ = mount::unmount(target, true);
             }
-            if mount::mounts_under(&self.dir).is_ok_and(|left| left.is_empty()) {
-                let _ = fs::remove_dir_all(&self.dir);
-            }
+            let _ = mount::remove_tree(&self.dir);
         }
     }
 }

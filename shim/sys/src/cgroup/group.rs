@@ -18,6 +18,11 @@ use std::time::{Duration, Instant};
 const MAX_DEPTH: usize = 32;
 const MAX_DIRS: usize = 10_000;
 
+/// How often a cgroup is made from the top when those above it vanish meanwhile.
+const MAKE_TRIES: u32 = 3;
+/// The extended attribute of directories that a shim made to be shared; the kernel keeps it in memory.
+const MARK: &str = "trusted.slipway";
+
 /// A directory of the cgroup in one hierarchy.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Dir {
@@ -70,6 +75,62 @@ impl Join {
             Some(file) if !born => fork::write_all(file.as_raw_fd(), b"0"),
             _ => Ok(()),
         }
+    }
+}
+
+impl Dir {
+    /// Makes it below `mount`, and what is missing above it.
+    fn make(&mut self, mount: &Path, is_v2: bool) -> Result<()> {
+        let below = self.path.strip_prefix(mount).unwrap_or(Path::new(""));
+        let depth = below.components().count();
+        let mut at = mount.to_path_buf();
+        for (n, name) in below.components().enumerate() {
+            // On a hybrid machine v2's root is the administrator's, and v1 does the limiting.
+            if self.v2 && is_v2 {
+                hand_down_controllers(&at);
+            }
+            at.push(name);
+            match std::fs::create_dir(&at) {
+                Ok(()) => {
+                    self.made = self.made.max(depth - n);
+                    mark(&at);
+                }
+                Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
+                Err(e) => return Err(io_error(|| format!("make cgroup {}", at.display()))(e)),
+            }
+            if self.controllers.iter().any(|c| c == "cpuset") {
+                fill_cpuset(&at)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes it, and those above it, while they were made with it and are empty. `shared`: or by another of our shims.
+    fn remove_made(&self, shared: bool) {
+        for (n, path) in self.path.ancestors().enumerate() {
+            let ours = n < self.made || (shared && is_marked(path));
+            if !ours || rmdir(path).is_err() {
+                break;
+            }
+        }
+    }
+}
+
+/// Notes that a directory is of our making, whichever process of ours is the last to need it.
+fn mark(dir: &Path) {
+    // Without it, it is only removed by whoever made it.
+    let _ = rustix::fs::setxattr(dir, MARK, b"1", rustix::fs::XattrFlags::empty());
+}
+
+fn is_marked(dir: &Path) -> bool {
+    rustix::fs::getxattr(dir, MARK, &mut [0u8; 1][..]).is_ok()
+}
+
+/// Gone is fine.
+fn rmdir(dir: &Path) -> io::Result<()> {
+    match std::fs::remove_dir(dir) {
+        Err(e) if !matches!(e.raw_os_error(), Some(libc::ENOENT | libc::ENODEV)) => Err(e),
+        _ => Ok(()),
     }
 }
 
@@ -156,7 +217,9 @@ impl Cgroup {
             CgroupPath::Slice(name) => cgroup.make_slice(name),
         };
         if result.is_err() {
-            let _ = cgroup.remove(Duration::from_millis(100));
+            // A scope goes with its placeholder.
+            cgroup.settle();
+            cgroup.remove_made(false);
         }
         result.map(|()| cgroup)
     }
@@ -164,26 +227,13 @@ impl Cgroup {
     fn make_dirs(&mut self, layout: &Layout) -> Result<()> {
         let is_v2 = layout.is_v2();
         for (dir, h) in self.dirs.iter_mut().zip(&layout.hierarchies) {
-            let below = dir
-                .path
-                .strip_prefix(&h.mount)
-                .unwrap_or(Path::new(""))
-                .to_path_buf();
-            let mut at = h.mount.clone();
-            for name in below.components() {
-                // On a hybrid machine v2's root is the administrator's, and v1 does the limiting.
-                if dir.v2 && is_v2 {
-                    hand_down_controllers(&at);
+            let mut tries = 1;
+            // Whoever shared a cgroup above may have removed it while it was empty: then from the top again.
+            while let Err(e) = dir.make(&h.mount, is_v2) {
+                if tries == MAKE_TRIES || !e.is_not_found() {
+                    return Err(e);
                 }
-                at.push(name);
-                match std::fs::create_dir(&at) {
-                    Ok(()) => dir.made += 1,
-                    Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
-                    Err(e) => return Err(io_error(|| format!("make cgroup {}", at.display()))(e)),
-                }
-                if dir.controllers.iter().any(|c| c == "cpuset") {
-                    fill_cpuset(&at)?;
-                }
+                tries += 1;
             }
         }
         Ok(())
@@ -211,7 +261,10 @@ impl Cgroup {
     fn make_slice(&mut self, name: &str) -> Result<()> {
         if !self.exists() {
             Systemd::connect()?.start_slice(name)?;
-            self.dirs.iter_mut().filter(|d| d.v2).for_each(|d| d.made = 1);
+            for dir in self.dirs.iter_mut().filter(|d| d.v2) {
+                dir.made = 1;
+                mark(&dir.path);
+            }
         }
         Ok(())
     }
@@ -537,6 +590,7 @@ impl Cgroup {
         let until = Instant::now() + at_most;
         if let Some(unit) = &self.unit
             && self.exists()
+            && (unit.ends_with(".scope") || self.is_vacant())
         {
             // It goes by itself when its last process does, or now. Where systemd does not answer, rmdir must do.
             let _ = Systemd::connect().and_then(|mut s| s.stop(unit));
@@ -558,14 +612,37 @@ impl Cgroup {
                     Err(_) => std::thread::sleep(Duration::from_millis(1)),
                 }
             }
-            let above = dir.path.ancestors().skip(1).take(dir.made.saturating_sub(1));
-            for path in above {
-                if std::fs::remove_dir(path).is_err() {
-                    break;
-                }
-            }
+            dir.remove_made(false);
         }
         Ok(())
+    }
+
+    /// Says, before it is made, that it will have been: so that whoever reads that after a crash removes it.
+    pub fn claim(&mut self) {
+        self.dirs.iter_mut().for_each(|dir| dir.made = dir.made.max(1));
+    }
+
+    /// Lets go of a cgroup that others may share: removes its directories that are of our making and empty, and never what
+    /// is in them. Whoever lets go last leaves nothing.
+    pub fn give_back(&self) {
+        let leaf = self.unit.as_ref().filter(|_| {
+            let ours = |d: &Dir| d.v2 && (d.made > 0 || is_marked(&d.path));
+            self.dirs.iter().any(ours) && self.is_vacant()
+        });
+        if let Some(unit) = leaf {
+            // A unit with members is never stopped: that would end them. Where systemd does not answer, rmdir must do.
+            let _ = Systemd::connect().and_then(|mut s| s.stop(unit));
+        }
+        self.remove_made(true);
+    }
+
+    /// No process and no cgroup is in it.
+    fn is_vacant(&self) -> bool {
+        self.is_empty().unwrap_or(false) && self.dirs.iter().all(|d| sub_dirs(&d.path).is_empty())
+    }
+
+    fn remove_made(&self, shared: bool) {
+        self.dirs.iter().for_each(|dir| dir.remove_made(shared));
     }
 }
 
@@ -641,16 +718,15 @@ fn sub_dirs(dir: &Path) -> Vec<PathBuf> {
 }
 
 fn remove_below(dir: &Path, depth: usize) -> io::Result<()> {
-    match std::fs::remove_dir(dir) {
+    match rmdir(dir) {
         Ok(()) => return Ok(()),
-        Err(e) if matches!(e.raw_os_error(), Some(libc::ENOENT | libc::ENODEV)) => return Ok(()),
         Err(e) if depth >= MAX_DEPTH => return Err(e),
         Err(_) => {}
     }
     for sub in sub_dirs(dir) {
         remove_below(&sub, depth + 1)?;
     }
-    std::fs::remove_dir(dir)
+    rmdir(dir)
 }
 
 /// v1: a new cpuset is empty, and takes no process until it has CPUs and memory nodes.

@@ -28,12 +28,12 @@ impl Layout {
     /// When `/proc` cannot be read or no cgroup hierarchy is mounted.
     pub fn detect() -> Result<Layout> {
         let read = |path: &str| {
-            std::fs::read_to_string(path).map_err(|source| CgroupError::Io {
+            std::fs::read(path).map_err(|source| CgroupError::Io {
                 act: format!("read {path}"),
                 source,
             })
         };
-        let layout = Layout::parse(&read("/proc/self/mountinfo")?, &read("/proc/self/cgroup")?);
+        let layout = Layout::of_tables(&read("/proc/self/mountinfo")?, &read("/proc/self/cgroup")?);
         if layout.hierarchies.is_empty() {
             let path = "/sys/fs/cgroup".to_string();
             return Err(CgroupError::Path {
@@ -99,6 +99,11 @@ impl Layout {
     /// The calling process's own cgroup in v2, below its mount; `None` without v2.
     pub fn own_v2(&self) -> Option<&Path> {
         self.hierarchies.iter().find(|h| h.v2).map(|h| h.own.as_path())
+    }
+
+    /// Somewhere on the machine a mount point may have any bytes; ours are looked for among them.
+    fn of_tables(mountinfo: &[u8], own: &[u8]) -> Layout {
+        Layout::parse(&String::from_utf8_lossy(mountinfo), &String::from_utf8_lossy(own))
     }
 
     pub(crate) fn parse(mountinfo: &str, own: &str) -> Layout {
@@ -325,6 +330,14 @@ mod tests {
         assert_eq!(names, expected.map(|(n, v)| (n.to_string(), v)));
         assert_eq!(layout.hierarchies[1].own, Path::new("/process/x"));
         assert_eq!(layout.hierarchies[1].mount, Path::new("/sys/fs/cgroup/memory"));
+    }
+
+    #[test]
+    fn a_mount_point_of_any_bytes_elsewhere_hides_nothing() {
+        let mut table = b"29 20 0:25 / /mnt/odd-\xff\xfe rw - tmpfs tmpfs rw\n".to_vec();
+        table.extend_from_slice(HYBRID.as_bytes());
+        let layout = Layout::of_tables(&table, b"0::/\n");
+        assert_eq!(layout, Layout::parse(HYBRID, "0::/\n"));
     }
 
     #[test]

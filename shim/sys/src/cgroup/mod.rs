@@ -97,6 +97,13 @@ pub enum CgroupError {
     },
 }
 
+impl CgroupError {
+    /// A cgroup that was to be used is not there (any more).
+    pub(crate) fn is_not_found(&self) -> bool {
+        matches!(self, CgroupError::Io { source, .. } if source.kind() == io::ErrorKind::NotFound)
+    }
+}
+
 /// A `Result` of this module.
 pub type Result<T> = std::result::Result<T, CgroupError>;
 

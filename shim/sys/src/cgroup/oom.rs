@@ -12,6 +12,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 #[derive(Debug)]
 pub struct OomWatch {
     event: OwnedFd,
+    early: bool,
     /// v1 keeps the registration as long as the event descriptor; the control file may be closed.
     seen: u64,
 }
@@ -27,8 +28,14 @@ impl OomWatch {
         let event = event.map_err(|source| CgroupError::Io { act: act(), source })?;
         Ok(OomWatch {
             event,
+            early: cgroup.v1("memory").is_some(),
             seen: stats::oom_kills(cgroup),
         })
+    }
+
+    /// Whether the event comes before the killing is counted (v1), so that one has to look again.
+    pub fn is_early(&self) -> bool {
+        self.early
     }
 
     /// Takes note of the event, so that the descriptor is quiet again, and returns how many processes were killed

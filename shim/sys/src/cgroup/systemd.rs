@@ -14,7 +14,9 @@ const SOCKETS: [(&str, bool); 2] = [
     ("/run/systemd/private", false),
     ("/run/dbus/system_bus_socket", true),
 ];
-const PATIENCE: Duration = Duration::from_secs(30);
+/// For each answer. Whoever asks waits in line meanwhile, and asks again later what has to be done; a systemd that reloads a
+/// loaded machine takes seconds.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// A connection to systemd.
 pub(super) struct Systemd {
