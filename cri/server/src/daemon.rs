@@ -32,6 +32,8 @@ const BOOT_ID_VARIABLE: &str = "SLIPWAY_BOOT_ID";
 const BOOT_ID_FILE: &str = "/proc/sys/kernel/random/boot_id";
 /// Pulls at once; more wait. The downloads of all together are bounded by the configuration.
 pub const PULLS: usize = 32;
+/// Containers whose host paths are looked at at once: threads that a dead mount of the host's can hold.
+const HOST_PATHS: usize = 16;
 /// How long verbs in progress may take to end after SIGTERM. The next start finishes or undoes what does not.
 const FINISH: Duration = Duration::from_secs(8);
 
@@ -52,6 +54,8 @@ pub struct Daemon {
     pub cdi: slipway_cdi::Cache,
     pub puller: Puller,
     pub pulls: Semaphore,
+    /// Looks at paths of the host's, any of which may hang for ever.
+    pub host_paths: Arc<Semaphore>,
     pub janitor: Janitor,
     pub pod_cidr: PodCidr,
     pub events: Events,
@@ -82,6 +86,7 @@ impl Daemon {
             cdi: slipway_cdi::Cache::new(config.cdi.spec_dirs.clone()),
             puller: Puller::new(store.clone(), registry_config(&config)),
             pulls: Semaphore::new(PULLS),
+            host_paths: Arc::new(Semaphore::new(HOST_PATHS)),
             janitor: Janitor::default(),
             pod_cidr: PodCidr::default(),
             events: Events::default(),

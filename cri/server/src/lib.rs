@@ -20,7 +20,6 @@ mod instance;
 mod logging;
 mod memory;
 mod model;
-mod mountinfo;
 mod op;
 mod pod;
 mod pod_cidr;

@@ -28,6 +28,8 @@ const LAST_WORDS: Duration = Duration::from_secs(1);
 
 /// Serves until it is told to end.
 pub async fn serve(config: Config) -> anyhow::Result<()> {
+    // Modes are what the code says, for us and the shims, whoever starts us.
+    rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
     // Before anything is touched: it must not be ours to touch twice.
     let instance = Instance::acquire(&config)?;
     let socket = config.socket.clone();
@@ -40,9 +42,11 @@ pub async fn serve(config: Config) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen for SIGINT")?;
 
-    // Clients see the truth or nothing: the socket appears when what was left has been looked at.
+    // Clients see the truth or nothing: the socket appears when what was left has been looked at. What takes long, as a
+    // network plugin that hangs, is finished beside serving.
     recover::recover(&daemon).await.map_err(chained)?;
     daemon.background.spawn(janitor::run(daemon.clone()));
+    daemon.background.spawn(janitor::builds(daemon.clone()));
     let streams = stream::bind(&daemon).await?;
     let cri = Cri::new(daemon.clone(), streams.urls());
     // Its sessions end first: what they run is ended by verbs that end after them.

@@ -57,7 +57,7 @@ async fn running(w: &World, name: &str, host_network: bool) -> (String, String, 
 
 /// Everything of a container and its pod that must not be touched.
 fn belongings(w: &World, pod: &str, id: &str) -> Vec<PathBuf> {
-    ["shim.sock", "resolv.conf", "ns/ipc"]
+    ["shim.sock", "etc/resolv.conf", "ns/ipc"]
         .iter()
         .map(|name| w.path().join("state/pods").join(pod).join(name))
         .chain([

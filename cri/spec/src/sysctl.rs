@@ -12,6 +12,8 @@ pub struct OwnNamespaces {
     pub network: bool,
     /// IPC.
     pub ipc: bool,
+    /// Host and domain name.
+    pub uts: bool,
 }
 
 /// Checks one sysctl of a pod or container.
@@ -45,6 +47,10 @@ pub fn check(name: &str, value: &str, own: OwnNamespaces) -> Result<(), SpecErro
             .collect(),
         _ => name.to_owned(),
     };
+    let part = |part: &str| !matches!(part, "" | "/" | "//");
+    if !dotted.split('.').all(part) {
+        return bad("is not the name of a sysctl");
+    }
     match dotted.as_str() {
         n if n.starts_with("net.") => {
             if own.network {
@@ -65,6 +71,13 @@ pub fn check(name: &str, value: &str, own: OwnNamespaces) -> Result<(), SpecErro
         | "kernel.msg_next_id"
         | "kernel.sem_next_id" => ipc(own, bad),
         n if n.starts_with("fs.mqueue.") => ipc(own, bad),
+        "kernel.domainname" => {
+            if own.uts {
+                Ok(())
+            } else {
+                bad("belongs to the host's UTS namespace")
+            }
+        }
         _ => bad("is not a setting of a pod's own namespaces"),
     }
 }
@@ -83,12 +96,15 @@ pub(crate) fn of_container(input: &SpecInput) -> Result<BTreeMap<String, String>
     let own = OwnNamespaces {
         network: ns.network != Namespace::Host,
         ipc: ns.ipc != Namespace::Host,
+        uts: ns.uts != Namespace::Host,
     };
     let mut kept = BTreeMap::new();
     for (name, value) in &input.sysctls {
         check(name, value, own)?;
         let whose = if name.starts_with("net") {
             &ns.network
+        } else if name.ends_with("domainname") {
+            &ns.uts
         } else {
             &ns.ipc
         };
@@ -106,6 +122,7 @@ mod tests {
     const BOTH: OwnNamespaces = OwnNamespaces {
         network: true,
         ipc: true,
+        uts: true,
     };
 
     #[test]
@@ -115,6 +132,10 @@ mod tests {
             "net/ipv4/conf/eth0.5/forwarding",
             "kernel.shm_rmid_forced",
             "fs.mqueue.msg_max",
+            "kernel.shm_next_id",
+            "kernel/msg_next_id",
+            "kernel.sem_next_id",
+            "kernel.domainname",
         ] {
             check(name, "1", BOTH).unwrap();
         }
@@ -127,6 +148,7 @@ mod tests {
         let none = OwnNamespaces::default();
         assert!(check("net.core.somaxconn", "1", none).is_err());
         assert!(check("kernel.shmmax", "1", none).is_err());
+        assert!(check("kernel.domainname", "x", none).is_err());
         for name in [
             "vm.overcommit_memory",
             "kernel.core_pattern",
@@ -152,6 +174,12 @@ mod tests {
             "net/../../kernel/core_pattern",
             "",
             "/net/x",
+            "net.",
+            "net/",
+            "net//x",
+            "net/./x",
+            "net./.x",
+            "net.x.",
         ] {
             assert!(check(name, "1", BOTH).is_err(), "{name}");
         }

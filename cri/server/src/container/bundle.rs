@@ -16,7 +16,7 @@ use slipway_snapshot::RootfsMount;
 
 use crate::error::Error;
 use crate::ids::ContainerId;
-use crate::pod::dir::unmount;
+use crate::pod::dir::{unmount, unmount_below};
 
 /// The names in a bundle.
 #[derive(Debug, Clone)]
@@ -110,9 +110,7 @@ impl Bundle {
     pub fn unmount(&self) -> Result<(), Error> {
         unmount(&self.rootfs())?;
         if self.path.join("volumes").exists() || self.layers().exists() {
-            for point in crate::mountinfo::below(&self.path)? {
-                unmount(&point)?;
-            }
+            unmount_below(&self.path)?;
         }
         Ok(())
     }
@@ -120,11 +118,7 @@ impl Bundle {
     /// Unmounts and removes it. Absent is fine.
     pub fn remove(&self) -> Result<(), Error> {
         self.unmount()?;
-        match std::fs::remove_dir_all(&self.path) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                Err(Error::io("remove", &self.path)(error))
-            }
-            _ => Ok(()),
-        }
+        // The worker's record may hold mounts of the container's sources, left by one that was killed.
+        slipway_snapshot::remove_tree(&self.path).map_err(Error::io("remove", &self.path))
     }
 }

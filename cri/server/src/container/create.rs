@@ -18,8 +18,8 @@ use crate::events::{self, What};
 use crate::fail;
 use crate::ids::ContainerId;
 use crate::model::{ContainerConfig, ImageSpec, PidNamespace, Scope};
-use crate::pod::Pod;
-use crate::records::{ContainerPhase, ContainerRecord, ContainerState, Kind, Made};
+use crate::pod::{Pod, describe};
+use crate::records::{ContainerPhase, ContainerRecord, ContainerState, Kind, Made, PodPhase};
 
 const VERB: &str = "CreateContainer";
 
@@ -178,7 +178,17 @@ impl Work {
     async fn set_up(self, shim: &Shim) -> Result<(), Error> {
         fail::point("create_container.after_intent").await?;
         let (daemon, container) = (self.daemon.clone(), self.container.clone());
-        let mut made = crate::blocking::run(move || self.make_bundle()).await?;
+        let sources = mounts::host_sources(&daemon, &container).await?;
+        let pod = self.pod.clone();
+        let mut made = crate::blocking::run(move || self.make_bundle(sources)).await?;
+        if pod.phase() == PodPhase::Stopping {
+            return Err(Error::State {
+                kind: "pod",
+                id: pod.id().to_string(),
+                state: describe(&PodPhase::Stopping).to_owned(),
+                verb: VERB,
+            });
+        }
         made.pid = shim
             .create(request(&daemon, &container, &made))
             .await
@@ -199,7 +209,7 @@ impl Work {
     }
 
     /// Everything that is files and mounts, on one blocking thread.
-    fn make_bundle(&self) -> Result<Made, Error> {
+    fn make_bundle(&self, sources: mounts::HostSources) -> Result<Made, Error> {
         let (daemon, id) = (&self.daemon, self.container.id());
         let bundle = daemon.bundle(id);
         let active = self.prepare_snapshot()?;
@@ -212,7 +222,7 @@ impl Work {
         bundle.mount(&active.mount, pinned)?;
         fail::blocking_point("create_container.after_mount")?;
         let log_path = self.make_log_directory()?;
-        let mut binds = mounts::resolve(daemon, &self.container, &bundle, pinned)?;
+        let mut binds = mounts::resolve(daemon, &self.container, &bundle, pinned, sources)?;
         let anonymous = volumes::make(
             &daemon.paths.volumes,
             &self.container,

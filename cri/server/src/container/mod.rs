@@ -37,8 +37,8 @@ use crate::records::{ContainerPhase, ContainerRecord, ContainerState, Exited, Ki
 pub struct Container {
     record: ContainerRecord,
     state: watch::Sender<ContainerState>,
-    /// Makes the order of states on disk that in memory.
-    writing: AsyncMutex<()>,
+    /// Makes the order of states on disk that in memory; true: its records are deleted, and no state comes after.
+    writing: AsyncMutex<bool>,
     turn: Turn,
     /// After its end: the shim has forgotten it and its rootfs is unmounted.
     settled: AtomicBool,
@@ -103,9 +103,9 @@ impl Container {
         records: &Records,
         change: impl FnOnce(&mut ContainerState) -> bool,
     ) -> Result<(), Error> {
-        let _writing = self.writing.lock().await;
+        let gone = self.writing.lock().await;
         let mut next = self.state();
-        if !change(&mut next) {
+        if *gone || !change(&mut next) {
             return Ok(());
         }
         next.version = crate::records::version();
@@ -116,6 +116,15 @@ impl Container {
             records.put(Kind::ContainerState, id, &next).await?;
         }
         self.state.send_replace(next);
+        Ok(())
+    }
+
+    /// Deletes its records, for good: a change of state that comes later changes nothing.
+    pub async fn forget(&self, records: &Records) -> Result<(), Error> {
+        let mut gone = self.writing.lock().await;
+        let id = self.id().as_str();
+        records.delete_all([Kind::ContainerState, Kind::Container], id).await?;
+        *gone = true;
         Ok(())
     }
 

@@ -4,6 +4,9 @@
 //! it instead, as containerd does.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use slipway_spec::Propagation;
 
@@ -13,18 +16,75 @@ use crate::daemon::Daemon;
 use crate::error::Error;
 use crate::model::{ImageSpec, Mount, MountSource};
 
+/// How long looking at a container's host paths may take, one that waits for a thread included.
+const HOST_PATHS: Duration = Duration::from_secs(10);
+
+/// The real paths of a container's host mounts, in their order.
+#[derive(Debug, Default)]
+pub struct HostSources(Vec<PathBuf>);
+
+/// Finds the host paths that a container asks for. Any of them may be on a file system that answers no more: what hangs
+/// holds one of a few threads, and the verb is told.
+///
+/// # Errors
+/// [`Error::MountSourceMissing`]; [`Error::Timeout`] naming the path that does not answer.
+pub async fn host_sources(daemon: &Daemon, container: &Container) -> Result<HostSources, Error> {
+    let mut asked = Vec::new();
+    for mount in &container.record().config.mounts {
+        if let MountSource::Host(path) = &mount.source {
+            asked.push((path.clone(), mount.container_path.clone()));
+        }
+    }
+    if asked.is_empty() {
+        return Ok(HostSources::default());
+    }
+    let create_missing = daemon.config.runtime.create_missing_mount_sources;
+    let asked = Arc::new(asked);
+    let at = Arc::new(AtomicUsize::new(usize::MAX));
+    let (paths, counter) = (asked.clone(), at.clone());
+    let looked = async {
+        let turn = daemon.host_paths.clone().acquire_owned().await;
+        crate::blocking::run(move || {
+            let _turn = turn;
+            let look = |(n, (path, target)): (usize, &(PathBuf, String))| {
+                counter.store(n, Ordering::Relaxed);
+                host_source(path, target, create_missing)
+            };
+            paths.iter().enumerate().map(look).collect::<Result<_, _>>()
+        })
+        .await
+    };
+    let Ok(found) = tokio::time::timeout(HOST_PATHS, looked).await else {
+        let (what, path) = match asked.get(at.load(Ordering::Relaxed)) {
+            Some((path, _)) => ("answer", path),
+            None => (
+                "be looked at: others that do not answer are in the way",
+                &asked[0].0,
+            ),
+        };
+        return Err(Error::Timeout {
+            kind: "the mount source",
+            id: path.display().to_string(),
+            what,
+            timeout: HOST_PATHS,
+        });
+    };
+    found.map(HostSources)
+}
+
 /// The container's mounts with sources that exist.
 pub fn resolve(
     daemon: &Daemon,
     container: &Container,
     bundle: &Bundle,
     userns: Option<&Path>,
+    sources: HostSources,
 ) -> Result<Vec<slipway_spec::Mount>, Error> {
-    let create_missing = daemon.config.runtime.create_missing_mount_sources;
+    let mut sources = sources.0.into_iter();
     let mut resolved = Vec::new();
     for (number, mount) in container.record().config.mounts.iter().enumerate() {
         let host_path = match &mount.source {
-            MountSource::Host(path) => host_source(path, &mount.container_path, create_missing)?,
+            MountSource::Host(path) => sources.next().unwrap_or_else(|| path.clone()),
             MountSource::Image { image, sub_path } => {
                 let target = image_volume(daemon, container, bundle, number, image, userns)?;
                 inside(target, image, sub_path)?
@@ -45,8 +105,10 @@ fn check_propagation(container: &Container, mounts: &[slipway_spec::Mount]) -> R
     {
         return Ok(());
     }
-    let mountinfo = std::fs::read_to_string(MOUNTINFO).map_err(Error::io("read", MOUNTINFO))?;
-    slipway_spec::check_propagation(&mountinfo, mounts).map_err(Error::spec(container.id()))
+    // A mount point elsewhere on the node may have any bytes.
+    let mountinfo = std::fs::read(MOUNTINFO).map_err(Error::io("read", MOUNTINFO))?;
+    slipway_spec::check_propagation(&String::from_utf8_lossy(&mountinfo), mounts)
+        .map_err(Error::spec(container.id()))
 }
 
 fn bind(mount: &Mount, host_path: PathBuf) -> slipway_spec::Mount {

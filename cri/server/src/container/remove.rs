@@ -10,7 +10,7 @@ use crate::daemon::Daemon;
 use crate::error::Error;
 use crate::events::{self, What};
 use crate::pod::Pod;
-use crate::records::{ContainerPhase, Kind};
+use crate::records::ContainerPhase;
 
 const VERB: &str = "RemoveContainer";
 
@@ -81,11 +81,7 @@ pub async fn tear_down(daemon: &Arc<Daemon>, container: &Arc<Container>) -> Resu
             .map_err(Error::store("release a container's lease"))
     })
     .await?;
-    let id = container.id().as_str();
-    daemon
-        .records
-        .delete_all([Kind::ContainerState, Kind::Container], id)
-        .await?;
+    container.forget(&daemon.records).await?;
     daemon.registry.remove_container(container.id());
     if !container.hidden() {
         events::of_container(daemon, container, What::Deleted);

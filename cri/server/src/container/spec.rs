@@ -138,12 +138,7 @@ pub fn cgroups_path(daemon: &Daemon, pod: &Pod, container: &Container) -> String
     let parent = cgroup_parent(daemon, pod);
     match daemon.config.runtime.cgroup_driver {
         CgroupDriver::Cgroupfs => format!("{}/{}", parent.trim_end_matches('/'), container.id()),
-        CgroupDriver::Systemd => {
-            let slice = Path::new(&parent)
-                .file_name()
-                .map_or(parent.clone(), |name| name.to_string_lossy().into_owned());
-            format!("{slice}:{SCOPE_PREFIX}:{}", container.id())
-        }
+        CgroupDriver::Systemd => format!("{parent}:{SCOPE_PREFIX}:{}", container.id()),
     }
 }
 

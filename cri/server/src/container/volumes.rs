@@ -101,10 +101,7 @@ pub fn make(
 /// Removes a container's volumes. None is fine.
 pub fn remove(volumes: &Path, id: &ContainerId) -> Result<(), Error> {
     let dir = volumes.join(id.as_str());
-    match std::fs::remove_dir_all(&dir) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(Error::io("remove", dir)(error)),
-        _ => Ok(()),
-    }
+    slipway_snapshot::remove_tree(&dir).map_err(Error::io("remove", dir))
 }
 
 /// Copies what the image has at `path`, with owner, mode, times, links and extended attributes.

@@ -4,7 +4,8 @@
 //! <state>/pods/<pod id>/  0700
 //!   shim.sock shim.json shim.log   the shim's
 //!   ns/{user,net,ipc,uts,pid}      bind mounts, the shim's
-//!   resolv.conf hosts hostname     0644, bind-mounted into containers
+//!   etc/                           tmpfs of 1 MiB: what containers may write to ends there, not in the host's /run
+//!     resolv.conf hosts hostname   0644, bind-mounted into containers
 //!   shm/                           tmpfs, unless the pod uses the host's
 //! ```
 //! All of it can be made anew from the record, so nothing is synced.
@@ -19,8 +20,10 @@ use rustix::mount::{MountFlags, UnmountFlags};
 use crate::error::Error;
 use crate::model::{Dns, PodConfig, Scope};
 
-/// Bounds what is copied from the host's own files.
-const HOST_FILE_LIMIT: u64 = 1 << 20;
+/// Bounds what is copied from the host's own files, which have to fit into [`ETC`].
+const HOST_FILE_LIMIT: u64 = 256 << 10;
+/// Three small files, and what containers make of them.
+const ETC: &str = "mode=755,size=1m,nr_inodes=32";
 
 /// The names in a pod's directory.
 #[derive(Debug, Clone)]
@@ -45,15 +48,29 @@ impl PodDir {
     }
 
     pub fn resolv_conf(&self) -> PathBuf {
-        self.path.join("resolv.conf")
+        self.file("resolv.conf")
     }
 
     pub fn hosts(&self) -> PathBuf {
-        self.path.join("hosts")
+        self.file("hosts")
     }
 
     pub fn hostname(&self) -> PathBuf {
-        self.path.join("hostname")
+        self.file("hostname")
+    }
+
+    fn etc(&self) -> PathBuf {
+        self.path.join("etc")
+    }
+
+    fn file(&self, name: &str) -> PathBuf {
+        let etc = self.etc();
+        // Pods of slipwayd 0.1 have them beside the rest.
+        if etc.exists() {
+            etc.join(name)
+        } else {
+            self.path.join(name)
+        }
     }
 
     pub fn shm(&self) -> PathBuf {
@@ -71,13 +88,15 @@ impl PodDir {
     /// Writes what does not depend on the network, mounts /dev/shm, and makes the log directory.
     pub fn fill(&self, config: &PodConfig, shm_bytes: u64) -> Result<(), Error> {
         let resolv_conf = match &config.dns {
-            Some(dns) => render_resolv_conf(dns),
-            None => host_file(Path::new("/etc/resolv.conf"))?,
+            Some(dns) if *dns != Dns::default() => render_resolv_conf(dns),
+            // Nothing said of it is the node's.
+            _ => host_file(Path::new("/etc/resolv.conf"))?,
         };
+        mount_tmpfs(&self.etc(), ETC)?;
         write(&self.resolv_conf(), &resolv_conf)?;
         write(&self.hostname(), &format!("{}\n", hostname(config)))?;
         if config.namespaces.ipc == Scope::Pod {
-            self.mount_shm(shm_bytes)?;
+            mount_tmpfs(&self.shm(), &format!("mode=1777,size={shm_bytes}"))?;
         }
         if let Some(logs) = &config.log_directory {
             DirBuilder::new()
@@ -87,18 +106,6 @@ impl PodDir {
                 .map_err(Error::io("create", logs))?;
         }
         Ok(())
-    }
-
-    fn mount_shm(&self, bytes: u64) -> Result<(), Error> {
-        let target = self.shm();
-        DirBuilder::new()
-            .mode(0o700)
-            .create(&target)
-            .map_err(Error::io("create", &target))?;
-        let options = std::ffi::CString::new(format!("mode=1777,size={bytes}")).unwrap_or_default();
-        let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
-        rustix::mount::mount("shm", &target, "tmpfs", flags, options.as_c_str())
-            .map_err(|errno| Error::io("mount a tmpfs on", &target)(errno.into()))
     }
 
     /// Writes /etc/hosts, once the addresses are known.
@@ -112,16 +119,27 @@ impl PodDir {
 
     /// Unmounts whatever is mounted below, and removes the directory. Absent is fine.
     pub fn remove(&self) -> Result<(), Error> {
-        for point in crate::mountinfo::below(&self.path)? {
-            unmount(&point)?;
-        }
-        match std::fs::remove_dir_all(&self.path) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                Err(Error::io("remove", &self.path)(error))
-            }
-            _ => Ok(()),
-        }
+        unmount_below(&self.path)?;
+        slipway_snapshot::remove_tree(&self.path).map_err(Error::io("remove", &self.path))
     }
+}
+
+/// Makes a directory and mounts a tmpfs on it.
+fn mount_tmpfs(target: &Path, options: &str) -> Result<(), Error> {
+    DirBuilder::new()
+        .mode(0o700)
+        .create(target)
+        .map_err(Error::io("create", target))?;
+    let options = std::ffi::CString::new(options).unwrap_or_default();
+    let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
+    rustix::mount::mount("shm", target, "tmpfs", flags, options.as_c_str())
+        .map_err(|errno| Error::io("mount a tmpfs on", target)(errno.into()))
+}
+
+/// Unmounts everything at and below a directory.
+pub fn unmount_below(dir: &Path) -> Result<(), Error> {
+    let points = slipway_snapshot::mounts_under(dir).map_err(Error::io("find what is mounted in", dir))?;
+    points.iter().try_for_each(|point| unmount(point))
 }
 
 /// Unmounts lazily: what still uses it keeps it, nobody new finds it. Not mounted is fine.
@@ -205,7 +223,6 @@ mod tests {
             render_resolv_conf(&dns),
             "search ns.svc.cluster.local svc.cluster.local\nnameserver 10.0.0.10\nnameserver fd00::10\noptions ndots:5\n"
         );
-        assert_eq!(render_resolv_conf(&Dns::default()), "");
     }
 
     #[test]
@@ -216,7 +233,10 @@ mod tests {
     }
 
     #[test]
-    fn a_pods_files_are_written_and_removed_again() {
+    fn root_a_pods_files_are_written_in_a_bounded_place_and_removed_again() {
+        if !rustix::process::geteuid().is_root() {
+            return eprintln!("\n*** SKIPPED: this test needs root ***\n");
+        }
         let top = tempfile::tempdir().unwrap();
         let dir = PodDir::at(top.path().join("pod"));
         let mut config = PodConfig {
@@ -230,7 +250,14 @@ mod tests {
         dir.fill(&config, 1 << 20).unwrap();
         dir.write_hosts(&config, &[]).unwrap();
         assert_eq!(std::fs::read_to_string(dir.hostname()).unwrap(), "web\n");
+        assert_eq!(
+            std::fs::read(dir.resolv_conf()).unwrap(),
+            std::fs::read("/etc/resolv.conf").unwrap_or_default(),
+            "an empty DNS configuration says nothing"
+        );
         assert!(top.path().join("logs/a").is_dir());
+        let full = std::fs::write(dir.hosts(), vec![b'x'; 2 << 20]).unwrap_err();
+        assert_eq!(full.kind(), std::io::ErrorKind::StorageFull);
         dir.remove().unwrap();
         dir.remove().unwrap();
         assert!(!dir.path().exists());

@@ -15,6 +15,7 @@ pub mod watch;
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use slipway_shim_client::Shim;
 use tokio::sync::{
@@ -28,12 +29,15 @@ use crate::ids::PodId;
 use crate::op::{Busy, Held, Turn};
 use crate::records::{Kind, PinnedNamespace, PodNetworkState, PodPhase, PodRecord, PodState, Records};
 
+/// How long those inside a pod may take to leave when it is taken down; longer than a hung host path holds them up.
+const GATE: Duration = Duration::from_secs(20);
+
 /// One pod sandbox.
 pub struct Pod {
     record: PodRecord,
     state: watched::Sender<PodState>,
-    /// Makes the order of states on disk that in memory.
-    writing: AsyncMutex<()>,
+    /// Makes the order of states on disk that in memory; true: its records are deleted, and no state comes after.
+    writing: AsyncMutex<bool>,
     shim: Mutex<Option<Shim>>,
     turn: Turn,
     /// Held shared while something is made in the pod, alone while it is taken down.
@@ -79,9 +83,9 @@ impl Pod {
         records: &Records,
         change: impl FnOnce(&mut PodState) -> bool,
     ) -> Result<(), Error> {
-        let _writing = self.writing.lock().await;
+        let gone = self.writing.lock().await;
         let mut next = self.state();
-        if !change(&mut next) {
+        if *gone || !change(&mut next) {
             return Ok(());
         }
         next.version = crate::records::version();
@@ -92,6 +96,15 @@ impl Pod {
             records.put(Kind::PodState, id, &next).await?;
         }
         self.state.send_replace(next);
+        Ok(())
+    }
+
+    /// Deletes its records, for good: a change of state that comes later changes nothing.
+    pub async fn forget(&self, records: &Records) -> Result<(), Error> {
+        let mut gone = self.writing.lock().await;
+        let id = self.id().as_str();
+        records.delete_all([Kind::PodState, Kind::Pod], id).await?;
+        *gone = true;
         Ok(())
     }
 
@@ -156,9 +169,23 @@ impl Pod {
         }
     }
 
+    /// Lets nobody in, unless somebody is inside.
+    pub fn try_close_gate(&self) -> Option<OwnedRwLockWriteGuard<()>> {
+        self.gate.clone().try_write_owned().ok()
+    }
+
     /// Waits for those inside to leave and lets nobody in.
-    pub async fn close_gate(&self) -> OwnedRwLockWriteGuard<()> {
-        self.gate.clone().write_owned().await
+    ///
+    /// # Errors
+    /// [`Error::Timeout`] when somebody stays inside.
+    pub async fn close_gate(&self) -> Result<OwnedRwLockWriteGuard<()>, Error> {
+        let closed = tokio::time::timeout(GATE, self.gate.clone().write_owned()).await;
+        closed.map_err(|_| Error::Timeout {
+            kind: "a CreateContainer or StartContainer in pod",
+            id: self.id().to_string(),
+            what: "end, so that the pod can be taken down",
+            timeout: GATE,
+        })
     }
 
     /// The variant of the runtime it was asked to run with; the default when that is not configured any more.
@@ -228,5 +255,44 @@ pub fn describe(phase: &PodPhase) -> &'static str {
         PodPhase::Stopping => "being stopped",
         PodPhase::Stopped => "stopped",
         PodPhase::Removing => "being removed",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use slipway_image::{OwnerKind, Store};
+
+    #[tokio::test]
+    async fn a_state_that_comes_after_the_removal_is_not_written() {
+        let dir = tempfile::tempdir().unwrap();
+        let records = Records::new(Store::open(dir.path(), OwnerKind::Daemon).unwrap());
+        let record = PodRecord {
+            version: crate::records::version(),
+            id: PodId::random().unwrap(),
+            created_at_ns: 0,
+            boot_id: String::new(),
+            config: crate::model::PodConfig::default(),
+        };
+        let pod = Pod::new(record, PodState::starting());
+        let id = pod.id().as_str();
+        records
+            .reserve(Kind::Pod, id, "a name", pod.record())
+            .await
+            .unwrap();
+        pod.note_removing(&records).await.unwrap();
+        pod.forget(&records).await.unwrap();
+        let late = |state: &mut PodState| {
+            state.phase = PodPhase::Stopped;
+            true
+        };
+        pod.transition(&records, late).await.unwrap();
+        assert_eq!(pod.phase(), PodPhase::Removing);
+        let mut unreadable = crate::records::Unreadable::default();
+        let states = records
+            .list::<PodState>(Kind::PodState, &mut unreadable)
+            .await
+            .unwrap();
+        assert!(states.is_empty(), "{states:?}");
     }
 }

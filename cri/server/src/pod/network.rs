@@ -100,19 +100,7 @@ pub async fn detach(daemon: &Daemon, pod: &Pod) -> Result<bool, Error> {
         Ok(()) => true,
         Err(error) => {
             tracing::warn!(pod = %pod.id(), error = error.chain(), "CNI DEL failed; it will be retried");
-            let release = NetworkRelease {
-                version: crate::records::version(),
-                pod: pod.id().clone(),
-                boot_id: pod.record().boot_id.clone(),
-                since_ns: crate::time::now_ns(),
-                attachment,
-            };
-            daemon
-                .records
-                .put_giving_back(Kind::NetworkRelease, pod.id().as_str(), &release)
-                .await?;
-            daemon.releases.insert(release);
-            daemon.janitor.wake();
+            leave_to_janitor(daemon, pod, attachment).await?;
             false
         }
     };
@@ -122,6 +110,37 @@ pub async fn detach(daemon: &Daemon, pod: &Pod) -> Result<bool, Error> {
     })
     .await?;
     Ok(proven)
+}
+
+/// Gives the network of a pod that another boot ended to the janitor, without asking any plugin now.
+pub async fn hand_over(daemon: &Daemon, pod: &Pod) -> Result<(), Error> {
+    let attachment = match pod.state().network {
+        PodNetworkState::Host | PodNetworkState::Released => return Ok(()),
+        PodNetworkState::Planned(attachment) | PodNetworkState::Attached(attachment) => *attachment,
+    };
+    leave_to_janitor(daemon, pod, attachment).await?;
+    pod.transition(&daemon.records, |state| {
+        state.network = PodNetworkState::Released;
+        true
+    })
+    .await
+}
+
+async fn leave_to_janitor(daemon: &Daemon, pod: &Pod, attachment: Attachment) -> Result<(), Error> {
+    let release = NetworkRelease {
+        version: crate::records::version(),
+        pod: pod.id().clone(),
+        boot_id: pod.record().boot_id.clone(),
+        since_ns: crate::time::now_ns(),
+        attachment,
+    };
+    daemon
+        .records
+        .put_giving_back(Kind::NetworkRelease, pod.id().as_str(), &release)
+        .await?;
+    daemon.releases.insert(release);
+    daemon.janitor.wake();
+    Ok(())
 }
 
 async fn delete(daemon: &Daemon, pod: &PodId, attachment: &Attachment) -> Result<(), Error> {

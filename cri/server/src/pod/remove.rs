@@ -9,7 +9,7 @@ use crate::daemon::Daemon;
 use crate::error::Error;
 use crate::events::{self, What};
 use crate::fail;
-use crate::records::{Kind, PodPhase};
+use crate::records::PodPhase;
 
 const VERB: &str = "RemovePodSandbox";
 
@@ -69,8 +69,7 @@ pub async fn tear_down(daemon: &Arc<Daemon>, pod: &Arc<Pod>, halted: bool) -> Re
         crate::blocking::run(move || dir.remove()).await?;
     }
     fail::point("remove_pod_sandbox.after_files").await?;
-    let id = pod.id().as_str();
-    daemon.records.delete_all([Kind::PodState, Kind::Pod], id).await?;
+    pod.forget(&daemon.records).await?;
     daemon.registry.remove_pod(pod.id());
     fail::point("remove_pod_sandbox.after_record").await?;
     Ok(())

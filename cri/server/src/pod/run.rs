@@ -71,6 +71,7 @@ fn check(daemon: &Daemon, config: &PodConfig) -> Result<(), Error> {
     let own = OwnNamespaces {
         network: config.namespaces.network == Scope::Pod,
         ipc: config.namespaces.ipc == Scope::Pod,
+        uts: config.namespaces.network == Scope::Pod,
     };
     for (name, value) in &config.sysctls {
         slipway_spec::sysctl::check(name, value, own)
@@ -78,7 +79,7 @@ fn check(daemon: &Daemon, config: &PodConfig) -> Result<(), Error> {
     }
     if let (CgroupDriver::Systemd, Some(parent)) =
         (daemon.config.runtime.cgroup_driver, &config.cgroup_parent)
-        && !parent.ends_with(".slice")
+        && !parent.trim_end_matches('/').ends_with(".slice")
     {
         return Err(Error::invalid(
             "config.linux.cgroup_parent",
@@ -241,26 +242,48 @@ fn id_maps(maps: &[slipway_spec::IdMap]) -> impl Iterator<Item = wire::IdMapping
     })
 }
 
-/// The kubelet and critest send a slice with the path to it ("/kubepods.slice/kubepods-pod1.slice"); systemd wants its name, which
-/// says where it is.
-fn slice(parent: &str) -> &str {
-    parent.rsplit('/').next().unwrap_or(parent)
+/// The pod's cgroup: the kubelet's, or one of our own under the configured root. With the systemd driver the name of a
+/// slice, which says where it lies.
+pub fn cgroup_parent(daemon: &Daemon, pod: &Pod) -> String {
+    let asked = pod.record().config.cgroup_parent.as_deref();
+    let runtime = &daemon.config.runtime;
+    parent(runtime.cgroup_driver, &runtime.cgroup_root, asked, pod.id())
 }
 
-/// The pod's cgroup: the kubelet's, or one of our own under the configured root.
-pub fn cgroup_parent(daemon: &Daemon, pod: &Pod) -> String {
-    if let Some(parent) = &pod.record().config.cgroup_parent {
-        return match daemon.config.runtime.cgroup_driver {
-            CgroupDriver::Cgroupfs => parent.clone(),
-            CgroupDriver::Systemd => slice(parent).to_owned(),
-        };
-    }
-    let root = daemon.config.runtime.cgroup_root.trim_end_matches('/');
-    match daemon.config.runtime.cgroup_driver {
-        CgroupDriver::Cgroupfs => format!("{root}/{}", pod.id()),
-        CgroupDriver::Systemd => {
-            let slice = root.trim_start_matches('/').trim_end_matches(".slice");
-            format!("{slice}-{}.slice", pod.id())
+fn parent(driver: CgroupDriver, root: &str, asked: Option<&str>, id: &PodId) -> String {
+    let root = root.trim_end_matches('/');
+    match (driver, asked) {
+        (CgroupDriver::Cgroupfs, Some(asked)) => asked.to_owned(),
+        (CgroupDriver::Cgroupfs, None) => format!("{root}/{id}"),
+        // The kubelet sends the slice's path, "/a.slice/a-b.slice"; systemd knows it by its last name alone.
+        (CgroupDriver::Systemd, Some(asked)) => {
+            let asked = asked.trim_end_matches('/');
+            asked.rsplit('/').next().unwrap_or(asked).to_owned()
         }
+        (CgroupDriver::Systemd, None) => {
+            let slice = root.trim_start_matches('/').trim_end_matches(".slice");
+            format!("{slice}-{id}.slice")
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn systemd_is_given_the_name_of_the_slice_that_the_kubelet_gives_the_path_of() {
+        let id = PodId::random().unwrap();
+        let path = "/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod1.slice";
+        assert_eq!(parent(CgroupDriver::Cgroupfs, "/slipway", Some(path), &id), path);
+        let systemd = |asked| parent(CgroupDriver::Systemd, "/slipway.slice", asked, &id);
+        for asked in [
+            path,
+            "kubepods-burstable-pod1.slice",
+            "/kubepods-burstable-pod1.slice/",
+        ] {
+            assert_eq!(systemd(Some(asked)), "kubepods-burstable-pod1.slice");
+        }
+        assert_eq!(systemd(None), format!("slipway-{id}.slice"));
     }
 }

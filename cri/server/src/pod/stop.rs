@@ -26,10 +26,14 @@ pub async fn stop(daemon: &Arc<Daemon>, id: &str) -> Result<(), Error> {
         Err(error) => return Err(error),
     };
     let _turn = pod.begin(VERB).await?;
-    if matches!(pod.phase(), PodPhase::Stopped | PodPhase::Removing) {
-        return Ok(());
+    match pod.phase() {
+        PodPhase::Stopped => Ok(()),
+        // Whoever had the turn before us removed it.
+        PodPhase::Removing if daemon.registry.pod(pod.id().as_str()).is_err() => Ok(()),
+        // It never got READY, or its removal was interrupted: nobody has proven that nothing of it runs.
+        PodPhase::Removing => halt(daemon, &pod).await,
+        _ => stop_held(daemon, &pod).await,
     }
-    stop_held(daemon, &pod).await
 }
 
 /// The same for whoever has the turn already.
@@ -56,7 +60,16 @@ pub async fn stop_held(daemon: &Arc<Daemon>, pod: &Arc<Pod>) -> Result<(), Error
 /// Ends every process, gives back the network, namespaces and cgroup, and lets the shim go.
 pub async fn halt(daemon: &Arc<Daemon>, pod: &Arc<Pod>) -> Result<(), Error> {
     // Nobody creates or starts anything in this pod from here on.
-    let _closed = pod.close_gate().await;
+    let _closed = match pod.try_close_gate() {
+        Some(closed) => closed,
+        None => {
+            // Somebody is at it, perhaps held up by a dead mount of the host's: what runs ends in the meantime.
+            if let Some(shim) = pod.shim() {
+                let _ = shim.stop_pod().await;
+            }
+            pod.close_gate().await?
+        }
+    };
     let shim = end_processes(daemon, pod).await?;
     fail::point("stop_pod_sandbox.after_kill").await?;
     // The network's plugins and the containers' mounts and cgroups need nothing of each other.

@@ -116,7 +116,7 @@ async fn shim_died(daemon: &Arc<Daemon>, pod: &Arc<Pod>) {
     tracing::error!("the connection to the pod's shim ended");
     let died = async {
         let _turn = pod.begin("burying its shim").await?;
-        let _closed = pod.close_gate().await;
+        let _closed = pod.close_gate().await?;
         if !watched(&pod.phase()) {
             return Ok(());
         }

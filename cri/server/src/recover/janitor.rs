@@ -1,6 +1,7 @@
 //! What could not be done or undone is tried again here, with patience: networks to be released, removals that failed,
 //! shims to be buried. Each has its own pauses, which grow, and its own tries, of which a few run at once: one that hangs
-//! holds up nothing else. It sleeps until somebody leaves it work, and looks for dead builds now and then.
+//! holds up nothing else. It sleeps until somebody leaves it work. Dead
+//! builds are looked for beside it.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -101,7 +102,6 @@ impl Plan {
 pub async fn run(daemon: Arc<Daemon>) {
     let mut plan = Plan::default();
     let mut tries: JoinSet<(Task, bool)> = JoinSet::new();
-    let mut builds = tokio::time::interval_at(Instant::now() + BUILDS, BUILDS);
     loop {
         plan.look(unfinished(&daemon), Instant::now());
         while tries.len() < AT_ONCE
@@ -123,11 +123,16 @@ pub async fn run(daemon: Arc<Daemon>) {
                 // Which one it was is not known any more: all are looked at anew.
                 Err(_) => plan = Plan::default(),
             },
-            _ = builds.tick() => {
-                if let Err(error) = super::builds::bury(&daemon).await {
-                    tracing::warn!(error = error.chain(), "dead builds could not be looked for");
-                }
-            }
+        }
+    }
+}
+
+/// Looks for dead builds now and then, until slipwayd ends: one look at a time, however long it takes.
+pub async fn builds(daemon: Arc<Daemon>) {
+    loop {
+        tokio::time::sleep(BUILDS).await;
+        if let Err(error) = super::builds::bury(&daemon).await {
+            tracing::warn!(error = error.chain(), "dead builds could not be looked for");
         }
     }
 }

@@ -1,5 +1,5 @@
 //! What a start finds: the records of pods and containers, and what is left of them. Each is reconnected, finished or
-//! undone; then the directories are swept of what no record knows.
+//! undone; then the directories are swept of what no record knows. What takes long goes on beside serving.
 //!
 //! ```text
 //! pod's phase   its shim answers                its shim is gone                another boot
@@ -21,8 +21,9 @@ pub(crate) mod reconcile;
 mod sweep;
 
 use std::sync::Arc;
+use std::time::Duration;
 
-use futures_util::StreamExt;
+use tokio::task::JoinSet;
 
 use crate::container::{Container, exit, remove as remove_container};
 use crate::daemon::Daemon;
@@ -36,32 +37,67 @@ use crate::records::{
 
 /// Pods recovered at once.
 const AT_ONCE: usize = 8;
+/// How long clients wait for all of it: most starts take a fraction of this. What takes longer goes on beside serving.
+const PATIENCE: Duration = Duration::from_secs(3);
 /// The exit code of a container whose real one nobody knows.
 const UNKNOWN: i32 = 255;
 
-/// Recovers everything. What fails is told and left to the janitor: one bad pod must not keep the node down.
+/// Recovers everything, or begins to: what another boot has ended is known on return; the rest when it did not take
+/// longer than [`PATIENCE`]. What fails is told and left to the janitor: one bad pod must not keep the node down.
 pub async fn recover(daemon: &Arc<Daemon>) -> Result<(), Error> {
     load(daemon).await?;
+    for pod in daemon.registry.pods() {
+        if pod.record().boot_id != daemon.boot_id
+            && let Err(error) = after_reboot(daemon, &pod).await
+        {
+            tracing::error!(pod = %pod.id(), error = error.chain(), "what the reboot ended could not be recorded; trying again later");
+        }
+    }
+    let rest = daemon.background.spawn(finish(daemon.clone()));
+    if tokio::time::timeout(PATIENCE, rest).await.is_err() {
+        tracing::warn!("what was left takes long to be finished; serving meanwhile");
+    }
+    Ok(())
+}
+
+/// Everything that may take its time. Verbs of clients wait for their turn on a pod that is at it.
+async fn finish(daemon: Arc<Daemon>) {
+    let daemon = &daemon;
     let pods = daemon.registry.pods();
     let count = pods.len();
-    futures_util::stream::iter(pods)
-        .for_each_concurrent(AT_ONCE, |pod| async move {
-            if let Err(error) = recover_pod(daemon, &pod).await {
-                tracing::error!(pod = %pod.id(), error = error.chain(), "a pod could not be recovered; trying again later");
-                daemon.janitor.wake();
-            }
-        })
-        .await;
-    remove_orphans(daemon).await;
-    if let Err(error) = sweep::sweep(daemon).await {
-        tracing::error!(error = error.chain(), "the directories could not be swept");
-    }
-    if let Err(error) = builds::bury(daemon).await {
-        tracing::error!(error = error.chain(), "dead builds could not be looked for");
-    }
-    if !daemon.releases.all().is_empty() {
-        daemon.janitor.wake();
-    }
+    let (alive, half_done): (Vec<_>, Vec<_>) = pods.into_iter().partition(|pod| {
+        matches!(
+            pod.phase(),
+            PodPhase::Ready | PodPhase::NotReady { .. } | PodPhase::Stopped
+        )
+    });
+    recover_all(daemon, alive).await;
+    let beside = async {
+        remove_orphans(daemon).await;
+        if let Err(error) = sweep::sweep(daemon).await {
+            tracing::error!(error = error.chain(), "the directories could not be swept");
+        }
+    };
+    let builds = async {
+        if let Err(error) = builds::bury(daemon).await {
+            tracing::error!(error = error.chain(), "dead builds could not be looked for");
+        }
+    };
+    let releases = async {
+        let mut tries = JoinSet::new();
+        for release in daemon.releases.all() {
+            let daemon = daemon.clone();
+            tries.spawn(async move {
+                if let Err(error) = network::retry_release(&daemon, &release.pod).await {
+                    let error = error.chain();
+                    tracing::warn!(pod = %release.pod, error, "a network could not be released; trying again later");
+                }
+            });
+        }
+        while tries.join_next().await.is_some() {}
+    };
+    tokio::join!(recover_all(daemon, half_done), beside, builds, releases);
+    daemon.janitor.wake();
     if count > 0 {
         tracing::info!(
             pods = count,
@@ -69,7 +105,28 @@ pub async fn recover(daemon: &Arc<Daemon>) -> Result<(), Error> {
             "recovered"
         );
     }
-    Ok(())
+}
+
+async fn recover_all(daemon: &Arc<Daemon>, pods: Vec<Arc<Pod>>) {
+    let mut pods = pods.into_iter();
+    let mut tries = JoinSet::new();
+    loop {
+        while tries.len() < AT_ONCE
+            && let Some(pod) = pods.next()
+        {
+            let daemon = daemon.clone();
+            tries.spawn(async move {
+                if let Err(error) = recover_pod(&daemon, &pod).await {
+                    let error = error.chain();
+                    tracing::error!(pod = %pod.id(), error, "a pod could not be recovered; trying again later");
+                    daemon.janitor.wake();
+                }
+            });
+        }
+        if tries.join_next().await.is_none() {
+            return;
+        }
+    }
 }
 
 /// Fills the registry from the records.
@@ -138,6 +195,8 @@ pub async fn recover_pod(daemon: &Arc<Daemon>, pod: &Arc<Pod>) -> Result<(), Err
     let _turn = pod.begin("its recovery").await?;
     if pod.record().boot_id != daemon.boot_id {
         after_reboot(daemon, pod).await?;
+        let dir = PodDir::new(&daemon.paths.pods, pod.id());
+        crate::blocking::run(move || dir.remove()).await?;
     } else if pod.shim().is_none() {
         reconnect(daemon, pod).await?;
     }
@@ -184,10 +243,8 @@ async fn reconnect(daemon: &Arc<Daemon>, pod: &Arc<Pod>) -> Result<(), Error> {
     }
 }
 
-/// Nothing of it lives. Its addresses are given back with what ADD left; what lies in the directories is removed.
+/// Nothing of it lives: that is written down, and that its addresses have to be given back with what ADD left.
 async fn after_reboot(daemon: &Arc<Daemon>, pod: &Arc<Pod>) -> Result<(), Error> {
-    let dir = PodDir::new(&daemon.paths.pods, pod.id());
-    crate::blocking::run(move || dir.remove()).await?;
     for container in daemon.registry.containers_of(pod.id()) {
         let exit = Exited {
             finished_at_ns: crate::time::now_ns(),
@@ -199,7 +256,7 @@ async fn after_reboot(daemon: &Arc<Daemon>, pod: &Arc<Pod>) -> Result<(), Error>
         exit::note(daemon, &container, exit).await?;
     }
     watch::not_ready(daemon, pod, "the node was rebooted").await?;
-    network::detach(daemon, pod).await.map(|_| ())
+    network::hand_over(daemon, pod).await
 }
 
 /// Undoes containers that never came to be, finishes removals, settles the ended.
@@ -221,6 +278,12 @@ async fn finish_containers(daemon: &Arc<Daemon>, pod: &Arc<Pod>) -> Result<(), E
 async fn remove_orphans(daemon: &Arc<Daemon>) {
     for container in daemon.registry.containers() {
         if daemon.registry.pod(container.pod().as_str()).is_ok() {
+            continue;
+        }
+        let Ok(_turn) = container.begin("its recovery").await else {
+            continue;
+        };
+        if daemon.registry.container(container.id().as_str()).is_err() {
             continue;
         }
         tracing::warn!(container = %container.id(), pod = %container.pod(), "a container without its pod is removed");

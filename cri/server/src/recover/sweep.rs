@@ -1,7 +1,6 @@
 //! What lies under our own roots and no record knows: shims, namespaces, mounts, bundles, volumes, snapshots. It looks
 //! nowhere else, and leaves alone what belongs to a record that cannot be read.
 
-use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -45,18 +44,14 @@ pub async fn sweep(daemon: &Arc<Daemon>) -> Result<(), Error> {
             tell(crate::blocking::run(move || volumes::remove(&dir, &id)).await);
         }
     }
-    let known: BTreeSet<String> = daemon
-        .registry
-        .containers()
-        .iter()
-        .map(|c| c.id().to_string())
-        .collect();
-    let store = daemon.store.clone();
+    let daemon = daemon.clone();
     crate::blocking::run(move || {
+        let store = &daemon.store;
+        // Listed before anybody is asked: a container has its record before it has a snapshot.
         for active in store.actives().map_err(Error::store("list the snapshots"))? {
             // A lease named as a container is held by that container's record.
             let stray = ContainerId::parse(&active.lease).is_some()
-                && !known.contains(&active.lease)
+                && daemon.registry.container(&active.lease).is_err()
                 && !unreadable.contains(&active.lease);
             if stray {
                 tracing::warn!(

@@ -144,7 +144,11 @@ impl Cri {
         let (processes, file_system) = looked.await.unwrap_or_default();
         metrics::Measured {
             interfaces: pod::stats::interfaces(&self.daemon, pod),
-            cgroup: pod::run::cgroup_parent(&self.daemon, pod),
+            // As a path, where the kubelet gave one.
+            cgroup: match &pod.record().config.cgroup_parent {
+                Some(path) => path.clone(),
+                None => pod::run::cgroup_parent(&self.daemon, pod),
+            },
             stats,
             processes,
             file_system,

@@ -613,11 +613,12 @@ fn network(dir: &Path, tag: Tag) {
             {{"type":"stubborn"}}]}}"#,
         dir.display()
     );
-    // A plugin whose DEL fails while the file `stubborn` is there.
+    // A plugin whose DEL fails while the file `stubborn` is there, and hangs while `hang` is.
     let stubborn = format!(
-        "#!/usr/bin/env python3\nimport json, os, sys\n\
+        "#!/usr/bin/env python3\nimport json, os, sys, time\n\
          if os.environ['CNI_COMMAND'] == 'VERSION':\n    print('{{\"cniVersion\":\"1.0.0\",\"supportedVersions\":[\"1.0.0\"]}}'); sys.exit()\n\
          conf = json.load(sys.stdin)\n\
+         while os.environ['CNI_COMMAND'] == 'DEL' and os.path.exists('{0}/hang'):\n    time.sleep(0.05)\n\
          if os.environ['CNI_COMMAND'] == 'DEL' and os.path.exists('{0}/stubborn'):\n\
          \x20   print(json.dumps(dict(cniVersion='1.0.0', code=999, msg='I will not'))); sys.exit(1)\n\
          if os.environ['CNI_COMMAND'] == 'ADD':\n    print(json.dumps(conf['prevResult']))\n",
