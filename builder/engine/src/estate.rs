@@ -18,7 +18,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use slipway_image::Store;
+use slipway_image::{DeadOwner, Store};
 use slipway_network::{Attachment, Cni};
 use slipway_shim_client::{Error as ShimError, Launcher};
 
@@ -197,66 +197,22 @@ impl Estate {
 
 /// Unmounts what is mounted in a build's directory and removes it.
 fn remove_dir(dir: &Path) -> Result<(), EstateError> {
-    for point in mounts_under(dir) {
-        slipway_snapshot::unmount(&point).map_err(|e| EstateError::Io {
-            act: "unmount",
-            path: point.clone(),
-            source: std::io::Error::other(e),
-        })?;
+    let failed = |act, path: &Path| {
+        let path = path.to_path_buf();
+        move |source| EstateError::Io { act, path, source }
+    };
+    for point in slipway_snapshot::mounts_under(dir).map_err(failed("find what is mounted in", dir))? {
+        slipway_snapshot::unmount(&point)
+            .map_err(std::io::Error::other)
+            .map_err(failed("unmount", &point))?;
     }
-    match std::fs::remove_dir_all(dir) {
-        Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(EstateError::Io {
-            act: "remove",
-            path: dir.to_path_buf(),
-            source: e,
-        }),
-        _ => Ok(()),
-    }
-}
-
-/// Mount points below `dir`, deepest first.
-#[must_use]
-pub fn mounts_under(dir: &Path) -> Vec<PathBuf> {
-    let info = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-    let mut points: Vec<PathBuf> = info
-        .lines()
-        .filter_map(|line| line.split(' ').nth(4))
-        .map(|point| PathBuf::from(unescape(point)))
-        .filter(|point| point.starts_with(dir))
-        .collect();
-    points.reverse();
-    points.sort_by_key(|p| std::cmp::Reverse(p.components().count()));
-    points
-}
-
-/// mountinfo writes space, tab, newline and backslash as three octal digits.
-fn unescape(text: &str) -> String {
-    let mut out = String::with_capacity(text.len());
-    let mut rest = text;
-    while let Some(at) = rest.find('\\') {
-        out.push_str(&rest[..at]);
-        let code = rest
-            .get(at + 1..at + 4)
-            .and_then(|d| u8::from_str_radix(d, 8).ok());
-        match code {
-            Some(code) => {
-                out.push(char::from(code));
-                rest = &rest[at + 4..];
-            }
-            None => {
-                out.push('\\');
-                rest = &rest[at + 1..];
-            }
-        }
-    }
-    out.push_str(rest);
-    out
+    slipway_snapshot::remove_tree(dir).map_err(failed("remove", dir))
 }
 
 /// Undoes what dead builds left; how many. A build that is alive is never touched.
 ///
 /// # Errors
-/// What could not be undone: it is tried again at the next call.
+/// The first that could not be undone, after all were tried: it is tried again at the next call.
 pub async fn sweep(store: &Store, around: &Surroundings) -> Result<usize, EstateError> {
     // Without the shim's programs nothing can be undone; whoever has them will.
     let Ok(launcher) = &around.launcher else {
@@ -270,38 +226,81 @@ pub async fn sweep(store: &Store, around: &Surroundings) -> Result<usize, Estate
         source: std::io::Error::other(e),
     })??;
     let mut undone = 0;
+    let mut first = None;
     for owner in dead {
-        let id = owner.id.clone();
-        let estate: Estate =
-            serde_json::from_str(&owner.estate).map_err(|source| EstateError::Unreadable {
-                owner: id.clone(),
-                source,
-            })?;
-        if estate.kind != "build" {
-            continue;
+        match undo_dead(owner, launcher, around.cni.as_deref()).await {
+            Ok(true) => undone += 1,
+            Ok(false) => {}
+            Err(error) => {
+                first.get_or_insert(error);
+            }
         }
-        tracing::info!(owner = %id, dir = %estate.state_dir.display(), "undoing what a dead build left");
-        estate.undo(launcher, around.cni.as_deref(), true).await?;
-        tokio::task::spawn_blocking(move || owner.bury())
-            .await
-            .map_err(|e| EstateError::Io {
-                act: "bury",
-                path: estate.state_dir.clone(),
-                source: std::io::Error::other(e),
-            })??;
-        undone += 1;
     }
-    Ok(undone)
+    first.map_or(Ok(undone), Err)
+}
+
+/// Undoes what one dead owner left; false: it was no build.
+async fn undo_dead(owner: DeadOwner, launcher: &Launcher, cni: Option<&Cni>) -> Result<bool, EstateError> {
+    let id = owner.id.clone();
+    let estate: Estate = serde_json::from_str(&owner.estate).map_err(|source| EstateError::Unreadable {
+        owner: id.clone(),
+        source,
+    })?;
+    if estate.kind != "build" {
+        return Ok(false);
+    }
+    tracing::info!(owner = %id, dir = %estate.state_dir.display(), "undoing what a dead build left");
+    estate.undo(launcher, cni, true).await?;
+    tokio::task::spawn_blocking(move || owner.bury())
+        .await
+        .map_err(|e| EstateError::Io {
+            act: "bury",
+            path: estate.state_dir.clone(),
+            source: std::io::Error::other(e),
+        })??;
+    Ok(true)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    #[test]
-    fn mount_points_with_spaces_are_read() {
-        assert_eq!(unescape("/a\\040b\\134c"), "/a b\\c");
-        assert_eq!(unescape("/plain"), "/plain");
+    /// A store with one living owner, and dead ones with these estates.
+    fn store_of_the_dead(root: &Path, estates: &[&str]) -> Store {
+        let open = || Store::open(root, slipway_image::OwnerKind::Build).unwrap();
+        let store = open();
+        for estate in estates {
+            open().set_estate(Some(estate)).unwrap();
+        }
+        store
+    }
+
+    #[tokio::test]
+    async fn a_dead_build_that_cannot_be_undone_holds_up_no_other() {
+        let dir = tempfile::tempdir().unwrap();
+        let gone = Estate::of(&dir.path().join("gone")).to_json();
+        let store = store_of_the_dead(
+            &dir.path().join("root"),
+            &[&gone, "not ours", &gone, "nor this", &gone],
+        );
+        let around = Surroundings {
+            launcher: Ok(Launcher {
+                shim: "/no/shim".into(),
+                worker: "/no/worker".into(),
+            }),
+            state: dir.path().to_path_buf(),
+            cni: None,
+        };
+        let error = sweep(&store, &around).await.unwrap_err();
+        assert!(matches!(error, EstateError::Unreadable { .. }), "{error}");
+        let left: Vec<String> = store
+            .dead_owners()
+            .unwrap()
+            .into_iter()
+            .map(|o| o.estate.clone())
+            .collect();
+        assert_eq!(left.len(), 2, "{left:?}");
+        assert!(!left.contains(&gone));
     }
 
     #[test]

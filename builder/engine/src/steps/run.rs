@@ -89,7 +89,7 @@ async fn run_in(
         Ok(()) => contain(cx, step, &id, &bundle).await,
         Err(e) => Err(e),
     };
-    let removed = std::fs::remove_dir_all(&bundle);
+    let removed = slipway_snapshot::remove_tree(&bundle);
     ran?;
     removed.map_err(|source| StepError::Io {
         act: "remove",
