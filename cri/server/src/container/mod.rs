@@ -123,7 +123,9 @@ impl Container {
     pub async fn forget(&self, records: &Records) -> Result<(), Error> {
         let mut gone = self.writing.lock().await;
         let id = self.id().as_str();
-        records.delete_all([Kind::ContainerState, Kind::Container], id).await?;
+        records
+            .delete_all([Kind::ContainerState, Kind::Container], id)
+            .await?;
         *gone = true;
         Ok(())
     }
