@@ -67,6 +67,16 @@ fn check(daemon: &Daemon, config: &PodConfig) -> Result<(), Error> {
             "this kernel, or the file system of the root directory, has no mounts with mapped owners",
         ));
     }
+    if let Some(user) = &config.namespaces.user
+        && ![&user.uids, &user.gids]
+            .into_iter()
+            .all(|maps| maps.iter().any(|map| map.container == 0 && map.length > 0))
+    {
+        return Err(Error::invalid(
+            "namespace_options.userns_options",
+            "root of the container is not mapped: nothing could be set up for it",
+        ));
+    }
     network::bandwidth(config)?;
     let own = OwnNamespaces {
         network: config.namespaces.network == Scope::Pod,
