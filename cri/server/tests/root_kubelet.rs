@@ -226,7 +226,7 @@ async fn statistics_of_a_pod_have_its_network_processes_and_containers() {
     if cannot_run() {
         return;
     }
-    let w = World::new(&[]).await;
+    let mut w = World::new(&[]).await;
     let (pod, id) = run(
         &w,
         w.pod_config("podstats", false),
@@ -310,6 +310,12 @@ async fn statistics_of_a_pod_have_its_network_processes_and_containers() {
         .update_pod_sandbox_resources(request)
         .await
         .unwrap();
+    w.kill9();
+    w.restart(&[]).await;
+    let store = w.store();
+    let state = store.records().get("pod-state", &pod).unwrap().unwrap();
+    assert!(state.json.contains("777"), "{}", state.json);
+    drop(store);
     w.finish().await;
 }
 
