@@ -188,26 +188,275 @@ async fn kernel_paths_are_masked_and_read_only() -> Result<()> {
     w.finish().await
 }
 
+/// Takes hold, by their `/proc/<pid>/exe`, of all processes that are neither busybox nor pid 1, says so, and writes to what it
+/// holds when it is told to: when nothing runs it any more, so that the kernel has no other reason to refuse.
+const OVERWRITE: &str = r#"for p in /proc/[0-9]*; do
+  [ $p = /proc/1 ] && continue
+  cmp -s $p/exe /bin/busybox && continue
+  [ -r $p/exe ] || continue
+  (exec 3<$p/exe || exit 0
+   echo held >> /tmp/held
+   while [ ! -e /tmp/go ]; do usleep 20000; done
+   for i in 1 2 3 4 5; do echo evil 2>/dev/null > /proc/self/fd/3 && echo WRITTEN; usleep 20000; done
+   echo tried) 2>/dev/null &
+done
+wait"#;
+
 #[tokio::test]
-async fn a_container_cannot_change_the_runtimes_programs_through_proc_self_exe() -> Result<()> {
-    let w = World::new("conf-exe").await?;
-    let sum = || -> Result<Vec<Vec<u8>>> {
-        ["slipway-runc", "containerd-shim-slipway-v1", "slipwayd"]
-            .iter()
-            .map(|p| Ok(std::fs::read(harness::lab::bin(p))?))
-            .collect()
-    };
+async fn cve_2019_5736_a_container_cannot_change_the_runtimes_programs() -> Result<()> {
+    let mut w = World::new("conf-exe").await?;
+    // Copies, which a runtime that can be changed may lose.
+    let programs = ["slipway-runc", "containerd-shim-slipway-v1"].map(|name| w.lab.join(name));
+    for program in &programs {
+        let name = program.file_name().expect("a name");
+        std::fs::copy(harness::lab::bin(&name.to_string_lossy()), program)?;
+    }
+    w.daemon.stop()?;
+    w.restart(&harness::Setup {
+        config: format!(
+            "[runtime]\nworker = {:?}\nshim = {:?}\n",
+            programs[0], programs[1]
+        ),
+        ..Default::default()
+    })
+    .await?;
+    let sum = || -> Result<Vec<Vec<u8>>> { programs.iter().map(|p| Ok(std::fs::read(p)?)).collect() };
     let before = sum()?;
-    // The entrypoint is a link to /proc/self/exe: what runs is the runtime's own program, if anything.
-    let mut c = container_config("exe", BUSYBOX, &["/proc/self/exe", "--help"]);
-    c.args = vec![];
-    let _ = w.pod_with("exe", c).await;
+
+    let mut config = harness::cri::pod_config("exe", &w.lab, true);
+    let shared = v1::NamespaceOption {
+        network: v1::NamespaceMode::Node as i32,
+        pid: v1::NamespaceMode::Pod as i32,
+        ..Default::default()
+    };
+    config
+        .linux
+        .get_or_insert_default()
+        .security_context
+        .get_or_insert_default()
+        .namespace_options = Some(shared.clone());
+    let pod = w.cri.run_pod(config.clone()).await?;
+    let in_pod = |name: &str, command: &[&str]| {
+        let mut c = container_config(name, BUSYBOX, command);
+        let s = security(&mut c);
+        s.namespace_options = Some(shared.clone());
+        // More than any container gets unasked: without it not even that much can be looked at.
+        s.capabilities = Some(v1::Capability {
+            add_capabilities: vec!["SYS_PTRACE".into()],
+            ..Default::default()
+        });
+        c
+    };
+    let hostile = in_pod("hostile", &["sleep", "1000"]);
+    let hostile = w.cri.run(&pod, hostile, config.clone()).await?;
+    let sh = async |script: &str| w.cri.exec(&hostile, &["sh", "-c", script], 30).await;
+    let held = async || -> Result<()> {
+        for _ in 0..500 {
+            if sh("test -s /tmp/held").await?.0 == 0 {
+                return Ok(());
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        anyhow::bail!("the hostile container found nothing to hold")
+    };
+
+    // Another container's init, which waits for its start and is the worker until then.
+    let victim = in_pod("victim", &["true"]);
+    let victim = w.cri.create(&pod, victim, config.clone()).await?;
+    let attack = async {
+        held().await?;
+        w.cri.remove(&victim).await?;
+        sh("touch /tmp/go").await
+    };
+    let (tried, attacked) = tokio::join!(sh(OVERWRITE), attack);
+    attacked?;
+    let (_, out, _) = tried?;
+    assert!(out.contains("tried") && !out.contains("WRITTEN"), "{out}");
+    assert!(before == sum()?, "the worker was changed through a waiting init");
+
+    // Whoever executes /proc/self/exe executes the runtime once more, in the container and by its rules: the worker as an
+    // entrypoint, and the shim as an exec, here with a record that is a pipe and keeps it reading.
+    let exe = in_pod("exe", &["/proc/self/exe", "features"]);
+    let exe = w.cri.run(&pod, exe, config.clone()).await?;
+    w.cri.wait_exit(&exe, Duration::from_secs(10)).await?;
+    sh("rm /tmp/held /tmp/go; mkdir /tmp/shim && mkfifo /tmp/shim/shim.json").await?;
+    let again = ["/proc/self/exe", "cleanup", "--state-dir", "/tmp/shim"];
+    let attack = async {
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        let attack = async {
+            held().await?;
+            sh("echo > /tmp/shim/shim.json; usleep 200000; touch /tmp/go").await
+        };
+        let (tried, attacked) = tokio::join!(sh(OVERWRITE), attack);
+        attacked.and(tried)
+    };
+    let (ended, tried) = tokio::join!(w.cri.exec(&hostile, &again, 30), attack);
+    assert_ne!(ended?.0, 0, "an empty line is no record");
+    let (_, out, _) = tried?;
+    assert!(out.contains("tried") && !out.contains("WRITTEN"), "{out}");
+    assert!(before == sum()?, "the shim was changed through an exec of itself");
+    w.finish().await
+}
+
+#[tokio::test]
+async fn cve_2020_15257_no_socket_of_ours_has_an_abstract_name() -> Result<()> {
+    let w = World::new("conf-abstract").await?;
     let (_, id) = w
-        .pod_with("exe2", container_config("exe2", BUSYBOX, &["sleep", "1000"]))
+        .pod_with(
+            "abstract",
+            container_config("abstract", BUSYBOX, &["sleep", "1000"]),
+        )
         .await?;
-    let script =
-        "for i in 1 2 3; do for p in /proc/[0-9]*/exe; do echo evil 2>/dev/null > $p; done; done; exit 0";
-    w.cri.exec(&id, &["sh", "-c", script], 20).await?;
-    assert!(before == sum()?, "the programs on the host are as they were");
+    w.cri.exec(&id, &["true"], 5).await?;
+    // A container on the host's network sees every abstract name there is.
+    let table = std::fs::read_to_string("/proc/net/unix")?;
+    let abstract_inodes: std::collections::BTreeSet<&str> = table
+        .lines()
+        .filter_map(|l| {
+            let mut fields = l.split_whitespace();
+            let inode = fields.nth(6)?;
+            fields.next()?.starts_with('@').then_some(inode)
+        })
+        .collect();
+    let mut looked = 0;
+    for (pid, cmd) in harness::leftovers::processes_naming(w.daemon.state()) {
+        for fd in std::fs::read_dir(format!("/proc/{pid}/fd"))?.flatten() {
+            let Ok(target) = std::fs::read_link(fd.path()) else {
+                continue;
+            };
+            let target = target.to_string_lossy().into_owned();
+            if let Some(inode) = target.strip_prefix("socket:[").and_then(|t| t.strip_suffix(']')) {
+                looked += 1;
+                assert!(!abstract_inodes.contains(inode), "{cmd}");
+            }
+        }
+    }
+    assert!(looked > 2, "slipwayd and the shim have sockets");
+    w.finish().await
+}
+
+#[tokio::test]
+async fn cve_2021_41103_and_2024_25621_what_the_runtime_keeps_is_roots_alone() -> Result<()> {
+    use std::os::unix::fs::PermissionsExt;
+    let w = World::new("conf-modes").await?;
+    w.pod_with("modes", container_config("modes", BUSYBOX, &["sleep", "1000"]))
+        .await?;
+    let mode = |p: &std::path::Path| std::fs::metadata(p).map(|m| m.permissions().mode() & 0o7777);
+    for dir in [w.daemon.root(), w.daemon.state()] {
+        assert_eq!(mode(dir)?, 0o700, "{}", dir.display());
+    }
+    let mut looked = 0;
+    for below in ["pods", "containers"] {
+        let below = w.daemon.state().join(below);
+        assert_eq!(mode(&below)?, 0o700, "{}", below.display());
+        for entry in std::fs::read_dir(&below)?.flatten() {
+            assert_eq!(mode(&entry.path())? & 0o077, 0, "{}", entry.path().display());
+            for secret in [
+                "shim.sock",
+                "shim.json",
+                "shim.log",
+                "config.json",
+                "seccomp.bpf",
+                "ns",
+            ] {
+                if let Ok(mode) = mode(&entry.path().join(secret)) {
+                    // What lies in a directory that nobody may enter may be readable, not writable.
+                    assert_eq!(mode & 0o022, 0, "{secret} of {}", entry.path().display());
+                    looked += 1;
+                }
+            }
+        }
+    }
+    assert!(looked >= 4, "the pod and its container have files");
+    w.finish().await
+}
+
+#[tokio::test]
+async fn cve_2022_4318_a_home_with_a_line_break_writes_no_user() -> Result<()> {
+    let w = World::new("conf-home").await?;
+    let set = |c: &mut v1::ContainerConfig| {
+        c.envs.push(v1::KeyValue {
+            key: "HOME".into(),
+            value: b"/root\nevil:x:0:0::/root:/bin/sh".to_vec(),
+        });
+        // A user that the image does not know: for this one others add a line.
+        security(c).run_as_user = Some(v1::Int64Value { value: 4242 });
+    };
+    let (_, lines) = w
+        .shell(
+            "home",
+            set,
+            "grep -c . /etc/passwd; grep -c evil /etc/passwd; id -u",
+        )
+        .await?;
+    assert_eq!(lines, ["3", "0", "4242"]);
+    w.finish().await
+}
+
+#[tokio::test]
+async fn cve_2023_6476_annotations_set_no_limit_and_no_property() -> Result<()> {
+    let w = World::new("conf-annotations").await?;
+    let annotations = [
+        ("org.systemd.property.MemoryMax", "'infinity'"),
+        ("org.systemd.property.TasksMax", "uint64 5"),
+        ("io.kubernetes.cri-o.LinkLogs", "/etc"),
+        ("run.oci.systemd.subgroup", "x"),
+        ("run.oci.keep_original_groups", "1"),
+        ("module.wasm.image/variant", "compat"),
+        ("io.kubernetes.cri-o.cgroup2-mount-hierarchy-rw", "true"),
+    ];
+    let set = |c: &mut v1::ContainerConfig| {
+        let pairs = annotations
+            .iter()
+            .map(|(k, v)| ((*k).to_owned(), (*v).to_owned()));
+        c.annotations.extend(pairs);
+        let linux = c.linux.get_or_insert_default();
+        linux.resources = Some(v1::LinuxContainerResources {
+            memory_limit_in_bytes: 64 << 20,
+            ..Default::default()
+        });
+    };
+    let script = "cat /sys/fs/cgroup/memory/memory.limit_in_bytes /sys/fs/cgroup/memory.max 2>/dev/null; cat /sys/fs/cgroup/pids/pids.max /sys/fs/cgroup/pids.max 2>/dev/null; echo x 2>/dev/null > /sys/fs/cgroup/unified/cgroup.procs && echo wrote; grep ^Groups /proc/self/status";
+    let (_, lines) = w.shell("annotations", set, script).await?;
+    assert_eq!(
+        lines[..2],
+        [(64 << 20).to_string(), "max".to_owned()],
+        "{lines:?}"
+    );
+    assert!(!lines.iter().any(|l| l == "wrote"), "{lines:?}");
+    w.finish().await
+}
+
+#[tokio::test]
+async fn cve_2024_5154_neither_an_images_links_nor_a_log_path_lead_out() -> Result<()> {
+    let w = World::new("conf-links").await?;
+    let victim = w.lab.write("victim", "precious\n")?;
+    // /etc/mtab, and what else a runtime might put into an image's /etc, are links to a file of the host.
+    let context = w.lab.join("links-context");
+    for name in ["mtab", "resolv.conf", "hosts", "hostname"] {
+        std::fs::create_dir_all(context.join("etc"))?;
+        std::os::unix::fs::symlink(&victim, context.join("etc").join(name))?;
+    }
+    std::fs::write(
+        context.join("Dockerfile"),
+        format!("FROM {BUSYBOX}\nCOPY etc/ /etc/\n"),
+    )?;
+    let image = "slipway.test/links:1";
+    harness::image::run_slipway(&w.lab, &["build", "-t", image, &context.display().to_string()])?.ok()?;
+    let mut c = container_config("links", image, &["sh", "-c", "echo evil > /etc/hosts; echo ran"]);
+    if let Ok((_, id)) = w.pod_with("links", c.clone()).await {
+        w.cri.wait_exit(&id, Duration::from_secs(10)).await?;
+    }
+    assert_eq!(std::fs::read_to_string(&victim)?, "precious\n");
+    // CVE-2025-0750: a log path that leads out of the pod's log directory.
+    for path in ["../../victim", "/etc/victim", "a/../../victim"] {
+        c.log_path = path.into();
+        let e = w.pod_with("logs", c.clone()).await.expect_err("refused");
+        assert!(format!("{e:#}").contains("log_path"), "{path}: {e:#}");
+        for p in w.cri.pods().await? {
+            w.cri.remove_pod(&p.id).await?;
+        }
+    }
+    assert_eq!(std::fs::read_to_string(&victim)?, "precious\n");
     w.finish().await
 }

@@ -218,6 +218,227 @@ async fn a_killed_shim_is_an_exit_of_its_containers_with_a_reason() -> Result<()
     w.finish().await
 }
 
+/// The host's pids of a container, from the cgroup that has its id.
+fn pids_of(lab: &harness::Lab, id: &str) -> Result<Vec<i32>> {
+    let find = format!(
+        "find /sys/fs/cgroup/pids{} -name cgroup.procs -path '*{id}*' -exec cat {{}} +",
+        lab.cgroup()
+    );
+    let o = harness::cmd::sh(&find)?;
+    Ok(o.lines().filter_map(|l| l.parse().ok()).collect())
+}
+
+fn kill_init(lab: &harness::Lab, id: &str) -> Result<()> {
+    let pids = pids_of(lab, id)?;
+    anyhow::ensure!(pids.len() == 1, "one init waits for its start: {pids:?}");
+    let pid = rustix::process::Pid::from_raw(pids[0]).context("a pid")?;
+    Ok(rustix::process::kill_process(pid, rustix::process::Signal::KILL)?)
+}
+
+#[tokio::test]
+async fn an_init_killed_between_create_and_start_is_an_exit() -> Result<()> {
+    let mut w = World::new("crash-early").await?;
+    let config = pod_config("early", &w.lab, true);
+    let pod = w.cri.run_pod(config.clone()).await?;
+    let create = async |w: &World, name: &str| {
+        let c = container_config(name, BUSYBOX, SLEEP);
+        w.cri.create(&pod, c, config.clone()).await
+    };
+    let ended = async |w: &World, id: &str| -> Result<()> {
+        let s = w.cri.wait_exit(id, Duration::from_secs(10)).await?;
+        assert_eq!((s.exit_code, s.started_at), (137, 0), "{s:?}");
+        // It may be busy with letting go of what it held.
+        let began = Instant::now();
+        loop {
+            let e = w.cri.start(id).await.expect_err("it has ended");
+            if format!("{e:#}").contains("exited") {
+                break;
+            }
+            anyhow::ensure!(began.elapsed() < Duration::from_secs(5), "{e:#}");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        Ok(())
+    };
+    // When CreateContainer has long answered.
+    let id = create(&w, "late").await?;
+    kill_init(&w.lab, &id)?;
+    ended(&w, &id).await?;
+
+    // With slipwayd dead meanwhile.
+    let id = create(&w, "dead").await?;
+    w.daemon.kill9()?;
+    kill_init(&w.lab, &id)?;
+    w.restart(&Setup::default()).await?;
+    ended(&w, &id).await?;
+
+    // While CreateContainer does not know yet that there is an init: its end is told first.
+    w.daemon.stop()?;
+    w.restart(&Setup {
+        env: vec![(
+            "SLIPWAY_FAILPOINTS".into(),
+            "create_container.after_create=sleep:1500".into(),
+        )],
+        ..Default::default()
+    })
+    .await?;
+    let kill = async {
+        let began = Instant::now();
+        loop {
+            let all = pids_of(&w.lab, "")?;
+            if let [pid] = all[..] {
+                // The worker is in there for a moment before the init, and is gone when that waits.
+                tokio::time::sleep(Duration::from_millis(300)).await;
+                let pid = rustix::process::Pid::from_raw(pid).context("a pid")?;
+                if pids_of(&w.lab, "")?.len() == 1 {
+                    return Ok(rustix::process::kill_process(pid, rustix::process::Signal::KILL)?);
+                }
+            }
+            anyhow::ensure!(began.elapsed() < Duration::from_secs(10), "no init: {all:?}");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    let (id, killed) = tokio::join!(create(&w, "first"), kill);
+    killed?;
+    let id = id?;
+    ended(&w, &id).await?;
+    // And what was told is remembered.
+    w.daemon.kill9()?;
+    w.restart(&Setup::default()).await?;
+    ended(&w, &id).await?;
+    w.finish().await
+}
+
+/// A world whose worker is busybox by another name: an applet that takes any arguments.
+async fn with_worker(what: &str, applet: &str) -> Result<World> {
+    let mut w = World::new(what).await?;
+    let worker = w.lab.join(applet);
+    std::fs::copy("/bin/busybox", &worker)?;
+    w.daemon.stop()?;
+    w.restart(&Setup {
+        config: format!("[runtime]\nworker = {worker:?}\n"),
+        ..Default::default()
+    })
+    .await?;
+    Ok(w)
+}
+
+async fn creates_nothing(w: &World, pod: &str, config: &v1::PodSandboxConfig) -> Result<String> {
+    let c = container_config("main", BUSYBOX, SLEEP);
+    let e = w
+        .cri
+        .create(pod, c, config.clone())
+        .await
+        .expect_err("the worker makes nothing");
+    assert!(w.cri.containers().await?.is_empty(), "{e:#}");
+    let left = harness::cmd::sh(&format!(
+        "ls -A {0}/containers; find /sys/fs/cgroup/pids{1} -mindepth 2 -type d",
+        w.daemon.state().display(),
+        w.lab.cgroup()
+    ))?;
+    assert_eq!(left, "", "{e:#}");
+    Ok(format!("{e:#}"))
+}
+
+#[tokio::test]
+async fn a_worker_that_dies_in_the_middle_of_a_create_leaves_nothing() -> Result<()> {
+    // "sleep create --id …" complains and ends; "watch create --id …" goes on until it is killed.
+    let w = with_worker("crash-worker", "sleep").await?;
+    let config = pod_config("dies", &w.lab, true);
+    let pod = w.cri.run_pod(config.clone()).await?;
+    let e = creates_nothing(&w, &pod, &config).await?;
+    assert!(e.contains("worker") && e.contains("exit code"), "{e}");
+    // The name is free again, and the pod is as good as before.
+    creates_nothing(&w, &pod, &config).await?;
+    w.finish().await?;
+
+    let w = with_worker("crash-killed", "watch").await?;
+    let config = pod_config("killed", &w.lab, true);
+    let pod = w.cri.run_pod(config.clone()).await?;
+    let kill = async {
+        loop {
+            let pids = pids_of(&w.lab, "")?;
+            for pid in pids.iter().filter_map(|pid| rustix::process::Pid::from_raw(*pid)) {
+                rustix::process::kill_process(pid, rustix::process::Signal::KILL)?;
+            }
+            if !pids.is_empty() {
+                return anyhow::Ok(());
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    let (e, killed) = tokio::join!(creates_nothing(&w, &pod, &config), kill);
+    killed?;
+    let e = e?;
+    assert!(e.contains("worker") && e.contains("signal 9"), "{e}");
+    w.finish().await
+}
+
+#[tokio::test]
+async fn a_worker_that_hangs_in_the_middle_of_a_create_is_ended_at_its_deadline() -> Result<()> {
+    let w = with_worker("crash-hang", "watch").await?;
+    let config = pod_config("hangs", &w.lab, true);
+    let pod = w.cri.run_pod(config.clone()).await?;
+    let began = Instant::now();
+    let other = async {
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        let other = w.cri.run_pod(pod_config("other", &w.lab, true)).await?;
+        w.cri.remove_pod(&other).await?;
+        anyhow::Ok(began.elapsed())
+    };
+    let (e, other) = tokio::join!(creates_nothing(&w, &pod, &config), other);
+    let e = e?;
+    assert!(e.contains("worker") && e.contains("30s"), "{e}");
+    assert!(began.elapsed() < Duration::from_secs(45), "{:?}", began.elapsed());
+    assert!(other? < Duration::from_secs(20), "other pods do not wait for it");
+    w.finish().await
+}
+
+#[tokio::test]
+async fn a_full_log_disk_holds_no_container_up_and_the_loss_is_told() -> Result<()> {
+    let w = World::new("crash-logdisk").await?;
+    let logs = w.lab.join("logs/full");
+    std::fs::create_dir_all(&logs)?;
+    harness::cmd::sh(&format!(
+        "mount -t tmpfs -o size=128k tmpfs {0} && head -c 65536 /dev/zero > {0}/ballast",
+        logs.display()
+    ))?;
+    let script = "yes 0123456789 | head -c 3300000; echo > /tmp/done; while [ ! -e /tmp/go ]; do usleep 20000; done; echo last; exit 3";
+    let told = async {
+        let (_, id) = w
+            .pod_with("full", container_config("full", BUSYBOX, &["sh", "-c", script]))
+            .await?;
+        let began = Instant::now();
+        while w.cri.exec(&id, &["test", "-e", "/tmp/done"], 5).await?.0 != 0 {
+            anyhow::ensure!(
+                began.elapsed() < Duration::from_secs(20),
+                "the container is held up by its log"
+            );
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        std::fs::remove_file(logs.join("ballast"))?;
+        w.cri.exec(&id, &["touch", "/tmp/go"], 5).await?;
+        let s = w.cri.wait_exit(&id, Duration::from_secs(20)).await?;
+        assert_eq!(s.exit_code, 3);
+        w.log("full")
+    }
+    .await;
+    let log = w.daemon.log();
+    harness::cmd::sh(&format!("umount -l {}", logs.display()))?;
+    let lines = told?;
+    let losses: Vec<_> = lines
+        .iter()
+        .filter(|l| l.text.contains("bytes of log were lost here: No space left"))
+        .collect();
+    assert_eq!(losses.len(), 1, "the log itself says where something is missing");
+    assert_eq!(lines.last().map(|l| l.text.as_str()), Some("last"));
+    let whole = lines
+        .iter()
+        .filter(|l| !l.text.contains("lost here") && l.text != "last");
+    assert!(whole.clone().count() > 100 && whole.clone().all(|l| l.text == "0123456789" && !l.partial));
+    assert!(log.contains("log lines were lost"), "slipwayd says it too");
+    w.finish().await
+}
+
 #[tokio::test]
 async fn a_client_that_goes_away_cancels_nothing_half_way() -> Result<()> {
     let mut w = World::new("crash-client").await?;
@@ -448,8 +669,9 @@ async fn a_reboot_is_told_from_a_restart_and_undone() -> Result<()> {
     std::fs::remove_dir_all(w.daemon.state())?;
     tokio::time::sleep(Duration::from_millis(300)).await;
     harness::leftovers::forget_as_a_reboot_does(&w.lab)?;
+    let boot = w.lab.write("boot_id", "another-boot\n")?;
     w.restart(&Setup {
-        env: vec![("SLIPWAY_BOOT_ID".into(), "another-boot".into())],
+        args: vec!["--boot-id-file".into(), boot.display().to_string()],
         ..Default::default()
     })
     .await?;

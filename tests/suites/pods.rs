@@ -333,7 +333,7 @@ async fn the_network_is_not_ready_without_a_configuration_and_is_when_one_appear
 }
 
 #[tokio::test]
-async fn a_sysctl_that_smuggles_another_is_refused() -> Result<()> {
+async fn cve_2022_0811_a_sysctl_that_smuggles_another_is_refused() -> Result<()> {
     let w = World::new("pod-sysctl").await?;
     for (key, value) in [
         ("kernel.shm_rmid_forced", "1+kernel.core_pattern=|/x"),

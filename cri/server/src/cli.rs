@@ -38,6 +38,9 @@ pub struct Flags {
     /// Where CNI plugins are looked for; may be given more than once [default: /opt/cni/bin and /usr/lib/cni]
     #[arg(long, value_name = "DIR", global = true)]
     pub cni_bin_dir: Vec<PathBuf>,
+    /// Where the id of this boot of the machine is read from: another file plays a reboot (for tests)
+    #[arg(long, value_name = "FILE", hide = true)]
+    pub boot_id_file: Option<PathBuf>,
 }
 
 /// What to do instead of serving.

@@ -27,9 +27,6 @@ use crate::records::Records;
 use crate::recover::janitor::Janitor;
 use crate::registry::Registry;
 
-/// Set by tests that play a reboot.
-const BOOT_ID_VARIABLE: &str = "SLIPWAY_BOOT_ID";
-const BOOT_ID_FILE: &str = "/proc/sys/kernel/random/boot_id";
 /// Pulls at once; more wait. The downloads of all together are bounded by the configuration.
 pub const PULLS: usize = 32;
 /// Containers whose host paths are looked at at once: threads that a dead mount of the host's can hold.
@@ -74,7 +71,7 @@ impl Daemon {
         let store = Store::open(&config.root, OwnerKind::Daemon).map_err(Error::store("open everything"))?;
         store.pin_builds_for(config.images.upkeep().pin_builds_for);
         Ok(Daemon {
-            boot_id: boot_id()?,
+            boot_id: boot_id(&config.boot_id_file)?,
             host: HostFacts::gather(|path: &Path| std::fs::read(path))
                 .map_err(Error::io("look at the host through", "/proc"))?,
             maps_owners: slipway_snapshot::maps_owners(&config.root),
@@ -157,11 +154,8 @@ impl Daemon {
     }
 }
 
-fn boot_id() -> Result<String, Error> {
-    if let Ok(id) = std::env::var(BOOT_ID_VARIABLE) {
-        return Ok(id);
-    }
-    let id = std::fs::read_to_string(BOOT_ID_FILE).map_err(Error::io("read", BOOT_ID_FILE))?;
+fn boot_id(file: &Path) -> Result<String, Error> {
+    let id = std::fs::read_to_string(file).map_err(Error::io("read", file))?;
     Ok(id.trim().to_owned())
 }
 

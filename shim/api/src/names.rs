@@ -14,6 +14,9 @@ pub const FDS: &str = "fds";
 /// More descriptors than this with one request are refused.
 pub const MAX_FDS: usize = 8;
 
+/// The type URL of `CreateTaskRequest.options` that are ours.
+pub const CREATE_OPTIONS: &str = "slipway.pod.v1.CreateOptions";
+
 /// `CreateTaskRequest.stdout`: a CRI log file, by its absolute path.
 pub const CRI_LOG: &str = "cri-log://";
 /// `CreateTaskRequest.stdout`: a file that both streams are appended to, as they are.

@@ -2,6 +2,7 @@
 
 use crate::connection::Connection;
 use crate::{Error, Result};
+use prost::Message;
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SocketFlags, SocketType,
 };
@@ -79,6 +80,8 @@ pub struct CreateContainer {
     pub stdout: Output,
     /// A pty; its output is the log's stdout.
     pub terminal: bool,
+    /// The container of the pod, by its id, whose PID namespace it joins; its config.json has one without a path.
+    pub pid_target: Option<String>,
 }
 
 fn path(path: &Path) -> String {
@@ -169,6 +172,10 @@ impl Shim {
             terminal: container.terminal,
             stdin: stdin.to_owned(),
             stdout,
+            options: container.pid_target.map(|pid_target| Any {
+                type_url: names::CREATE_OPTIONS.to_owned(),
+                value: pod::CreateOptions { pid_target }.encode_to_vec(),
+            }),
             ..Default::default()
         };
         let created: task::CreateTaskResponse = self

@@ -8,7 +8,7 @@ use crate::connection::Connection;
 use crate::{Error, Result, Shim};
 use std::ffi::OsStr;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -82,8 +82,15 @@ impl Launcher {
                 path: log_path.clone(),
                 source,
             })?;
-        let mut command = Command::new(&self.shim);
+        // What runs for as long as the pod does, and forks into its containers, is a copy that nobody can write through.
+        let program = slipway_sys::mount::program(&self.shim).map_err(|source| Error::Io {
+            act: "open",
+            path: self.shim.clone(),
+            source,
+        })?;
+        let mut command = Command::new(format!("/proc/self/fd/{}", program.as_raw_fd()));
         command
+            .arg0(&self.shim)
             .args(["pod".as_ref(), "--id".as_ref(), OsStr::new(pod_id)])
             .args(["--state-dir".as_ref(), state_dir.as_os_str()])
             .args(["--worker".as_ref(), self.worker.as_os_str()])
@@ -242,7 +249,6 @@ fn find(program: &'static str, explicit: Option<&Path>) -> Result<PathBuf> {
 /// The directory has to stay open while the address is used.
 fn address(state_dir: &Path) -> io::Result<(Option<OwnedFd>, PathBuf)> {
     use rustix::fs::{Mode, OFlags};
-    use std::os::fd::AsRawFd;
     let socket = state_dir.join("shim.sock");
     if socket.as_os_str().len() < SUN_PATH {
         return Ok((None, socket));

@@ -10,10 +10,10 @@ use slipway_sys::ns;
 use std::io;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-/// How long everything in a cgroup may take to die.
-const DEATH: Duration = Duration::from_secs(10);
+/// How long all of it may take together: whoever asked for it waits twice as long.
+const TIME: Duration = Duration::from_secs(30);
 const SIGKILL: i32 = 9;
 
 /// Something that would not go.
@@ -64,19 +64,37 @@ pub struct Report {
     pub containers: Vec<Dead>,
 }
 
+/// When all of it has to be over. However many things do not let go, they do not add up.
+#[derive(Clone, Copy)]
+struct Deadline(Instant);
+
+impl Deadline {
+    fn left(self) -> Duration {
+        self.0.saturating_duration_since(Instant::now())
+    }
+}
+
 /// Cleans up after the shim of a state directory. The pod's network namespace and cgroup stay, unless `all`.
 ///
 /// # Errors
 /// The first thing that would not go, after everything else was tried.
 pub fn run(state_dir: &Path, all: bool) -> Result<Report, CleanupError> {
+    run_within(state_dir, all, TIME)
+}
+
+fn run_within(state_dir: &Path, all: bool, time: Duration) -> Result<Report, CleanupError> {
+    let until = Deadline(Instant::now() + time);
     let Some(mut record) = Record::read(state_dir)? else {
         unpin_all(&state_dir.join("ns"), all)?;
         return Ok(Report::default());
     };
     if slipway_sys::process::boot_id().is_ok_and(|boot| boot == record.boot_id) {
-        kill_shim(&record)?;
+        kill_shim(&record, until)?;
         let mut first = None;
-        for result in [clean_containers(&mut record), clean_pod(&mut record, all)] {
+        for result in [
+            clean_containers(&mut record, until),
+            clean_pod(&mut record, all, until),
+        ] {
             first = first.or(result.err());
         }
         if let Err(e) = save(&record, state_dir) {
@@ -113,7 +131,7 @@ fn unseen(oom_killed: bool, pid: u32) -> Exit {
 }
 
 /// A shim that is not dead but deaf would make containers faster than they can be killed.
-fn kill_shim(record: &Record<Cgroup>) -> Result<(), CleanupError> {
+fn kill_shim(record: &Record<Cgroup>, until: Deadline) -> Result<(), CleanupError> {
     let failed = |source| CleanupError::Io {
         act: "kill the shim",
         path: format!("{}", record.shim.pid).into(),
@@ -126,17 +144,18 @@ fn kill_shim(record: &Record<Cgroup>) -> Result<(), CleanupError> {
         return Ok(());
     }
     slipway_sys::process::send_signal(pidfd.as_fd(), SIGKILL).map_err(failed)?;
-    if slipway_sys::process::wait_ended(pidfd.as_fd(), DEATH).map_err(failed)? {
+    if slipway_sys::process::wait_ended(pidfd.as_fd(), until.left()).map_err(failed)? {
         Ok(())
     } else {
         Err(failed(io::ErrorKind::TimedOut.into()))
     }
 }
 
-fn clean_containers(record: &mut Record<Cgroup>) -> Result<(), CleanupError> {
+fn clean_containers(record: &mut Record<Cgroup>, until: Deadline) -> Result<(), CleanupError> {
     // All are signalled before any is waited for.
-    for container in &record.containers {
-        let _ = container.cgroup.kill();
+    let cgroups = record.containers.iter().map(|c| &c.cgroup);
+    for cgroup in cgroups.chain(&record.init_cgroup) {
+        let _ = cgroup.kill();
     }
     let mut first = None;
     for container in &mut record.containers {
@@ -144,7 +163,7 @@ fn clean_containers(record: &mut Record<Cgroup>) -> Result<(), CleanupError> {
         container
             .exit
             .get_or_insert_with(|| unseen(oom_killed, container.pid));
-        let gone = empty_and_remove(&container.cgroup, || format!("container {}", container.id));
+        let gone = empty_and_remove(&container.cgroup, until, || format!("container {}", container.id));
         first = first.or(gone.err());
         let state = worker::state_dir(&container.bundle);
         let rootfs = container.bundle.join("rootfs");
@@ -169,17 +188,17 @@ fn clean_containers(record: &mut Record<Cgroup>) -> Result<(), CleanupError> {
     first.map_or(Ok(()), Err)
 }
 
-fn empty_and_remove(cgroup: &Cgroup, of: impl Fn() -> String) -> Result<(), CleanupError> {
+fn empty_and_remove(cgroup: &Cgroup, until: Deadline, of: impl Fn() -> String) -> Result<(), CleanupError> {
     let gone = cgroup
-        .wait_empty(DEATH)
-        .and_then(|()| cgroup.remove(Duration::from_secs(2)));
+        .wait_empty(until.left())
+        .and_then(|()| cgroup.remove(until.left()));
     gone.map_err(|source| CleanupError::Cgroup { of: of(), source })
 }
 
-fn clean_pod(record: &mut Record<Cgroup>, all: bool) -> Result<(), CleanupError> {
+fn clean_pod(record: &mut Record<Cgroup>, all: bool, until: Deadline) -> Result<(), CleanupError> {
     let mut first = None;
     if let Some(cgroup) = &record.init_cgroup {
-        match empty_and_remove(cgroup, || "the built-in init".to_owned()) {
+        match empty_and_remove(cgroup, until, || "the built-in init".to_owned()) {
             Ok(()) => record.init_cgroup = None,
             Err(e) => first = Some(e),
         }
@@ -223,4 +242,68 @@ fn unpin_all(dir: &Path, all: bool) -> Result<(), CleanupError> {
 /// Writes down what is left to do, and the exits, so that a second run says the same.
 pub fn save(record: &Record<Cgroup>, state_dir: &Path) -> Result<(), RecordError> {
     record.as_ref().write(state_dir)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::record::{ContainerRecord, Identity, VERSION};
+    use slipway_sys::cgroup::{CgroupPath, Layout};
+
+    #[test]
+    fn what_does_not_let_go_costs_one_deadline_however_much_of_it_there_is() {
+        let dir = tempfile::tempdir().expect("a directory");
+        // No cgroup but looks like one, of a process that does not leave it.
+        let layout = Layout::at(&[("pids", dir.path())], None);
+        let mut process = std::process::Command::new("sleep")
+            .arg("100")
+            .spawn()
+            .expect("a process");
+        let containers = (0..5).map(|n| {
+            let id = format!("c{n}");
+            let cgroup = Cgroup::open(&layout, &CgroupPath::Fs(Path::new("/").join(&id))).expect("a path");
+            let own = dir.path().join(&id);
+            std::fs::create_dir(&own).expect("made");
+            std::fs::write(own.join("cgroup.procs"), format!("{}\n", process.id())).expect("written");
+            ContainerRecord {
+                bundle: dir.path().join("bundle"),
+                id,
+                cgroup,
+                rootfs_mounted: false,
+                pid: process.id(),
+                exit: None,
+            }
+        });
+        let record = Record {
+            version: VERSION,
+            boot_id: slipway_sys::process::boot_id().expect("an id"),
+            shim: Identity {
+                pid: process.id(),
+                start_time: 0,
+            },
+            pod_id: "p".into(),
+            namespaces: Vec::new(),
+            pod_cgroup: None,
+            init_cgroup: None,
+            containers: containers.collect(),
+        };
+        save(&record, dir.path()).expect("saved");
+        let began = Instant::now();
+        let result = run_within(dir.path(), false, Duration::from_millis(300));
+        let took = began.elapsed();
+        process.wait().expect("it was killed");
+        let error = result.expect_err("the cgroups are not empty");
+        assert!(
+            matches!(&error, CleanupError::Cgroup { of, .. } if of == "container c0"),
+            "{error}"
+        );
+        assert!(took < Duration::from_millis(1200), "{took:?}");
+        let left = Record::read(dir.path()).expect("read").expect("there");
+        assert!(
+            left.containers
+                .iter()
+                .all(|c| c.exit.map(|e| e.code) == Some(137)),
+            "how they ended is known all the same"
+        );
+    }
 }

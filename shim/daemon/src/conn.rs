@@ -4,6 +4,7 @@ use prost::Message;
 use rustix::io::Errno;
 use rustix::net::SendFlags;
 use slipway_shim_api::frame::{self, HEADER, Header, Kind};
+use slipway_shim_api::status::Code;
 use slipway_shim_api::{names, ttrpc};
 use std::collections::VecDeque;
 use std::io;
@@ -135,8 +136,22 @@ impl Conn {
     /// # Errors
     /// When the connection is to be closed.
     pub fn respond(&mut self, stream: u32, response: &ttrpc::Response) -> Result<(), Broken> {
-        self.output
-            .extend(frame::encode(stream, Kind::Response, response)?);
+        match frame::encode(stream, Kind::Response, response) {
+            Ok(frame) => self.output.extend(frame),
+            // This call fails; the others on the connection have nothing to do with it.
+            Err(too_long) => {
+                let status = ttrpc::Status {
+                    code: Code::ResourceExhausted as i32,
+                    message: format!("the answer does not fit in a frame: {too_long}"),
+                };
+                let response = ttrpc::Response {
+                    status: Some(status),
+                    payload: Vec::new(),
+                };
+                self.output
+                    .extend(frame::encode(stream, Kind::Response, &response)?);
+            }
+        }
         if self.output.len() > MAX_UNREAD {
             return Err(Broken::Greedy("does not read its answers"));
         }
@@ -264,6 +279,25 @@ mod tests {
             conn.read(&mut [0; 64], &mut Vec::new()),
             Err(Broken::Closed)
         ));
+    }
+
+    #[test]
+    fn an_answer_that_fits_in_no_frame_fails_its_call_and_no_other() {
+        let (mut conn, client) = pair();
+        let response = ttrpc::Response {
+            payload: vec![0; frame::MAX_DATA + 1],
+            ..Default::default()
+        };
+        conn.respond(7, &response).expect("the connection goes on");
+        let mut bytes = [0; 4096];
+        let n = rustix::io::read(&client, &mut bytes).expect("an answer");
+        let header = Header::decode(bytes.first_chunk().expect("ten bytes")).expect("a header");
+        assert_eq!((header.stream, header.length as usize), (7, n - HEADER));
+        let answer = ttrpc::Response::decode(&bytes[HEADER..n]).expect("a response");
+        assert_eq!(
+            answer.status.map(|s| s.code),
+            Some(Code::ResourceExhausted as i32)
+        );
     }
 
     #[test]

@@ -13,9 +13,10 @@ use prost::Message;
 use serde::Serialize;
 use slipway_shim_api::{task, timestamp, types};
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
@@ -178,7 +179,10 @@ fn launch(
         })
         .map_err(io_error("open a log in", state_dir))?;
     let events = std::env::var_os("TTRPC_ADDRESS").unwrap_or_default();
-    std::process::Command::new(&own)
+    // As slipwayd starts one: from a copy that nobody can write through.
+    let program = slipway_sys::mount::program(&own).map_err(io_error("open", &own))?;
+    std::process::Command::new(format!("/proc/self/fd/{}", program.as_raw_fd()))
+        .arg0(&own)
         .args(["pod".as_ref(), "--id".as_ref(), std::ffi::OsStr::new(group)])
         .args(["--state-dir".as_ref(), state_dir.as_os_str()])
         .args(["--worker".as_ref(), worker.as_os_str()])

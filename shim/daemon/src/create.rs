@@ -13,9 +13,9 @@ use crate::stdio::{self, Output, Stdin};
 use crate::task::{Asked, Container, Creating, Outcome, Phase, Streams};
 use crate::worker::{self, Job, Said, WorkerError};
 use prost::Message;
-use slipway_shim_api::names::topic;
+use slipway_shim_api::names::{CREATE_OPTIONS, topic};
 use slipway_shim_api::status::Code;
-use slipway_shim_api::{events, task, types};
+use slipway_shim_api::{events, pod, task, types};
 use slipway_sys::cgroup::{Cgroup, CgroupPath};
 use slipway_sys::process::{Child, Status};
 use std::os::fd::{AsFd, OwnedFd};
@@ -97,6 +97,7 @@ impl Shim {
         } else {
             stdio::open(&stdin, [&outputs[0], &outputs[1]], fds, spec.owner)?
         };
+        let pid_namespace = self.pid_target(&request)?;
         let key = self.number();
         let asked_terminal = request.terminal;
         let streams = Streams {
@@ -123,6 +124,7 @@ impl Shim {
             },
             streams,
             theirs,
+            pid_namespace,
             rootfs: request.rootfs,
             resources: spec.resources,
             cgroup_path: path,
@@ -154,7 +156,36 @@ impl Shim {
         Ok(key)
     }
 
+    /// The PID namespace that a container is to join, of another one of the pod.
+    fn pid_target(&self, request: &task::CreateTaskRequest) -> Result<Option<OwnedFd>, Fault> {
+        let ours = request.options.as_ref().filter(|o| o.type_url == CREATE_OPTIONS);
+        let Some(options) = ours else { return Ok(None) };
+        let options = pod::CreateOptions::decode(options.value.as_slice())
+            .map_err(|e| Fault::invalid(format_args!("decode the options: {e}")))?;
+        if options.pid_target.is_empty() {
+            return Ok(None);
+        }
+        let target = &self.containers[&self.find(&options.pid_target)?];
+        let init = target.init("join the PID namespace of")?;
+        // Not reaped as long as it is in the table: so this pid is nobody else's.
+        let path = format!("/proc/{}/ns/pid", init.pid);
+        slipway_sys::ns::open(Path::new(&path)).map(Some).map_err(|e| {
+            Fault::failed(
+                format_args!("join the PID namespace of container {}", target.id),
+                &e,
+            )
+        })
+    }
+
     fn start_worker(&mut self, key: u32, reply: Reply) -> Result<(), Fault> {
+        if self.worker.is_none() {
+            let path = &self.config.worker;
+            let opened = slipway_sys::mount::program(path).map_err(|source| WorkerError::Start {
+                path: path.clone(),
+                source,
+            })?;
+            self.worker = Some(opened);
+        }
         let Some(container) = self.containers.get_mut(&key) else {
             return Ok(());
         };
@@ -181,9 +212,12 @@ impl Shim {
             return Ok(());
         };
         let theirs = std::mem::take(&mut container.theirs);
+        let pid_namespace = container.pid_namespace.take();
         let [stdin, stdout, stderr] = &theirs.fds;
         let job = Job {
             program: &self.config.worker,
+            file: self.worker.as_ref().map(AsFd::as_fd),
+            pid_namespace: pid_namespace.as_ref().map(AsFd::as_fd),
             id: &container.id,
             bundle: &container.bundle,
             stdio: [stdin, stdout, stderr].map(|fd| fd.as_ref().map(AsFd::as_fd)),
@@ -257,9 +291,7 @@ impl Shim {
         self.reactor.cancel(creating.deadline, Timer::Worker(key));
         container.start_report = Some(creating.report);
         let terminal = terminal.map_or(Ok(()), |master| self.use_terminal(key, master));
-        if !self.is_creating() {
-            self.early.clear();
-        }
+        self.forget_early();
         if let Err(e) = terminal {
             let fault = Fault::failed("use the container's terminal", &e);
             return self.fail(key, creating.reply, fault);
@@ -357,9 +389,7 @@ impl Shim {
             Phase::Created(init) => kill(&init),
             _ => {}
         }
-        if !self.is_creating() {
-            self.early.clear();
-        }
+        self.forget_early();
         self.look_at_ending(key);
     }
 }

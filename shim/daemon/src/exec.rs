@@ -4,32 +4,31 @@
 //! A pod exec writes straight into the descriptors its request brought; nothing is relayed, so its end is its exit, whatever
 //! background child still holds its stdout.
 //!
-//! Running one waits in line for its first instruction, 0.3 ms as a rule: everything is ready by then but the program itself. A
-//! file system in the container that does not answer can make that ten seconds, for this pod and no other.
+//! How one comes to run its program is in [`crate::begin`].
 //!
 //! When a pod exec's time is over, SIGKILL goes to it and to what can be found of what it started: every process of the
 //! container that is in its session, or that descends from one of those. Whoever left the session *and* was orphaned before
 //! is not found, and lives as long as the container: a cgroup of the exec's own would find those too, but then an exec
 //! would not be where the container's init is.
 
+use crate::begin::{Then, Way};
 use crate::conn::Reply;
-use crate::diag::{Chain, debug, warning};
+use crate::diag::{Chain, warning};
 use crate::fault::Fault;
 use crate::reactor::Timer;
 use crate::record::Exit;
 use crate::shim::Shim;
 use crate::spec;
 use crate::stdio::{self, Output, Stdin};
-use crate::streams::Owner;
-use crate::task::{Asked, Phase};
+use crate::task::Asked;
 use crate::tree;
 use prost::Message;
 use slipway_shim_api::names::topic;
 use slipway_shim_api::status::Code;
 use slipway_shim_api::{events, pod, process, task, timestamp};
-use slipway_sys::exec::{ConsoleSize, ExecError, ExecPlan, Process};
+use slipway_sys::exec::{ConsoleSize, ExecError, Process};
 use slipway_sys::process::{Child, Status};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 /// Execs in one container, ended ones that nobody deleted included.
@@ -38,7 +37,7 @@ const MAX_EXECS: usize = 1000;
 const DEATH: Duration = Duration::from_secs(5);
 
 /// Who runs an exec.
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 pub enum Caller {
     /// containerd.
     Task,
@@ -51,10 +50,14 @@ pub enum Caller {
 pub enum State {
     /// Added, not started.
     Added(Box<Process>),
+    /// It was begun, and does not run its program yet.
+    Starting(Box<Way>),
     /// It runs.
     Running(Child),
     /// It has ended.
     Stopped(Exit),
+    /// Between two states, inside one function.
+    Moving,
 }
 
 /// A process run in a container.
@@ -68,14 +71,17 @@ pub struct Exec {
     pub state: State,
     /// Who waits for its end.
     pub waiters: Vec<Reply>,
-    caller: Caller,
+    /// Who runs it.
+    pub caller: Caller,
     asked: Asked,
     deadline: Option<Instant>,
     timed_out: bool,
     /// Held open so that a client may come and go.
-    fifos: Vec<OwnedFd>,
-    terminal: Option<OwnedFd>,
-    pumps: Vec<u32>,
+    pub fifos: Vec<OwnedFd>,
+    /// Its terminal's master.
+    pub terminal: Option<OwnedFd>,
+    /// Pumps of its streams, by number.
+    pub pumps: Vec<u32>,
 }
 
 impl Exec {
@@ -95,23 +101,25 @@ impl Exec {
         }
     }
 
-    /// Its pid while it runs.
+    /// Its pid, while it has one.
     pub fn pid(&self) -> Option<u32> {
         match &self.state {
+            State::Starting(way) => way.starting.pid(),
             State::Running(child) => Some(child.pid),
             _ => None,
         }
     }
 
-    /// Its terminal's master.
-    pub fn terminal(&self) -> Option<&OwnedFd> {
-        self.terminal.as_ref()
+    /// Whether it was begun and does not run its program yet.
+    pub fn is_starting(&self) -> bool {
+        matches!(self.state, State::Starting(_))
     }
 
     /// As containerd wants to know it.
     pub fn describe(&self, container: &str, bundle: &str) -> task::StateResponse {
         let (status, exit) = match &self.state {
-            State::Added(_) => (process::Status::Created, None),
+            State::Added(_) | State::Starting(_) => (process::Status::Created, None),
+            State::Moving => (process::Status::Unknown, None),
             State::Running(_) => (process::Status::Running, None),
             State::Stopped(exit) => (process::Status::Stopped, Some(exit)),
         };
@@ -156,7 +164,7 @@ impl Shim {
         &mut self,
         reply: Reply,
         request: pod::ExecRequest,
-        fds: Vec<OwnedFd>,
+        mut fds: Vec<OwnedFd>,
     ) -> Result<(), Fault> {
         let serial = self.number();
         let id = if request.exec_id.is_empty() {
@@ -193,22 +201,11 @@ impl Shim {
                 fds.len()
             )));
         }
-        let mut fds = fds.iter().map(AsFd::as_fd);
-        let stdio = wanted.map(|w| if w { fds.next() } else { None });
-        let stdio_of_process = if request.terminal { [None; 3] } else { stdio };
-        let (child, terminal) = self.spawn(key, &process, seccomp.as_deref(), stdio_of_process)?;
-        if let (Some(master), Some(socket)) = (terminal, stdio[0].filter(|_| request.terminal)) {
-            slipway_sys::fd::send_fds(socket, &[0], &[master.as_fd()])
-                .map_err(|e| Fault::failed("pass its terminal on", &e))
-                .inspect_err(|_| crate::create::kill(&child))?;
-        }
-        let mut exec = Exec::new(
-            serial,
-            id,
-            State::Running(child),
-            Caller::Pod(reply),
-            Asked::default(),
-        );
+        let terminal = if request.terminal { fds.pop() } else { None };
+        let mut stdio = fds.iter().map(AsFd::as_fd);
+        let stdio = wanted.map(|w| if w { stdio.next() } else { None });
+        let starting = self.begin(key, &process, seccomp.as_deref(), stdio)?;
+        let mut exec = Exec::new(serial, id, State::Moving, Caller::Pod(reply), Asked::default());
         if let Some(ms) = u64::try_from(request.timeout_ms).ok().filter(|ms| *ms > 0) {
             exec.deadline = Some(
                 self.reactor
@@ -218,6 +215,7 @@ impl Shim {
         if let Some(container) = self.containers.get_mut(&key) {
             container.execs.push(exec);
         }
+        self.on_its_way(key, serial, starting, Then::Pod { terminal });
         Ok(())
     }
 
@@ -240,39 +238,6 @@ impl Shim {
             ));
         }
         Ok(key)
-    }
-
-    /// Runs a process in a container that runs.
-    fn spawn(
-        &mut self,
-        key: u32,
-        process: &Process,
-        seccomp_bpf: Option<&[u8]>,
-        stdio: [Option<BorrowedFd<'_>>; 3],
-    ) -> Result<(Child, Option<OwnedFd>), Fault> {
-        let Some(container) = self.containers.get(&key) else {
-            return Err(ExecError::Gone.into());
-        };
-        let Phase::Running(init) = &container.phase else {
-            return Err(container.illegal("run a process in").into());
-        };
-        let plan = ExecPlan {
-            init_pid: init.pid,
-            pidfd: init.pidfd.as_fd(),
-            process,
-            seccomp_bpf,
-            cgroup: Some(&container.cgroup),
-            stdio,
-        };
-        let spawned = slipway_sys::exec::spawn(&plan)?;
-        debug!("process {} runs in container {}", spawned.pid, container.id);
-        Ok((
-            Child {
-                pid: spawned.pid,
-                pidfd: spawned.pidfd,
-            },
-            spawned.pty_master,
-        ))
     }
 
     /// Task.Exec: adds a process, to be started later.
@@ -311,11 +276,11 @@ impl Shim {
         Ok(())
     }
 
-    /// Task.Start of an exec.
+    /// Task.Start of an exec: answered when it runs its program.
     ///
     /// # Errors
     /// When it was started before, or cannot be run.
-    pub fn start_exec(&mut self, id: &str, exec_id: &str) -> Result<Vec<u8>, Fault> {
+    pub fn start_exec(&mut self, reply: Reply, id: &str, exec_id: &str) -> Result<Option<Vec<u8>>, Fault> {
         let key = self.find(id)?;
         let exec = self.find_exec(key, exec_id)?;
         let State::Added(process) = &exec.state else {
@@ -325,17 +290,19 @@ impl Shim {
         };
         let (process, asked, serial) = (process.clone(), exec.asked.clone(), exec.serial);
         let during = |fault: Fault| fault.during(format_args!("start exec {exec_id} of container {id}"));
-        let pid = self.start_added(key, serial, &process, &asked).map_err(during)?;
-        let event = events::TaskExecStarted {
-            container_id: id.to_owned(),
-            exec_id: exec_id.to_owned(),
-            pid,
-        };
-        self.publish(topic::EXEC_STARTED, "containerd.events.TaskExecStarted", &event);
-        Ok(task::StartResponse { pid }.encode_to_vec())
+        self.begin_added(key, serial, reply, process, &asked)
+            .map_err(during)?;
+        Ok(None)
     }
 
-    fn start_added(&mut self, key: u32, serial: u32, process: &Process, asked: &Asked) -> Result<u32, Fault> {
+    fn begin_added(
+        &mut self,
+        key: u32,
+        serial: u32,
+        reply: Reply,
+        process: Box<Process>,
+        asked: &Asked,
+    ) -> Result<(), Fault> {
         let Some(container) = self.containers.get(&key) else {
             return Err(ExecError::Gone.into());
         };
@@ -354,44 +321,14 @@ impl Shim {
         };
         let [a, b, c] = &theirs.fds;
         let fds = [a, b, c].map(|fd| fd.as_ref().map(AsFd::as_fd));
-        let (child, terminal) = self.spawn(key, process, seccomp.as_deref(), fds)?;
-        let pid = child.pid;
-        if let Some(exec) = self.exec_mut(key, serial) {
-            exec.state = State::Running(child);
-            exec.fifos = ours.fifos;
-        }
-        let to = match terminal {
-            Some(master) => Some(
-                self.use_exec_terminal(key, serial, master)
-                    .map_err(|e| Fault::failed("use its terminal", &e))?,
-            ),
-            None => ours.stdin,
+        let starting = self.begin(key, &process, seccomp.as_deref(), fds)?;
+        let then = Then::Task {
+            reply,
+            process,
+            ours: Box::new(ours),
         };
-        if let (Some(fifo), Some(to)) = (ours.stdin_fifo, to) {
-            let id = self.start_pump_from_fifo(fifo, to, Owner::Exec(key, serial));
-            if let Some(exec) = self.exec_mut(key, serial) {
-                exec.pumps.push(id);
-            }
-        }
-        Ok(pid)
-    }
-
-    /// Begins to copy a terminal's output; answers where its input goes.
-    fn use_exec_terminal(&mut self, key: u32, serial: u32, master: OwnedFd) -> std::io::Result<OwnedFd> {
-        slipway_sys::fd::set_nonblocking(&master, true)?;
-        let read = rustix::io::fcntl_dupfd_cloexec(&master, 3)?;
-        let write = rustix::io::fcntl_dupfd_cloexec(&master, 3)?;
-        let fifo = self.exec_mut(key, serial).and_then(|exec| {
-            exec.terminal = Some(master);
-            exec.fifos.pop()
-        });
-        if let Some(to) = fifo {
-            let id = self.start_pump(read, to, Owner::Exec(key, serial), true);
-            if let Some(exec) = self.exec_mut(key, serial) {
-                exec.pumps.push(id);
-            }
-        }
-        Ok(write)
+        self.on_its_way(key, serial, starting, then);
+        Ok(())
     }
 
     /// An exec by its container and id.
@@ -404,7 +341,8 @@ impl Shim {
         found.ok_or_else(|| Fault::not_found(format_args!("there is no exec {exec_id}")))
     }
 
-    fn exec_mut(&mut self, key: u32, serial: u32) -> Option<&mut Exec> {
+    /// An exec by its container and number.
+    pub fn exec_mut(&mut self, key: u32, serial: u32) -> Option<&mut Exec> {
         self.containers
             .get_mut(&key)?
             .execs
@@ -420,13 +358,19 @@ impl Shim {
         let signal = crate::ending::check_signal(signal)?;
         let key = self.find(id)?;
         let exec = self.find_exec(key, exec_id)?;
-        let State::Running(child) = &exec.state else {
-            return Err(Fault::not_found(format_args!(
-                "exec {exec_id} of container {id} does not run"
-            )));
-        };
-        slipway_sys::process::send_signal(child.pidfd.as_fd(), signal)
-            .map_err(|e| Fault::failed(format_args!("kill exec {exec_id}"), &e))?;
+        match &mut exec.state {
+            // It is meant for the program, which gets it as soon as it runs.
+            State::Starting(way) => way.signal = Some(signal),
+            State::Running(child) => {
+                slipway_sys::process::send_signal(child.pidfd.as_fd(), signal)
+                    .map_err(|e| Fault::failed(format_args!("kill exec {exec_id}"), &e))?;
+            }
+            _ => {
+                return Err(Fault::not_found(format_args!(
+                    "exec {exec_id} of container {id} does not run"
+                )));
+            }
+        }
         Ok(())
     }
 
@@ -442,13 +386,17 @@ impl Shim {
         }
         let key = self.find(id)?;
         let exec = self.find_exec(key, exec_id)?;
-        let State::Running(_) = &exec.state else {
-            return Err(Fault::not_found(format_args!(
-                "exec {exec_id} of container {id} does not run"
-            )));
-        };
         let serial = exec.serial;
-        self.kill_tree(key, serial);
+        match &mut exec.state {
+            // It has started nothing yet, and gets it as soon as it runs.
+            State::Starting(way) => way.signal = Some(9),
+            State::Running(_) => self.kill_tree(key, serial),
+            _ => {
+                return Err(Fault::not_found(format_args!(
+                    "exec {exec_id} of container {id} does not run"
+                )));
+            }
+        }
         Ok(())
     }
 
@@ -461,7 +409,15 @@ impl Shim {
             .flat_map(|(key, c)| c.execs.iter().filter(|e| theirs(e)).map(|e| (*key, e.serial)))
             .collect();
         for (key, serial) in found {
-            self.kill_tree(key, serial);
+            if self
+                .exec_mut(key, serial)
+                .is_some_and(|exec| exec.is_starting())
+            {
+                // With it what was begun is killed.
+                self.forget_exec(key, serial);
+            } else {
+                self.kill_tree(key, serial);
+            }
         }
     }
 
@@ -510,7 +466,7 @@ impl Shim {
                 oom_killed: false,
                 pid: 0,
             },
-            State::Running(_) => {
+            State::Starting(_) | State::Running(_) | State::Moving => {
                 return Err(Fault::precondition(format_args!(
                     "delete exec {exec_id} of container {id}: it runs"
                 )));
@@ -521,7 +477,8 @@ impl Shim {
         Ok(crate::ending::delete_response(exit))
     }
 
-    fn forget_exec(&mut self, key: u32, serial: u32) {
+    /// Takes an exec out of its container.
+    pub fn forget_exec(&mut self, key: u32, serial: u32) {
         let Some(container) = self.containers.get_mut(&key) else {
             return;
         };
@@ -540,20 +497,30 @@ impl Shim {
         if let Some(at) = exec.deadline {
             self.reactor.cancel(at, Timer::Exec(key, exec.serial));
         }
-        if let State::Running(child) = &exec.state {
-            crate::create::kill(child);
-            let fault = Fault::not_found(format_args!("the container of exec {} is gone", exec.id));
-            if let Caller::Pod(reply) = exec.caller {
-                self.answer(reply, Err(fault.clone()));
+        let starter = match exec.state {
+            State::Running(child) => {
+                crate::create::kill(&child);
+                None
             }
-            for reply in exec.waiters {
-                self.answer(reply, Err(fault.clone()));
+            State::Starting(way) => {
+                self.off_its_way(key, exec.serial, &way);
+                way.starting.kill(|pid| self.early.contains_key(&pid));
+                way.then.starter()
             }
+            _ => return,
+        };
+        let fault = Fault::not_found(format_args!("the container of exec {} is gone", exec.id));
+        let caller = match exec.caller {
+            Caller::Pod(reply) => Some(reply),
+            Caller::Task => None,
+        };
+        for reply in exec.waiters.into_iter().chain(caller).chain(starter) {
+            self.answer(reply, Err(fault.clone()));
         }
     }
 
     /// An exec was reaped.
-    pub fn exec_exited(&mut self, key: u32, serial: u32, status: Status, at_ns: i64) {
+    pub fn exec_exited(&mut self, key: u32, serial: u32, pid: u32, status: Status, at_ns: i64) {
         let Some(container) = self.containers.get_mut(&key) else {
             return;
         };
@@ -565,7 +532,7 @@ impl Shim {
             code: status.exit_code(),
             at_ns,
             oom_killed: false,
-            pid: exec.pid().unwrap_or(0),
+            pid,
         };
         exec.state = State::Stopped(exit);
         exec.fifos = Vec::new();
@@ -599,23 +566,22 @@ impl Shim {
         let Some(exec) = container.execs.iter().find(|exec| exec.serial == serial) else {
             return;
         };
-        let (State::Running(child), Caller::Pod(reply)) = (&exec.state, &exec.caller) else {
-            return;
-        };
-        if exec.timed_out {
-            warning!("exec {} of container {} does not die", exec.id, container.id);
-            let exit = Exit {
-                code: 137,
-                at_ns: crate::clock::now(),
-                oom_killed: false,
-                pid: child.pid,
-            };
-            let reply = *reply;
-            if let Some(exec) = self.exec_mut(key, serial) {
-                exec.state = State::Stopped(exit);
+        let Caller::Pod(reply) = exec.caller else { return };
+        match &exec.state {
+            State::Running(_) if !exec.timed_out => {}
+            State::Running(_) | State::Starting(_) => {
+                if exec.timed_out {
+                    warning!("exec {} of container {} does not die", exec.id, container.id);
+                }
+                let exit = Exit {
+                    code: 137,
+                    at_ns: crate::clock::now(),
+                    oom_killed: false,
+                    pid: exec.pid().unwrap_or(0),
+                };
+                return self.give_exec_up(key, serial, reply, exit);
             }
-            self.forget_exec(key, serial);
-            return self.answer_exec(reply, exit, true);
+            _ => return,
         }
         self.kill_tree(key, serial);
         let deadline = self.reactor.after(DEATH, Timer::Exec(key, serial));
@@ -623,5 +589,21 @@ impl Shim {
             exec.timed_out = true;
             exec.deadline = Some(deadline);
         }
+    }
+
+    /// Answers a pod exec whose time is over without having seen its end.
+    fn give_exec_up(&mut self, key: u32, serial: u32, reply: Reply, exit: Exit) {
+        if let Some(exec) = self.exec_mut(key, serial) {
+            match std::mem::replace(&mut exec.state, State::Stopped(exit)) {
+                State::Starting(way) => {
+                    self.off_its_way(key, serial, &way);
+                    way.starting.kill(|pid| self.early.contains_key(&pid));
+                }
+                State::Running(child) => crate::create::kill(&child),
+                _ => {}
+            }
+        }
+        self.forget_exec(key, serial);
+        self.answer_exec(reply, exit, true);
     }
 }

@@ -60,13 +60,25 @@ impl Fault {
         }
     }
 
-    /// As it goes over the wire.
+    /// As it goes over the wire, where a text without end has no room.
     pub fn status(&self) -> ttrpc::Status {
         ttrpc::Status {
             code: self.code as i32,
-            message: self.message.clone(),
+            message: cut(&self.message),
         }
     }
+}
+
+/// The longest text of an error: beginning and end of a longer one say what and why.
+const MAX_TEXT: usize = 16 * 1024;
+
+fn cut(text: &str) -> String {
+    if text.len() <= MAX_TEXT {
+        return text.to_owned();
+    }
+    let head = text.floor_char_boundary(MAX_TEXT / 2);
+    let tail = text.ceil_char_boundary(text.len() - MAX_TEXT / 2);
+    format!("{} […] {}", &text[..head], &text[tail..])
 }
 
 impl fmt::Display for Fault {
@@ -168,5 +180,21 @@ impl From<RecordError> for Fault {
 impl From<Illegal> for Fault {
     fn from(e: Illegal) -> Fault {
         with(Code::FailedPrecondition, &e)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_text_without_end_is_cut_in_its_middle() {
+        let name = "ä".repeat(3 << 20);
+        let fault = Fault::invalid("no such program").during(format_args!("run {name:?}"));
+        let status = fault.status();
+        assert!(status.message.len() <= MAX_TEXT + 16, "{}", status.message.len());
+        assert!(status.message.starts_with("run \"ää"), "what was attempted");
+        assert!(status.message.ends_with("ä\": no such program"), "and why not");
+        assert_eq!(Fault::invalid("short").status().message, "short");
     }
 }

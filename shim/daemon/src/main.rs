@@ -1,7 +1,7 @@
 //! containerd-shim-slipway-v1: holds one pod's containers, whatever becomes of who started them.
 //!
 //! A single thread around an epoll loop ([`shim`]): ttrpc in and out ([`conn`], [`service`]), containers ([`task`],
-//! [`create`], [`start`], [`ending`], [`exec`]), their streams ([`stdio`], [`streams`], [`pump`], [`log`]), the pod around them
+//! [`create`], [`start`], [`ending`], [`exec`], [`begin`]), their streams ([`stdio`], [`streams`], [`pump`], [`log`]), the pod around them
 //! ([`pod`]). It links neither an async runtime nor libcontainer: what those would cost is paid once a pod. Containers are
 //! created by a program of their own ([`worker`]).
 //!
@@ -11,6 +11,7 @@
 #![cfg_attr(not(test), no_main)]
 
 mod args;
+mod begin;
 mod cleanup;
 mod clock;
 mod conn;
@@ -121,6 +122,8 @@ fn print(text: &[u8]) -> io::Result<()> {
 /// Serves on the socket that is stdin until there is nothing more to do.
 fn serve(id: String, state_dir: PathBuf, worker: PathBuf, containerd: Option<String>) -> io::Result<()> {
     let listener = take_listener()?;
+    // It was executed by the number of a descriptor.
+    slipway_sys::process::set_name(c"containerd-shim")?;
     // A session of its own: no terminal's hang-up reaches it. An error means that it has one already.
     let _ = rustix::process::setsid();
     rustix::process::chdir("/")?;

@@ -33,6 +33,8 @@ pub enum Source {
     PumpTo(u32),
     /// An attached reader.
     Sink(u32),
+    /// The report of an exec that was begun, by its serial number.
+    Exec(u32),
 }
 
 impl Source {
@@ -49,6 +51,7 @@ impl Source {
             Source::PumpFrom(id) => (8, id),
             Source::PumpTo(id) => (9, id),
             Source::Sink(id) => (10, id),
+            Source::Exec(id) => (11, id),
         };
         kind << 32 | u64::from(id)
     }
@@ -67,6 +70,7 @@ impl Source {
             8 => Source::PumpFrom(id),
             9 => Source::PumpTo(id),
             10 => Source::Sink(id),
+            11 => Source::Exec(id),
             _ => return None,
         })
     }
@@ -83,6 +87,8 @@ pub enum Timer {
     Removing(u32),
     /// An exec has had its time: container and serial number.
     Exec(u32, u32),
+    /// An exec that was begun has had its time: container and serial number.
+    ExecStart(u32, u32),
     /// A call that waits for events has waited long enough.
     Events(u32),
     /// Look again whether the kernel has killed something of a container.

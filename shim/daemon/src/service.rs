@@ -53,7 +53,7 @@ impl Shim {
                 let request: task::StartRequest = decode(payload)?;
                 match request.exec_id.as_str() {
                     "" => self.start(reply, &request.id),
-                    exec => self.start_exec(&request.id, exec).map(Some),
+                    exec => self.start_exec(reply, &request.id, exec),
                 }
             }
             "Delete" => {
@@ -239,7 +239,7 @@ impl Shim {
         let terminal = if request.exec_id.is_empty() {
             container.streams.terminal.as_ref()
         } else {
-            self.find_exec(key, &request.exec_id)?.terminal()
+            self.find_exec(key, &request.exec_id)?.terminal.as_ref()
         };
         let terminal = terminal.ok_or_else(|| {
             Fault::precondition(format_args!(

@@ -5,6 +5,7 @@ use crate::clock;
 use crate::conn::{Broken, Conn, Reply};
 use crate::diag::{Chain, debug, error, warning};
 use crate::events::Events;
+use crate::exec::State;
 use crate::fault::Fault;
 use crate::oom::OomScore;
 use crate::pod::Pod;
@@ -61,6 +62,9 @@ pub struct Poll {
 pub struct Shim {
     /// As told.
     pub config: Config,
+    /// slipway-runc once more, as it was when the shim began: what is executed is a read-only copy of its mount, which a
+    /// container that gets hold of a worker's or an init's `/proc/<pid>/exe` cannot write through (CVE-2019-5736).
+    pub worker: Option<OwnedFd>,
     /// What is waited for.
     pub reactor: Reactor,
     /// How much the OOM killer spares this process.
@@ -108,6 +112,8 @@ impl Shim {
         reactor.watch(&listener, Source::Listener, Interest::Read)?;
         reactor.watch(&signals, Source::Signals, Interest::Read)?;
         Ok(Shim {
+            // Where it is not yet, a create says so.
+            worker: slipway_sys::mount::program(&config.worker).ok(),
             config,
             reactor,
             oom_score: OomScore::take()?,
@@ -177,6 +183,7 @@ impl Shim {
             Source::Stdout(key) => self.on_output(key, crate::log::Source::Stdout),
             Source::Stderr(key) => self.on_output(key, crate::log::Source::Stderr),
             Source::Oom(key) => self.on_oom_event(key),
+            Source::Exec(serial) => self.on_exec_report(serial),
             Source::PumpFrom(id) | Source::PumpTo(id) => self.run_pump(id),
             Source::Sink(id) => self.on_sink(id, ready),
         }
@@ -188,6 +195,7 @@ impl Shim {
             Timer::Ending(key) => self.look_at_ending(key),
             Timer::Removing(key) => self.remove(key),
             Timer::Exec(key, serial) => self.on_exec_timeout(key, serial),
+            Timer::ExecStart(key, serial) => self.on_exec_start_timeout(key, serial),
             Timer::Events(number) => self.answer_poll(number),
             Timer::Oom(key) => self.on_oom_timer(key),
             Timer::Pump(id) => self.run_pump(id),
@@ -344,14 +352,21 @@ impl Shim {
             if container.phase.init().is_some_and(|init| init.pid == pid) {
                 return self.init_exited(key, status, at_ns);
             }
-            if let Some(exec) = container.execs.iter().find(|exec| exec.pid() == Some(pid)) {
-                return self.exec_exited(key, exec.serial, status, at_ns);
+            for exec in &container.execs {
+                match &exec.state {
+                    State::Running(child) if child.pid == pid => {
+                        return self.exec_exited(key, exec.serial, pid, status, at_ns);
+                    }
+                    // Its part is done; what it has said is heard.
+                    State::Starting(way) if way.starting.ahead().pid == pid => return,
+                    _ => {}
+                }
             }
         }
         if self.pod.init.as_ref().is_some_and(|init| init.process.pid == pid) {
             return self.pod_init_exited(status);
         }
-        if self.is_creating() && self.early.len() < MAX_EARLY {
+        if (self.is_creating() || self.is_beginning()) && self.early.len() < MAX_EARLY {
             self.early.insert(pid, (status, at_ns));
         }
     }

@@ -10,6 +10,7 @@ use crate::shim::Shim;
 use crate::task::Stream;
 use rustix::io::Errno;
 use slipway_shim_api::pod;
+use slipway_shim_api::status::Code;
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
 
@@ -20,6 +21,10 @@ const BATCH: usize = 64 * 1024;
 /// The buffer of a stream that fills the ordinary one: as much as a pipe holds, and large enough that the allocator gives
 /// it back to the system at once.
 const HOT: usize = 132 * 1024;
+
+/// Streams attached in one pod at once. Each keeps a bounded number of bytes for a side that does not keep up, so this bounds
+/// what all of them keep: 4 MiB.
+const MAX_ATTACHED: usize = 64;
 
 /// Whose a pump is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -394,6 +399,16 @@ impl Shim {
     /// # Errors
     /// When it has none of those asked for, or does not run.
     pub fn attach(&mut self, request: &pod::AttachRequest, fds: Vec<OwnedFd>) -> Result<bool, Fault> {
+        let stdins = self.pumps.values().filter(|p| matches!(p.owner, Owner::Stdin(_)));
+        if self.sinks.len() + stdins.count() + fds.len() > MAX_ATTACHED {
+            return Err(Fault::new(
+                Code::ResourceExhausted,
+                format_args!(
+                    "attach to container {}: {MAX_ATTACHED} streams of the pod are attached already",
+                    request.container_id
+                ),
+            ));
+        }
         let (key, container) = self.find_mut(&request.container_id)?;
         container.init("attach to")?;
         let terminal = container.asked.terminal;

@@ -231,6 +231,8 @@ pub struct Container {
     pub streams: Streams,
     /// Its own ends of its streams, until the worker has them.
     pub theirs: Theirs,
+    /// Another container's that it joins, until the worker has it.
+    pub pid_namespace: Option<OwnedFd>,
     /// What is to be mounted as its root (containerd).
     pub rootfs: Vec<types::Mount>,
     /// Its limits, until they are applied.
@@ -411,6 +413,7 @@ mod tests {
             asked: Asked::default(),
             streams: Streams::default(),
             theirs: Theirs::default(),
+            pid_namespace: None,
             rootfs: Vec::new(),
             resources: Resources::default(),
             cgroup_path: CgroupPath::Fs("/none".into()),

@@ -1,7 +1,7 @@
 //! One run of `slipway-runc`: started, heard out, never waited for. Knows its protocol, not what is done with the result.
 //!
-//! The worker sits in the container's cgroup from its first instruction, has the container's streams as its own, and a
-//! socket as descriptor 3. There it says one line of JSON: `{"pid":4711}` (a terminal's master travels along), or
+//! The worker sits in the container's cgroup from its first instruction, has the container's streams as its own, a
+//! PID namespace to join as descriptor 4 where there is one, and a socket as descriptor 3. There it says one line of JSON: `{"pid":4711}` (a terminal's master travels along), or
 //! `{"error":"…"}`. The container's init keeps the socket, close-on-exec, until it runs its program: so the end of the
 //! stream after the start means that it does, and another `{"error":"…"}` that it cannot.
 
@@ -149,10 +149,14 @@ impl Report {
 pub struct Job<'a> {
     /// The worker's program.
     pub program: &'a Path,
+    /// The same, opened to be executed.
+    pub file: Option<BorrowedFd<'a>>,
     /// The container's id.
     pub id: &'a str,
     /// Its bundle.
     pub bundle: &'a Path,
+    /// A PID namespace it joins.
+    pub pid_namespace: Option<BorrowedFd<'a>>,
     /// Its streams; `None` is /dev/null.
     pub stdio: [Option<BorrowedFd<'a>>; 3],
     /// Its cgroup, ready.
@@ -184,13 +188,14 @@ pub fn start(job: &Job<'_>) -> Result<(Child, Report), WorkerError> {
     }
     let join = job.cgroup.join().map_err(|e| failed(io::Error::other(e)))?;
     let mut fds = vec![(theirs.as_fd(), 3)];
+    fds.extend(job.pid_namespace.map(|fd| (fd, 4)));
     fds.extend(
         job.stdio
             .iter()
             .zip(0..)
             .filter_map(|(fd, number)| Some(((*fd)?, number))),
     );
-    let args: [&OsStr; 8] = [
+    let mut args: Vec<&OsStr> = vec![
         job.program.as_os_str(),
         "create".as_ref(),
         "--id".as_ref(),
@@ -200,8 +205,12 @@ pub fn start(job: &Job<'_>) -> Result<(Child, Report), WorkerError> {
         "--state".as_ref(),
         state.as_ref(),
     ];
+    if job.pid_namespace.is_some() {
+        args.extend(["--pid-namespace-fd", "4"].map(OsStr::new));
+    }
     let program = Program {
         path: job.program,
+        file: job.file,
         args: &args,
         env: &[],
         fds: &fds,

@@ -236,3 +236,37 @@ async fn root_what_a_killed_worker_left_mounted_is_not_removed_with_the_containe
     assert!(data.path().join("precious").exists());
     pod.assert_nothing_left();
 }
+
+#[tokio::test]
+async fn root_a_container_joins_the_pid_namespace_of_one_that_lives() {
+    let Some(pod) = support::pod().await else { return };
+    pod.create_pod(node).await;
+    let target = pod.run("target", "sleep 1000").await;
+    let debug = |id: &str, target: &str| {
+        let mut container = pod.container(id, "");
+        container.bundle = pod.bundle(id, "ps | grep '[s]leep 1000'", |config| {
+            config["linux"]["namespaces"] = serde_json::json!([{"type": "mount"}, {"type": "pid"}]);
+        });
+        container.pid_target = Some(target.to_owned());
+        container
+    };
+    let pid = pod.shim.create(debug("debug", "target")).await.unwrap();
+    let namespace = |pid: u32| std::fs::read_link(format!("/proc/{pid}/ns/pid")).unwrap();
+    assert_eq!(namespace(pid), namespace(target));
+    pod.shim.start("debug").await.unwrap();
+    assert_eq!(pod.exit_of("debug").await.code, 0);
+    let lines = pod.log_lines("debug");
+    assert!(lines.iter().any(|l| l.contains("sleep 1000")), "{lines:?}");
+
+    // Whatever has its pid by now: that of one which has ended leads nowhere.
+    pod.shim.kill("target", 9, false).await.unwrap();
+    pod.exit_of("target").await;
+    for gone in ["target", "nobody"] {
+        let error = pod.shim.create(debug("late", gone)).await.unwrap_err();
+        assert!(
+            error.is_not_found() && error.to_string().contains(gone),
+            "{error}"
+        );
+    }
+    pod.finish().await;
+}

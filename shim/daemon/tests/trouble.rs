@@ -313,6 +313,206 @@ async fn root_a_slow_reader_does_not_hold_up_the_log() {
 }
 
 #[tokio::test]
+async fn root_attached_streams_that_nobody_reads_or_writes_are_bounded() {
+    let Some(pod) = support::pod().await else { return };
+    pod.create_pod(|_| {}).await;
+    let shim = pod.shim.info().await.unwrap().pid;
+    let mut container = pod.container(
+        "c",
+        "while [ ! -e /tmp/go ]; do sleep 0.02; done; yes 0123456789 | head -c 11000000; echo >/tmp/done; sleep 1000",
+    );
+    container.stdin = slipway_shim_client::Stdin::Keep;
+    pod.shim.create(container).await.unwrap();
+    pod.shim.start("c").await.unwrap();
+    let before = support::private_kib(shim);
+    let (mut ours, mut refused) = (Vec::new(), 0);
+    for _ in 0..200 {
+        let ((stdin, feed), (out, stdout)) = (pipe(), pipe());
+        // More than the container's pipe takes: the rest waits on this side, not in the shim.
+        rustix::io::ioctl_fionbio(&feed, true).unwrap();
+        while rustix::io::write(&feed, &[b'x'; 4096]).is_ok() {}
+        let request = pod::AttachRequest {
+            container_id: "c".into(),
+            stdin: true,
+            stdout: true,
+            stderr: false,
+        };
+        match pod.shim.attach(request, vec![stdin, stdout]).await {
+            Ok(_) => ours.push((feed, out)),
+            Err(error) => {
+                assert!(error.is(Code::ResourceExhausted), "{error}");
+                refused += 1;
+            }
+        }
+    }
+    assert!(ours.len() >= 20 && refused >= 100, "{} attached", ours.len());
+    std::fs::write(pod.path("bundle-c/rootfs/tmp/go"), "").unwrap();
+    let done = pod.path("bundle-c/rootfs/tmp/done");
+    until("the container is not held up", || done.exists()).await;
+    let used = support::private_kib(shim).saturating_sub(before);
+    assert!(used < 6 * 1024, "the shim keeps {used} KiB for its clients");
+    // Those that go away make room for others.
+    ours.clear();
+    let ((stdin, _feed), (_out, stdout)) = (pipe(), pipe());
+    let request = pod::AttachRequest {
+        container_id: "c".into(),
+        stdin: true,
+        stdout: true,
+        stderr: false,
+    };
+    pod.shim.attach(request, vec![stdin, stdout]).await.unwrap();
+    pod.finish().await;
+}
+
+/// A write lease: whoever opens the file waits until it is given back, or for 45 seconds.
+struct Lease {
+    _file: std::fs::File,
+}
+
+impl Lease {
+    fn take(path: &std::path::Path) -> Lease {
+        use std::os::fd::AsRawFd;
+        // A break of it is announced by a signal.
+        slipway_sys::process::ignore_signal(libc::SIGIO).unwrap();
+        let file = std::fs::File::open(path).unwrap();
+        // SAFETY: fcntl with numbers touches no memory.
+        let rc = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_SETLEASE, libc::F_WRLCK) };
+        assert_eq!(rc, 0, "{}", std::io::Error::last_os_error());
+        Lease { _file: file }
+    }
+}
+
+/// Whether a file is only reached through a mount that nobody can write through.
+fn is_read_only(file: &std::fs::File) -> bool {
+    let flags = rustix::fs::fstatvfs(file).unwrap().f_flag;
+    flags.contains(rustix::fs::StatVfsMountFlags::RDONLY)
+}
+
+#[tokio::test]
+async fn root_an_exec_whose_program_does_not_answer_holds_nothing_up() {
+    let Some(pod) = support::pod().await else { return };
+    pod.create_pod(|_| {}).await;
+    pod.run("c", "i=0; while :; do echo $i; i=$((i+1)); sleep 0.02; done")
+        .await;
+    pod.run("ends", "while [ ! -e /tmp/go ]; do sleep 0.02; done; exit 6")
+        .await;
+    let slow = pod.path("bundle-c/rootfs/bin/busybox-slow");
+    std::fs::copy("/bin/busybox", &slow).unwrap();
+    let lease = Lease::take(&slow);
+    let request = |timeout_ms| pod::ExecRequest {
+        container_id: "c".into(),
+        args: ["/bin/busybox-slow", "sh", "-c", "exit 4"]
+            .map(str::to_owned)
+            .to_vec(),
+        timeout_ms,
+        ..Default::default()
+    };
+    let (shim, slow_one) = (pod.shim.clone(), request(0));
+    let slow_one = tokio::spawn(async move { shim.exec(slow_one, vec![]).await });
+    tokio::time::sleep(Duration::from_millis(200)).await;
+
+    let began = Instant::now();
+    let (response, out) = pod.exec("c", "echo quick").await;
+    assert_eq!((response.exit_code, out.as_str()), (0, "quick\n"));
+    let lines = pod.log_lines("c").len();
+    until("the log goes on", || pod.log_lines("c").len() > lines + 3).await;
+    std::fs::write(pod.path("bundle-ends/rootfs/tmp/go"), "").unwrap();
+    assert_eq!(pod.exit_of("ends").await.code, 6);
+    let (response, _) = pod.shim.exec(request(300), vec![]).await.unwrap();
+    assert!(response.timed_out, "its own time is over");
+    assert!(began.elapsed() < Duration::from_secs(3), "{:?}", began.elapsed());
+    assert!(!slow_one.is_finished());
+
+    // CVE-2019-5736: what it is until then is nothing that anybody could write to.
+    let pids = pod.shim.pids("c").await.unwrap();
+    let exes = pids.iter().filter_map(|pid| {
+        let exe = std::fs::File::open(format!("/proc/{pid}/exe")).ok()?;
+        let name = std::fs::read(format!("/proc/{pid}/cmdline")).ok()?;
+        String::from_utf8_lossy(&name)
+            .contains("containerd-shim")
+            .then_some(exe)
+    });
+    let exes: Vec<_> = exes.collect();
+    assert!(!exes.is_empty() && exes.iter().all(is_read_only), "{exes:?}");
+
+    drop(lease);
+    let (response, _) = slow_one.await.unwrap().unwrap();
+    assert_eq!(response.exit_code, 4, "it has not failed, it was slow");
+    pod.finish().await;
+}
+
+#[tokio::test]
+async fn root_an_exec_on_its_way_dies_with_its_container_and_is_answered() {
+    let Some(pod) = support::pod().await else { return };
+    pod.create_pod(|_| {}).await;
+    pod.run("c", "sleep 1000").await;
+    let slow = pod.path("bundle-c/rootfs/bin/busybox-slow");
+    std::fs::copy("/bin/busybox", &slow).unwrap();
+    let _lease = Lease::take(&slow);
+    let request = pod::ExecRequest {
+        container_id: "c".into(),
+        args: vec!["/bin/busybox-slow".to_owned()],
+        ..Default::default()
+    };
+    let shim = pod.shim.clone();
+    let slow_one = tokio::spawn(async move { shim.exec(request, vec![]).await });
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    pod.shim.kill("c", 9, false).await.unwrap();
+    assert_eq!(pod.exit_of("c").await.code, 137);
+    let (response, _) = tokio::time::timeout(Duration::from_secs(5), slow_one)
+        .await
+        .expect("answered")
+        .unwrap()
+        .unwrap();
+    assert_eq!(response.exit_code, 137);
+    pod.finish().await;
+}
+
+#[tokio::test]
+async fn root_an_exec_with_a_name_without_end_is_refused_in_few_words() {
+    let Some(pod) = support::pod().await else { return };
+    pod.create_pod(|_| {}).await;
+    pod.run("c", "sleep 1000").await;
+    let request = pod::ExecRequest {
+        container_id: "c".into(),
+        args: vec!["\u{1}".repeat(1 << 20)],
+        ..Default::default()
+    };
+    let error = pod.shim.exec(request, vec![]).await.unwrap_err();
+    let text = error.to_string();
+    assert!(text.len() < 64 * 1024, "{} bytes", text.len());
+    assert!(text.contains("container c"), "{}", &text[text.len() - 200..]);
+    pod.shim
+        .info()
+        .await
+        .expect("the connection is as good as before");
+    pod.finish().await;
+}
+
+#[tokio::test]
+async fn root_cve_2019_5736_an_init_that_waits_is_executed_from_what_nobody_can_write() {
+    let Some(pod) = support::pod().await else { return };
+    pod.create_pod(|_| {}).await;
+    let pid = pod.shim.create(pod.container("c", "true")).await.unwrap();
+    let exe = std::fs::File::open(format!("/proc/{pid}/exe")).unwrap();
+    let shim = pod.shim.info().await.unwrap().pid;
+    let own = std::fs::File::open(format!("/proc/{shim}/exe")).unwrap();
+    assert!(is_read_only(&exe), "the worker's");
+    assert!(is_read_only(&own), "the shim's");
+    pod.shim.delete("c").await.unwrap();
+    pod.finish().await;
+    // What was held goes on being of no use when nothing of it runs any more.
+    use std::os::fd::AsRawFd;
+    let again = format!("/proc/self/fd/{}", exe.as_raw_fd());
+    let error = std::fs::OpenOptions::new().append(true).open(again).unwrap_err();
+    // Text file busy: another test runs it just now.
+    assert!(
+        matches!(error.raw_os_error(), Some(libc::EROFS | libc::ETXTBSY)),
+        "{error}"
+    );
+}
+
+#[tokio::test]
 async fn root_a_full_log_disk_does_not_stop_the_container_and_is_told() {
     let Some(pod) = support::pod().await else { return };
     pod.create_pod(|_| {}).await;

@@ -396,6 +396,7 @@ pub(crate) unsafe fn fork<F: FnOnce() -> std::convert::Infallible>(child: F) -> 
 }
 
 /// As [`fork`], in a cgroup: the child has joined it when it runs `child`, or has reported that it cannot on `report`.
+/// `EBUSY` is told here, before there is a child.
 ///
 /// # Safety
 /// As [`fork`].
@@ -423,6 +424,8 @@ pub(crate) unsafe fn fork_in<F: FnOnce() -> std::convert::Infallible>(
         };
         match (made, child.take()) {
             (Ok(made), _) => return Ok(made),
+            // It hands controllers down, so that no process may be in it: the caller knows where else to go.
+            (Err(Errno::BUSY), _) => return Err(Errno::BUSY.into()),
             // Not by this kernel, or not into this cgroup in this way: then by moving.
             (Err(_), Some(child)) => {
                 // SAFETY: passed on.
@@ -618,6 +621,23 @@ pub(crate) fn execve(path: &CStr, args: &CArray, env: &CArray) -> Errno {
     // SAFETY: all three are NUL-terminated and live; the arrays end with a null pointer.
     let rc = unsafe { libc::execve(path.as_ptr(), args.as_ptr(), env.as_ptr()) };
     cvt(rc.into()).err().unwrap_or(Errno::NOEXEC)
+}
+
+/// Executes what a descriptor holds. Returns only on failure: `ENOENT` also when it is a script and the descriptor is
+/// close-on-exec.
+pub(crate) fn execve_file(fd: RawFd, args: &CArray, env: &CArray) -> Errno {
+    // SAFETY: the path is an empty string and the arrays end with a null pointer; all are live.
+    let rc = unsafe {
+        libc::syscall(
+            libc::SYS_execveat,
+            fd,
+            c"".as_ptr(),
+            args.as_ptr(),
+            env.as_ptr(),
+            libc::AT_EMPTY_PATH,
+        )
+    };
+    cvt(rc).err().unwrap_or(Errno::NOEXEC)
 }
 
 /// Executes the first of the candidates that is there. Returns only on failure: `ENOENT` when none is.

@@ -174,6 +174,16 @@ pub fn try_reap(pid: u32) -> io::Result<Option<Exited>> {
     reap(i32::try_from(pid).map_err(|_| invalid("no pid"))?, libc::WNOHANG)
 }
 
+/// Whether this is a child of ours that was not reaped yet, ended or not.
+pub fn is_child(pid: u32) -> bool {
+    // SAFETY: all-zero is a valid siginfo_t, and it outlives the call.
+    unsafe {
+        let mut info: libc::siginfo_t = std::mem::zeroed();
+        let flags = libc::WEXITED | libc::WNOHANG | libc::WNOWAIT | libc::__WALL;
+        libc::waitid(libc::P_PID, pid, &mut info, flags) == 0
+    }
+}
+
 /// Waits for this child, however long it takes, and reaps it.
 ///
 /// # Errors
@@ -341,6 +351,9 @@ pub fn ignore_signal(signal: i32) -> io::Result<()> {
 pub struct Program<'a> {
     /// The executable; no PATH is searched.
     pub path: &'a Path,
+    /// The executable once more, opened ([`crate::mount::program`]): then this is what is executed, and the process's
+    /// `/proc/<pid>/exe`. Only a script, whose interpreter has to find it by a path, is still executed by its path.
+    pub file: Option<BorrowedFd<'a>>,
     /// The arguments, the program's own name first.
     pub args: &'a [&'a OsStr],
     /// The whole environment, "NAME=value".
@@ -370,7 +383,10 @@ pub fn spawn(program: &Program<'_>) -> io::Result<Child> {
     let env = fork::CArray::new(program.env.iter().copied()).map_err(failed(act))?;
     let null = fork::dev_null().map_err(failed(act))?;
     let (report, theirs) = fork::report_pipe().map_err(failed(act))?;
-    let plan = fork::FdPlan::new(program.fds, null.as_fd(), theirs.as_fd()).map_err(failed(act))?;
+    let mut fds = program.fds.to_vec();
+    let number = fds.iter().map(|(_, n)| n + 1).fold(3, RawFd::max);
+    fds.extend(program.file.map(|file| (file, number)));
+    let plan = fork::FdPlan::new(&fds, null.as_fd(), theirs.as_fd()).map_err(failed(act))?;
     let parent = rustix::process::getpid();
     // SAFETY: the child's closure makes async-signal-safe calls only: it works on what was prepared above.
     let child = unsafe {
@@ -385,6 +401,13 @@ pub fn spawn(program: &Program<'_>) -> io::Result<Child> {
             }
             let report = Report::of(report.check(fork::Stage::Descriptors, plan.apply()));
             fork::umask(0o022);
+            if program.file.is_some() {
+                report.check(fork::Stage::Descriptors, fork::cloexec(number));
+                match fork::execve_file(number, &args, &env) {
+                    rustix::io::Errno::NOENT => {}
+                    errno => report.fail(fork::Stage::Exec, errno),
+                }
+            }
             report.fail(fork::Stage::Exec, fork::execve(&path, &args, &env))
         })
     }

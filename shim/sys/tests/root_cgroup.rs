@@ -3,7 +3,7 @@
 
 mod common;
 
-use slipway_sys::cgroup::{Cgroup, CgroupError, CgroupPath, Layout, Resources};
+use slipway_sys::cgroup::{Cgroup, CgroupError, CgroupPath, Join, Layout, Resources};
 use slipway_sys::process::{self, Child, Program};
 use std::ffi::OsStr;
 use std::os::fd::AsFd;
@@ -38,16 +38,20 @@ impl Drop for Reaped {
 }
 
 fn shell(cgroup: &Cgroup, script: &str) -> Reaped {
-    let join = cgroup.join().unwrap();
+    shell_in(&cgroup.join().unwrap(), script)
+}
+
+fn shell_in(join: &Join, script: &str) -> Reaped {
     let args = ["busybox", "sh", "-c", script].map(OsStr::new);
     let program = Program {
+        file: None,
         path: Path::new("/bin/busybox"),
         args: &args,
         env: &[],
         fds: &[],
         new_session: false,
         die_with_parent: false,
-        cgroup: Some(&join),
+        cgroup: Some(join),
     };
     Reaped(process::spawn(&program).unwrap())
 }
@@ -126,6 +130,71 @@ fn root_frozen_processes_are_still_killed() {
     g.0.freeze().unwrap();
     g.0.kill().unwrap();
     g.0.wait_empty(Duration::from_secs(5)).unwrap();
+}
+
+#[test]
+fn root_a_cgroup_that_a_container_made_and_froze_is_killed_too() {
+    if !common::root() {
+        return;
+    }
+    let top = Path::new("/sys/fs/cgroup/freezer");
+    if !top.join("cgroup.procs").exists() {
+        return eprintln!("\n*** SKIPPED: no freezer of v1 here ***\n");
+    }
+    let g = Guard::new("nested-frozen");
+    let own = top.join(g.0.path().strip_prefix("/").unwrap());
+    let (a, b) = (own.join("a"), own.join("a/b"));
+    std::fs::create_dir_all(&b).unwrap();
+    let children = [
+        shell(&g.0, "sleep 60"),
+        shell(&g.0, "sleep 60"),
+        shell(&g.0, "sleep 60"),
+    ];
+    for (dir, child) in [(&a, &children[1]), (&b, &children[2])] {
+        std::fs::write(dir.join("cgroup.procs"), child.0.pid.to_string()).unwrap();
+        std::fs::write(dir.join("freezer.state"), "FROZEN").unwrap();
+    }
+    assert!(eventually(|| {
+        std::fs::read_to_string(b.join("freezer.state")).unwrap().trim() == "FROZEN"
+    }));
+    g.0.kill().unwrap();
+    g.0.wait_empty(Duration::from_secs(5)).unwrap();
+}
+
+#[test]
+fn root_v2_a_process_joins_its_container_where_the_containers_init_went() {
+    if !common::root() {
+        return;
+    }
+    let Some(v2) = ["/sys/fs/cgroup/unified", "/sys/fs/cgroup"]
+        .map(PathBuf::from)
+        .into_iter()
+        .find(|p| p.join("cgroup.controllers").exists())
+    else {
+        return eprintln!("\n*** SKIPPED: no cgroup v2 here ***\n");
+    };
+    let g = Guard::new("moved");
+    let init = shell(&g.0, "sleep 60");
+    let of = |pid: u32| {
+        let text = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap();
+        let line = text
+            .lines()
+            .find_map(|l| l.strip_prefix("0::").map(str::to_string));
+        line.unwrap()
+    };
+    let before = shell_in(&g.0.join_where(init.0.pid).unwrap(), "sleep 60");
+    assert_eq!(of(before.0.pid), of(init.0.pid), "one that has not moved");
+    let sub = v2.join(g.0.path().strip_prefix("/").unwrap()).join("own/init");
+    std::fs::create_dir_all(&sub).unwrap();
+    std::fs::write(sub.join("cgroup.procs"), init.0.pid.to_string()).unwrap();
+    let after = shell_in(&g.0.join_where(init.0.pid).unwrap(), "sleep 60");
+    assert!(of(after.0.pid).ends_with("/own/init"));
+    assert_eq!(of(after.0.pid), of(init.0.pid));
+    assert!(g.0.procs().unwrap().contains(&after.0.pid));
+    assert!(
+        g.0.join_where(std::process::id()).is_err(),
+        "a process of somebody else's leads nowhere"
+    );
 }
 
 #[test]

@@ -9,7 +9,7 @@ use crate::trace::Trace;
 use crate::{Asked, passwd};
 use libcontainer::container::builder::ContainerBuilder;
 use libcontainer::error::LibcontainerError;
-use libcontainer::oci_spec::runtime::Spec;
+use libcontainer::oci_spec::runtime::{LinuxNamespaceType, Spec};
 use libcontainer::syscall::syscall::SyscallType;
 use serde::Deserialize;
 use slipway_sys::exec::{Confinement, ExecError, Process};
@@ -17,7 +17,7 @@ use slipway_sys::root::Root;
 use slipway_sys::seccomp::Filter;
 use std::fs;
 use std::io::{self, Read, Write};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
@@ -115,6 +115,7 @@ struct Ours {
 pub fn create(asked: &Asked, report: &Report) -> Result<Created, CreateError> {
     let mut trace = Trace::start().map_err(step("make a log"))?;
     let (mut spec, mut process) = load(&asked.bundle)?;
+    let _pid_namespace = join_pid_namespace(&mut spec, asked.pid_namespace_fd)?;
     let rootfs = rootfs(&spec, &asked.bundle)?;
     let root = Root::open(&rootfs).map_err(step("open the rootfs"))?;
     check_directories(&root)?;
@@ -159,6 +160,25 @@ fn load(bundle: &Path) -> Result<(Spec, Process), CreateError> {
     let spec = serde_json::from_str(&text).map_err(parse)?;
     let ours: Ours = serde_json::from_str(&text).map_err(parse)?;
     Ok((spec, ours.process))
+}
+
+/// Points the specification to the PID namespace that was passed, which has to stay open for as long.
+fn join_pid_namespace(spec: &mut Spec, number: Option<i32>) -> Result<Option<OwnedFd>, CreateError> {
+    let Some(number) = number else { return Ok(None) };
+    let fd = slipway_sys::fd::inherited(number).map_err(step("take the PID namespace to join"))?;
+    let namespaces = spec
+        .linux_mut()
+        .as_mut()
+        .and_then(|l| l.namespaces_mut().as_mut());
+    let own = namespaces
+        .into_iter()
+        .flatten()
+        .find(|n| n.typ() == LinuxNamespaceType::Pid && n.path().is_none())
+        .ok_or(SpecError::Missing(
+            "PID namespace without a path, and one to join was passed",
+        ))?;
+    own.set_path(Some(format!("/proc/self/fd/{}", fd.as_raw_fd()).into()));
+    Ok(Some(fd))
 }
 
 fn rootfs(spec: &Spec, bundle: &Path) -> Result<PathBuf, CreateError> {
@@ -284,7 +304,6 @@ impl Work {
 
 /// Through a descriptor: the path may be longer than a socket's address can be.
 fn bind(dir: &Path, name: &str) -> io::Result<UnixListener> {
-    use std::os::fd::AsRawFd;
     let dir = fs::File::open(dir)?;
     UnixListener::bind(format!("/proc/self/fd/{}/{name}", dir.as_raw_fd()))
 }

@@ -1,11 +1,12 @@
 //! slipway-runc: creates one container through libcontainer, reports its init's pid, and is gone.
 //!
 //! ```text
-//! slipway-runc create --bundle DIR --id ID --state DIR [--report-fd N]
+//! slipway-runc create --bundle DIR --id ID --state DIR [--report-fd N] [--pid-namespace-fd N]
 //! slipway-runc features
 //! ```
 //! What holds when it is started: it is in the container's cgroup, its stdio is the container's, descriptor N (3 unless
-//! given) is a stream socket. `<bundle>/config.json` is the container's, and its rootfs is mounted.
+//! given) is a stream socket. A PID namespace to join may be passed as a descriptor: then the specification has one without a
+//! path. `<bundle>/config.json` is the container's, and its rootfs is mounted.
 //!
 //! On the socket it writes one line of JSON: `{"pid":4711,"warnings":[…]}`, with the terminal's master attached when the
 //! container has one; or `{"error":"what: why: …","exit_code":127}` (`exit_code` as a shell's: 127 for a program that is
@@ -36,7 +37,7 @@ mod stage;
 mod trace;
 
 use report::Report;
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::path::PathBuf;
 
 /// What `create` was asked for.
@@ -45,11 +46,14 @@ struct Asked {
     id: String,
     state: PathBuf,
     report_fd: i32,
+    pid_namespace_fd: Option<i32>,
 }
 
 #[derive(Debug, thiserror::Error)]
 enum UsageError {
-    #[error("usage: slipway-runc create --bundle DIR --id ID --state DIR [--report-fd N]")]
+    #[error(
+        "usage: slipway-runc create --bundle DIR --id ID --state DIR [--report-fd N] [--pid-namespace-fd N]"
+    )]
     Usage,
     #[error("{0} takes a value")]
     NoValue(&'static str),
@@ -59,8 +63,8 @@ enum UsageError {
     Id,
     #[error("{0} must be an absolute path")]
     Path(&'static str),
-    #[error("--report-fd must be a number from 3 to 63")]
-    Fd,
+    #[error("{0} must be a number from 3 to 63")]
+    Fd(&'static str),
 }
 
 fn main() {
@@ -91,6 +95,7 @@ fn features() -> i32 {
 
 fn parse(args: &[OsString]) -> Result<Asked, UsageError> {
     let (mut bundle, mut id, mut state, mut report_fd) = (None, None, None, 3);
+    let mut pid_namespace_fd = None;
     let mut args = args.iter();
     while let Some(arg) = args.next() {
         let mut value = |name| args.next().ok_or(UsageError::NoValue(name));
@@ -98,9 +103,9 @@ fn parse(args: &[OsString]) -> Result<Asked, UsageError> {
             Some("--bundle") => bundle = Some(PathBuf::from(value("--bundle")?)),
             Some("--state") => state = Some(PathBuf::from(value("--state")?)),
             Some("--id") => id = value("--id")?.to_str().map(str::to_string),
-            Some("--report-fd") => {
-                let number = value("--report-fd")?.to_str().and_then(|n| n.parse().ok());
-                report_fd = number.filter(|n| (3..64).contains(n)).ok_or(UsageError::Fd)?;
+            Some("--report-fd") => report_fd = number("--report-fd", value("--report-fd")?)?,
+            Some("--pid-namespace-fd") => {
+                pid_namespace_fd = Some(number("--pid-namespace-fd", value("--pid-namespace-fd")?)?);
             }
             _ => return Err(UsageError::Unknown(arg.to_string_lossy().into_owned())),
         }
@@ -116,7 +121,13 @@ fn parse(args: &[OsString]) -> Result<Asked, UsageError> {
         id,
         state: absolute(state, "--state")?,
         report_fd,
+        pid_namespace_fd,
     })
+}
+
+fn number(name: &'static str, text: &OsStr) -> Result<i32, UsageError> {
+    let number = text.to_str().and_then(|n| n.parse().ok());
+    number.filter(|n| (3..64).contains(n)).ok_or(UsageError::Fd(name))
 }
 
 fn is_id(id: &str) -> bool {
@@ -125,6 +136,8 @@ fn is_id(id: &str) -> bool {
 }
 
 fn create_and_report(asked: &Asked) -> i32 {
+    // It was executed by the number of a descriptor.
+    let _ = slipway_sys::process::set_name(c"slipway-runc");
     let report = match Report::take(asked.report_fd) {
         Ok(report) => report,
         Err(e) => {
@@ -163,9 +176,12 @@ mod tests {
             "/s",
             "--report-fd",
             "5",
+            "--pid-namespace-fd",
+            "6",
         ]));
         let good = good.unwrap_or_else(|e| panic!("{e}"));
         assert_eq!((good.id.as_str(), good.report_fd), ("a-1", 5));
+        assert_eq!(good.pid_namespace_fd, Some(6));
         for bad in [
             &["--bundle", "/b", "--id", "../x", "--state", "/s"][..],
             &["--bundle", "b", "--id", "x", "--state", "/s"],

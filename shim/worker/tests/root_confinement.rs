@@ -204,7 +204,7 @@ fn own_by(path: &std::path::Path, id: u32) {
 }
 
 #[test]
-fn root_neither_init_nor_exec_inherits_a_descriptor() {
+fn root_cve_2024_21626_neither_init_nor_exec_inherits_a_descriptor() {
     if !common::root() {
         return;
     }
@@ -231,7 +231,7 @@ fn root_neither_init_nor_exec_inherits_a_descriptor() {
 }
 
 #[test]
-fn root_a_working_directory_that_leads_outside_is_refused() {
+fn root_cve_2024_21626_a_working_directory_that_leads_outside_is_refused() {
     if !common::root() {
         return;
     }

@@ -392,7 +392,7 @@ fn root_missing_working_directories_are_made_also_on_mounts_and_read_only_roots(
 }
 
 #[test]
-fn root_hostile_working_directories_are_refused() {
+fn root_cve_2024_21626_hostile_working_directories_are_refused() {
     if !common::root() {
         return;
     }
@@ -424,7 +424,7 @@ fn root_hostile_working_directories_are_refused() {
 }
 
 #[test]
-fn root_images_whose_system_directories_are_links_reach_nothing_outside() {
+fn root_cve_2025_31133_images_whose_system_directories_are_links_reach_nothing_outside() {
     if !common::root() {
         return;
     }
@@ -482,7 +482,7 @@ fn root_images_whose_system_directories_are_links_reach_nothing_outside() {
 }
 
 #[test]
-fn root_devices_without_a_dev_mount_do_not_follow_an_images_links() {
+fn root_cve_2025_31133_devices_without_a_dev_mount_do_not_follow_an_images_links() {
     if !common::root() {
         return;
     }
@@ -508,7 +508,7 @@ fn root_devices_without_a_dev_mount_do_not_follow_an_images_links() {
 }
 
 #[test]
-fn root_the_worker_cannot_be_overwritten_from_inside() {
+fn root_cve_2019_5736_the_worker_cannot_be_overwritten_from_inside() {
     if !common::root() {
         return;
     }

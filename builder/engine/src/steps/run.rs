@@ -242,6 +242,7 @@ async fn contain(cx: &StepContext<'_>, step: &RunStep, id: &str, bundle: &Path) 
                 stderr: second,
             },
             terminal: false,
+            pid_target: None,
         })
         .await;
     created.map_err(StepError::shim("create"))?;

@@ -15,6 +15,7 @@ use crate::cli::Flags;
 pub const DEFAULT_TOML: &str = include_str!("default.toml");
 /// Read when no `--config` is given and it exists.
 const DEFAULT_PATH: &str = "/etc/slipway/config.toml";
+const BOOT_ID_FILE: &str = "/proc/sys/kernel/random/boot_id";
 
 /// Why a configuration is not usable.
 #[derive(Debug, thiserror::Error)]
@@ -140,6 +141,9 @@ pub enum CgroupDriver {
 /// The configuration slipwayd runs with.
 #[derive(Debug, Clone, Serialize)]
 pub struct Config {
+    /// A flag only: nothing an installation may want to set.
+    #[serde(skip)]
+    pub boot_id_file: PathBuf,
     pub root: PathBuf,
     pub state: PathBuf,
     pub socket: PathBuf,
@@ -344,6 +348,7 @@ impl Raw {
             .or(self.network.conf_dir)
             .unwrap_or_else(|| "/etc/cni/net.d".into());
         Ok(Config {
+            boot_id_file: flags.boot_id_file.clone().unwrap_or_else(|| BOOT_ID_FILE.into()),
             root: absolute(
                 "root",
                 flags

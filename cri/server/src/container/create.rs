@@ -11,7 +11,7 @@ use slipway_image::Image;
 use slipway_shim_client::{CreateContainer, Output, Shim, Stdin};
 
 use super::bundle::Bundle;
-use super::{Container, mounts, remove, spec, volumes};
+use super::{Container, exit, mounts, remove, spec, volumes};
 use crate::daemon::Daemon;
 use crate::error::Error;
 use crate::events::{self, What};
@@ -31,7 +31,7 @@ pub async fn create(
 ) -> Result<ContainerId, Error> {
     let pod = daemon.registry.pod(pod_id)?;
     let (_inside, shim) = pod.enter(VERB).await?;
-    let target = check(daemon, &pod, &config)?;
+    check(daemon, &pod, &config)?;
     let image = resolve(daemon, &config.image.image).await?;
 
     let record = ContainerRecord {
@@ -65,7 +65,6 @@ pub async fn create(
         pod,
         container: container.clone(),
         image,
-        target,
     };
     match work.set_up(&shim).await {
         Ok(()) => {
@@ -79,10 +78,10 @@ pub async fn create(
     }
 }
 
-/// What can be refused without having touched anything. Answers the pid whose PID namespace is to be shared.
-fn check(daemon: &Daemon, pod: &Pod, config: &ContainerConfig) -> Result<Option<u32>, Error> {
+/// What can be refused without having touched anything.
+fn check(daemon: &Daemon, pod: &Pod, config: &ContainerConfig) -> Result<(), Error> {
     let Some(security) = &config.security else {
-        return Ok(None);
+        return Ok(());
     };
     if security.privileged && !pod.record().config.privileged {
         return Err(Error::invalid(
@@ -98,7 +97,7 @@ fn check(daemon: &Daemon, pod: &Pod, config: &ContainerConfig) -> Result<Option<
         ));
     }
     let PidNamespace::Target(target) = &security.pid else {
-        return Ok(None);
+        return Ok(());
     };
     let refused = |reason: String| Error::invalid("namespace_options.target_id", reason);
     let target = daemon
@@ -109,7 +108,7 @@ fn check(daemon: &Daemon, pod: &Pod, config: &ContainerConfig) -> Result<Option<
         return Err(refused(format!("container {} is in another pod", target.id())));
     }
     match target.phase() {
-        ContainerPhase::Running { .. } => Ok(Some(target.state().made.pid)),
+        ContainerPhase::Running { .. } => Ok(()),
         phase => Err(refused(format!(
             "container {} is {}",
             target.id(),
@@ -171,7 +170,6 @@ struct Work {
     pod: Arc<Pod>,
     container: Arc<Container>,
     image: Image,
-    target: Option<u32>,
 }
 
 impl Work {
@@ -197,7 +195,10 @@ impl Work {
         container
             .transition(&daemon.records, |state| {
                 *state = ContainerState {
-                    phase: ContainerPhase::Created,
+                    phase: match container.take_early_exit() {
+                        Some(exit) => ContainerPhase::Exited(exit),
+                        None => ContainerPhase::Created,
+                    },
                     made,
                     ..state.clone()
                 };
@@ -205,6 +206,9 @@ impl Work {
             })
             .await?;
         fail::point("create_container.after_record").await?;
+        if matches!(container.phase(), ContainerPhase::Exited(_)) {
+            exit::settle_later(&daemon, container);
+        }
         Ok(())
     }
 
@@ -245,7 +249,6 @@ impl Work {
             image: &self.image,
             bundle: &bundle,
             binds,
-            target: self.target,
         })?;
         write_config(&bundle, &made.json)?;
         fail::blocking_point("create_container.after_bundle")?;
@@ -382,5 +385,9 @@ fn request(daemon: &Daemon, container: &Container, made: &Made) -> CreateContain
         },
         stdout: made.log_path.clone().map_or(Output::Null, Output::CriLog),
         terminal: config.tty,
+        pid_target: match config.security.as_ref().map(|security| &security.pid) {
+            Some(PidNamespace::Target(target)) => Some(target.clone()),
+            _ => None,
+        },
     }
 }

@@ -34,17 +34,24 @@ pub fn known_or_now(at_ns: i64) -> i64 {
     if at_ns > 0 { at_ns } else { crate::time::now_ns() }
 }
 
-/// Notes an end; one that is noted already stays as it is.
+/// Notes an end; one that is noted already stays as it is. That of a container that is still being created is kept for
+/// CreateContainer, in memory: after a crash there is nothing to keep it for.
 pub async fn note(daemon: &Daemon, container: &Container, exit: Exited) -> Result<(), Error> {
     let mut noted = false;
     container
-        .transition(&daemon.records, |state| match state.phase.after_exit(exit) {
-            Some(phase) => {
-                state.phase = phase;
-                noted = true;
-                true
+        .transition(&daemon.records, |state| {
+            if state.phase == ContainerPhase::Creating {
+                container.set_early_exit(exit);
+                return false;
             }
-            None => false,
+            match state.phase.after_exit(exit) {
+                Some(phase) => {
+                    state.phase = phase;
+                    noted = true;
+                    true
+                }
+                None => false,
+            }
         })
         .await?;
     if noted {

@@ -21,8 +21,8 @@ pub mod stop;
 pub mod update;
 pub mod volumes;
 
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::{Mutex as AsyncMutex, watch};
@@ -40,6 +40,8 @@ pub struct Container {
     /// Makes the order of states on disk that in memory; true: its records are deleted, and no state comes after.
     writing: AsyncMutex<bool>,
     turn: Turn,
+    /// How its init ended before CreateContainer had noted that there is one.
+    early_exit: Mutex<Option<Exited>>,
     /// After its end: the shim has forgotten it and its rootfs is unmounted.
     settled: AtomicBool,
     /// What the last statistics were, for rates and for sizes that take long to count.
@@ -53,6 +55,7 @@ impl Container {
             state: watch::Sender::new(state),
             writing: AsyncMutex::default(),
             turn: Turn::default(),
+            early_exit: Mutex::default(),
             settled: AtomicBool::new(false),
             samples: Mutex::default(),
         }
@@ -128,6 +131,19 @@ impl Container {
             .await?;
         *gone = true;
         Ok(())
+    }
+
+    /// Keeps an end that is told while CreateContainer is not done, which takes it with its last step.
+    pub fn set_early_exit(&self, exit: Exited) {
+        *self.early_exit.lock().unwrap_or_else(PoisonError::into_inner) = Some(exit);
+    }
+
+    /// See [`Container::set_early_exit`].
+    pub fn take_early_exit(&self) -> Option<Exited> {
+        self.early_exit
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take()
     }
 
     /// Its end has been dealt with: see [`exit::settle`].
@@ -213,7 +229,7 @@ impl ContainerPhase {
             ..exit.clone()
         };
         match self {
-            // A container that is being created belongs to CreateContainer, which sees the failure itself.
+            // CreateContainer takes it with its last step: see `Container::set_early_exit`.
             ContainerPhase::Creating => None,
             ContainerPhase::Created => Some(ContainerPhase::Exited(exit)),
             ContainerPhase::Running { started_at_ns } => {

@@ -37,8 +37,6 @@ pub struct Wanted<'a> {
     pub bundle: &'a Bundle,
     /// Mounts and volumes, their sources existing.
     pub binds: Vec<slipway_spec::Mount>,
-    /// Whose PID namespace is to be shared.
-    pub target: Option<u32>,
 }
 
 /// A specification and what else came of it.
@@ -171,10 +169,8 @@ fn namespaces(wanted: &Wanted<'_>, security: &Security) -> Namespaces {
         pid: match (&security.pid, pod.pid) {
             (PidNamespace::Container, _) => Namespace::New,
             (PidNamespace::Node, _) => Namespace::Host,
-            (PidNamespace::Target(_), _) => match wanted.target {
-                Some(pid) => Namespace::Path(PathBuf::from(format!("/proc/{pid}/ns/pid"))),
-                None => Namespace::New,
-            },
+            // The shim puts the target's in its place: a path by a pid could lead to another process's.
+            (PidNamespace::Target(_), _) => Namespace::New,
             // Pod: whatever the pod says. One whose containers each have their own shares nothing.
             (PidNamespace::Pod, scope) => shared(scope, "pid"),
         },

@@ -35,6 +35,17 @@ async fn follow(daemon: &Arc<Daemon>, pod: &Arc<Pod>, shim: &Shim, mut after: u6
     loop {
         match shim.events(after, LONG_POLL).await {
             Ok(events) => {
+                if missed(after, &events)
+                    && let Err(error) = catch_up(daemon, pod, shim).await
+                {
+                    // The events are asked for again, and what was missed with them.
+                    tracing::error!(
+                        error = error.chain(),
+                        "what the shim's lost events told could not be recorded"
+                    );
+                    tokio::time::sleep(PAUSE).await;
+                    continue;
+                }
                 for event in events {
                     match handle(daemon, pod, &event).await {
                         Ok(()) => after = after.max(event.seq),
@@ -66,6 +77,34 @@ async fn follow(daemon: &Arc<Daemon>, pod: &Arc<Pod>, shim: &Shim, mut after: u6
 /// Whether the shim of a pod in this phase has to be there: its containers may run.
 pub fn watched(phase: &PodPhase) -> bool {
     matches!(phase, PodPhase::Ready | PodPhase::NotReady { .. })
+}
+
+/// Whether the shim has dropped events that were not acknowledged, which it does when there are too many.
+fn missed(after: u64, events: &[wire::Event]) -> bool {
+    events.first().is_some_and(|first| first.seq > after + 1)
+}
+
+/// Asks the shim how things are, in the place of events that are lost.
+async fn catch_up(daemon: &Arc<Daemon>, pod: &Arc<Pod>, shim: &Shim) -> Result<(), Error> {
+    tracing::warn!("the shim has dropped events; asking it for everything");
+    // Those only that were there before it was asked: it may not have known the others yet.
+    let before = daemon.registry.containers_of(pod.id());
+    let info = shim
+        .info()
+        .await
+        .map_err(Error::shim("ask for the state", pod.id()))?;
+    if pod.state().init_pid.is_some() && info.init_pid == 0 {
+        not_ready(daemon, pod, "the init of its PID namespace has ended").await?;
+    }
+    for container in before {
+        let seen = info
+            .containers
+            .iter()
+            .find(|seen| seen.id == container.id().as_str());
+        crate::recover::reconcile::one(daemon, &container, seen).await?;
+        exit::settle_later(daemon, container);
+    }
+    Ok(())
 }
 
 async fn handle(daemon: &Arc<Daemon>, pod: &Arc<Pod>, event: &wire::Event) -> Result<(), Error> {
@@ -205,6 +244,24 @@ pub async fn not_ready(daemon: &Arc<Daemon>, pod: &Arc<Pod>, reason: &str) -> Re
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_gap_in_the_numbers_of_events_is_noticed() {
+        let events = |from: u64| -> Vec<wire::Event> {
+            let event = |seq| wire::Event {
+                seq,
+                ..Default::default()
+            };
+            (from..from + 3).map(event).collect()
+        };
+        assert!(!missed(0, &events(1)) && !missed(7, &events(8)));
+        assert!(!missed(7, &[]), "nothing happened");
+        assert!(missed(0, &events(2)) && missed(7, &events(1024)));
+        assert!(
+            !missed(9, &events(8)),
+            "told once more, since it was not acknowledged"
+        );
+    }
 
     #[test]
     fn a_container_that_died_with_its_shim_is_killed_with_a_reason() {

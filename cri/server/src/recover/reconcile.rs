@@ -61,12 +61,15 @@ pub async fn with_shim(
     Ok(())
 }
 
-async fn one(
+/// Makes a container's record say what its shim knows of it.
+pub async fn one(
     daemon: &Arc<Daemon>,
     container: &Arc<Container>,
     seen: Option<&wire::Container>,
 ) -> Result<(), Error> {
-    if !container.live() {
+    let ended = seen.is_some_and(|seen| seen.state() == wire::ContainerState::Stopped);
+    let may_have_ended = container.live() || (ended && container.phase() == ContainerPhase::Creating);
+    if !may_have_ended {
         return Ok(());
     }
     let Some(seen) = seen else {

@@ -70,6 +70,14 @@ pub async fn pod() -> Option<TestPod> {
 }
 
 pub async fn pod_with(worker: PathBuf) -> TestPod {
+    let launcher = Launcher {
+        shim: SHIM.into(),
+        worker,
+    };
+    pod_by(launcher).await
+}
+
+pub async fn pod_by(launcher: Launcher) -> TestPod {
     let dir = tempfile::Builder::new()
         .prefix("slipway-test-shim-")
         .tempdir()
@@ -79,10 +87,6 @@ pub async fn pod_with(worker: PathBuf) -> TestPod {
         std::process::id(),
         NUMBER.fetch_add(1, Ordering::Relaxed)
     );
-    let launcher = Launcher {
-        shim: SHIM.into(),
-        worker,
-    };
     let shim = launcher.start(&id, dir.path()).await.expect("the shim comes up");
     TestPod {
         launcher,
@@ -177,6 +181,7 @@ impl TestPod {
             stdin: Stdin::Null,
             stdout: Output::CriLog(self.log(id)),
             terminal: false,
+            pid_target: None,
         }
     }
 

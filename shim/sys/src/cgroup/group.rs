@@ -292,6 +292,33 @@ impl Cgroup {
     /// # Errors
     /// `NotFound` inside [`CgroupError::Io`] when the cgroup is gone.
     pub fn join(&self) -> Result<Join> {
+        self.open_join(None)
+    }
+
+    /// As [`Cgroup::join`], but in v2 into that cgroup at or below this one where process `pid` is. A container that has
+    /// made cgroups of its own and handed controllers down to them has no processes in its cgroup itself (cgroups(7), "no
+    /// internal processes"), and lets none in.
+    ///
+    /// # Errors
+    /// As [`Cgroup::join`]; `NotFound` also when the process is somewhere else.
+    pub fn join_where(&self, pid: u32) -> Result<Join> {
+        let Some(top) = self.v2() else { return self.join() };
+        let act = || format!("find process {pid} in cgroup {}", top.display());
+        let path = format!("/proc/{pid}/cgroup");
+        let own = std::fs::read_to_string(&path).map_err(io_error(act))?;
+        let below = own
+            .lines()
+            .find_map(|line| line.strip_prefix("0::"))
+            .and_then(|at| below(Path::new(at), &self.path))
+            .map(|sub| top.join(sub));
+        match below {
+            Some(dir) if read_pids(&dir).map_err(io_error(act))?.contains(&pid) => self.open_join(Some(dir)),
+            _ => Err(io_error(act)(io::ErrorKind::NotFound.into())),
+        }
+    }
+
+    /// With `v2` in the place of the v2 directory.
+    fn open_join(&self, v2: Option<PathBuf>) -> Result<Join> {
         let open = |path: &Path, flags: OFlags| {
             rustix::fs::openat(CWD, path, flags | OFlags::CLOEXEC, Mode::empty())
                 .map_err(|e| io_error(|| format!("open {}", path.display()))(e.into()))
@@ -303,8 +330,9 @@ impl Cgroup {
         };
         for dir in &self.dirs {
             if dir.v2 {
-                join.v2 = Some(open(&dir.path, OFlags::RDONLY | OFlags::DIRECTORY)?);
-                join.v2_procs = Some(open(&dir.path.join("cgroup.procs"), OFlags::WRONLY)?);
+                let path = v2.as_deref().unwrap_or(&dir.path);
+                join.v2 = Some(open(path, OFlags::RDONLY | OFlags::DIRECTORY)?);
+                join.v2_procs = Some(open(&path.join("cgroup.procs"), OFlags::WRONLY)?);
             } else {
                 join.tasks.push(open(&dir.path.join("tasks"), OFlags::WRONLY)?);
             }
@@ -484,9 +512,26 @@ impl Cgroup {
             signalled.extend(fresh);
         }
         if signal == libc::SIGKILL {
-            let _ = self.set_frozen(false);
+            self.thaw_all();
         }
         Ok(())
+    }
+
+    /// Thaws it and every cgroup below. In v1 nothing frozen dies, and a container that may write its cgroups can freeze
+    /// one of its own, which stays frozen whatever happens to those above.
+    fn thaw_all(&self) {
+        let top = self.v1("freezer").or(self.v2());
+        let file = if self.v1("freezer").is_some() {
+            ("freezer.state", "THAWED")
+        } else {
+            ("cgroup.freeze", "0")
+        };
+        if let Some(top) = top {
+            let _ = walk(top, |dir| {
+                let _ = std::fs::write(dir.join(file.0), file.1);
+                Ok(())
+            });
+        }
     }
 
     /// Kills what is in it, again and again, until nothing is left; the caller reaps its own children.
@@ -669,6 +714,21 @@ fn waiting_child() -> io::Result<process::Child> {
     }
 }
 
+/// What of a process's path in `/proc/<pid>/cgroup` lies below a container's: the container's path is somewhere in it,
+/// behind that of a cgroup namespace or of the shim's own.
+fn below<'a>(at: &'a Path, own: &Path) -> Option<&'a Path> {
+    let own = own.strip_prefix("/").unwrap_or(own);
+    let mut rest = at.strip_prefix("/").unwrap_or(at);
+    loop {
+        if let Ok(sub) = rest.strip_prefix(own) {
+            return Some(sub);
+        }
+        let mut components = rest.components();
+        components.next()?;
+        rest = components.as_path();
+    }
+}
+
 fn read_pids(dir: &Path) -> io::Result<Vec<u32>> {
     match std::fs::read_to_string(dir.join("cgroup.procs")) {
         Ok(text) => Ok(text
@@ -690,10 +750,18 @@ fn read_pids(dir: &Path) -> io::Result<Vec<u32>> {
 }
 
 fn collect_pids(top: &Path, pids: &mut BTreeSet<u32>) -> io::Result<()> {
+    walk(top, |dir| {
+        pids.extend(read_pids(dir)?);
+        Ok(())
+    })
+}
+
+/// Visits a cgroup and those below it, each before its own.
+fn walk(top: &Path, mut visit: impl FnMut(&Path) -> io::Result<()>) -> io::Result<()> {
     let mut stack = vec![(top.to_path_buf(), 0)];
     let mut seen = 0;
     while let Some((dir, depth)) = stack.pop() {
-        pids.extend(read_pids(&dir)?);
+        visit(&dir)?;
         seen += 1;
         if depth < MAX_DEPTH && seen < MAX_DIRS {
             stack.extend(sub_dirs(&dir).into_iter().map(|d| (d, depth + 1)));
@@ -761,5 +829,27 @@ fn hand_down_controllers(dir: &Path) {
         .filter(|c| !have.contains(c))
     {
         let _ = std::fs::write(dir.join("cgroup.subtree_control"), format!("+{controller}"));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn where_a_process_is_below_a_container_is_found_behind_other_cgroups() {
+        let sub = |at: &str, own: &str| below(Path::new(at), Path::new(own)).map(|p| p.display().to_string());
+        assert_eq!(
+            sub("/kubepods/pod1/c/init", "/kubepods/pod1/c").as_deref(),
+            Some("init")
+        );
+        assert_eq!(sub("/kubepods/pod1/c", "/kubepods/pod1/c").as_deref(), Some(""));
+        assert_eq!(
+            sub("/docker/x/kubepods/pod1/c/a/b", "/kubepods/pod1/c").as_deref(),
+            Some("a/b")
+        );
+        assert_eq!(sub("/own/relative/a", "relative").as_deref(), Some("a"));
+        assert_eq!(sub("/kubepods/pod1/other", "/kubepods/pod1/c"), None);
+        assert_eq!(sub("/kubepods/pod1/cc", "/kubepods/pod1/c"), None);
     }
 }

@@ -12,18 +12,19 @@ mod child;
 mod confine;
 mod plan;
 mod prepared;
+mod starting;
 
 pub(crate) use caps::CapSets;
 pub use confine::{Confinement, own_capabilities};
 pub use plan::{Capabilities, ConsoleSize, ExecError, ExecPlan, Process, Rlimit, Spawned, User};
 pub use prepared::{apparmor_enabled, selinux_enabled};
+pub use starting::{Begun, Starting, begin};
 
-use crate::fork::{self, Failure, FdPlan, Stage};
-use prepared::Prepared;
+use crate::process;
 use rustix::io::Errno;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
-use std::time::Duration;
+use std::os::fd::BorrowedFd;
+use std::time::{Duration, Instant};
 
 /// How long a process may take to get as far as its exec.
 pub const PATIENCE: Duration = Duration::from_secs(10);
@@ -32,82 +33,42 @@ pub const PATIENCE: Duration = Duration::from_secs(10);
 /// capabilities, limits, no_new_privs, security label and seccomp filter of the plan, and no descriptor but its stdio.
 ///
 /// Returns when its exec has happened. It is our child (never init's), so that init leaves no zombie behind, and the
-/// caller reaps it. For single-threaded callers. Pipes among the stdio are given to the process's user, so that it can
-/// open them again as `/dev/stdout`.
+/// caller reaps it. For single-threaded callers that may wait; others [`begin`]. Pipes among the stdio are given to the
+/// process's user, so that it can open them again as `/dev/stdout`.
 ///
 /// # Errors
 /// [`ExecError`]; nothing of the process is left then, nor a zombie, except after [`ExecError::Timeout`]: then it has
 /// been sent SIGKILL and the caller's reaping of any child finds it once the kernel lets go of it.
 pub fn spawn(plan: &ExecPlan<'_>) -> Result<Spawned, ExecError> {
-    let io = |act: &str| {
-        let act = act.to_string();
-        move |e: io::Error| ExecError::Io { act, source: e }
-    };
-    let prepared = Prepared::new(plan)?;
-    let join = match plan.cgroup.map(crate::cgroup::Cgroup::join).transpose() {
-        Ok(join) => join,
-        Err(e) => {
-            return Err(ExecError::Io {
-                act: "open the container's cgroup".into(),
-                source: io::Error::other(e),
-            });
+    let mut starting = begin(plan)?;
+    let until = Instant::now() + PATIENCE;
+    let result = loop {
+        let left = until.saturating_duration_since(Instant::now());
+        if !process::poll_readable(starting.fd(), Some(left)).unwrap_or(false) {
+            starting.kill(|_| false);
+            return Err(starting.timeout());
+        }
+        if let Some(result) = starting.hear() {
+            break result;
         }
     };
-    give_pipes_away(plan, prepared.uid);
-    let null = fork::dev_null().map_err(io("open /dev/null"))?;
-    let (report, theirs) = fork::report_socket().map_err(io("make a socket"))?;
-    let fds = fd_plan(plan, null.as_fd(), theirs.as_fd()).map_err(io("arrange descriptors"))?;
-    // SAFETY: the child's code makes async-signal-safe calls only, on what is prepared.
-    let first = unsafe {
-        fork::fork_in(join.as_ref(), theirs.as_raw_fd(), || {
-            child::first(&prepared, &fds, theirs.as_raw_fd())
-        })
-    };
-    let first = first.map_err(io("fork"))?;
-    drop(theirs);
-    match fork::listen(report.as_fd(), &first, PATIENCE).into_child() {
-        Ok(Some((child, pty_master))) => Ok(Spawned {
-            pid: child.pid,
-            pidfd: child.pidfd,
+    // Nobody else reaps them.
+    let _ = process::wait(starting.ahead().pid);
+    match result {
+        Ok(Begun { pid, pty_master }) => Ok(Spawned {
+            pid,
+            pidfd: process::pidfd_open(pid).map_err(|source| ExecError::Io {
+                act: "open the process".into(),
+                source,
+            })?,
             pty_master,
         }),
-        // Killed on the way, by the container's end or by its cgroup's.
-        Ok(None) => Err(ExecError::Gone),
-        Err(Some(failure)) => Err(explain(plan, failure)),
-        Err(None) => Err(ExecError::Timeout {
-            program: prepared::program_of(plan),
-        }),
-    }
-}
-
-fn explain(plan: &ExecPlan<'_>, failure: Failure) -> ExecError {
-    let program = prepared::program_of(plan);
-    let source = io::Error::from(failure.errno);
-    match (failure.stage, failure.errno) {
-        (Stage::Exec, errno) => execution_error(program, errno),
-        (Stage::CwdOutside, _) => ExecError::CwdOutside {
-            cwd: plan.process.cwd.clone(),
-        },
-        (Stage::Namespaces, Errno::SRCH) | (Stage::Fork, Errno::NOMEM) => ExecError::Gone,
-        (Stage::Cwd, _) => ExecError::Io {
-            act: format!("enter the working directory {}", plan.process.cwd),
-            source,
-        },
-        (Stage::Rlimits, _) => {
-            let kind = plan
-                .process
-                .rlimits
-                .get(usize::from(failure.nth))
-                .map(|l| l.kind.as_str());
-            ExecError::Io {
-                act: format!("set the resource limit {}", kind.unwrap_or_default()),
-                source,
+        Err(error) => {
+            if let Some(pid) = starting.pid() {
+                let _ = process::wait(pid);
             }
+            Err(error)
         }
-        (stage, _) => ExecError::Io {
-            act: stage.to_string(),
-            source,
-        },
     }
 }
 
@@ -124,14 +85,6 @@ fn execution_error(program: String, errno: Errno) -> ExecError {
             source,
         },
     }
-}
-
-fn fd_plan(plan: &ExecPlan<'_>, null: BorrowedFd<'_>, report: BorrowedFd<'_>) -> io::Result<FdPlan> {
-    let mut wanted = vec![(plan.pidfd, child::PIDFD)];
-    for (n, fd) in (0..).zip(plan.stdio) {
-        wanted.push((fd.unwrap_or(null), n));
-    }
-    FdPlan::new(&wanted, null, report)
 }
 
 /// A pipe belongs to whoever made it, and opening `/dev/stdout` again needs the right to.

@@ -12,7 +12,7 @@ mod program;
 
 use crate::cgroup::Cgroup;
 use crate::exec::CapSets;
-use crate::fork::{self, FdPlan, Report, Stage, Sys, cvt};
+use crate::fork::{self, FdPlan, Report, Stage, Sys};
 use crate::ns::{self, Kind};
 use crate::process::Child;
 use crate::seccomp::Filter;
@@ -167,7 +167,7 @@ fn first_child(p: &Prepared, fds: &FdPlan, report: RawFd) -> Infallible {
             }
             report.check(Stage::Descriptors, close_namespaces(p.kinds.len()));
             report.check(Stage::Seccomp, p.filter.install());
-            report.fail(Stage::Exec, execute(p))
+            report.fail(Stage::Exec, fork::execve_file(0, &p.args, &p.env))
         }
         pid => {
             report.started(pid);
@@ -217,23 +217,6 @@ fn become_nobody() -> Sys<()> {
 /// The namespaces' descriptors, as far as they are not the first three, which are closed at exec.
 fn close_namespaces(count: usize) -> Sys<()> {
     (3..=count as RawFd).try_for_each(fork::close)
-}
-
-/// Returns only on failure.
-fn execute(p: &Prepared) -> Errno {
-    let (args, env) = (p.args.as_ptr(), p.env.as_ptr());
-    // SAFETY: the path is an empty string and the arrays are NULL-terminated; descriptor 0 is the program.
-    let rc = unsafe {
-        libc::syscall(
-            libc::SYS_execveat,
-            0,
-            c"".as_ptr(),
-            args,
-            env,
-            libc::AT_EMPTY_PATH,
-        )
-    };
-    cvt(rc).err().unwrap_or(Errno::NOEXEC)
 }
 
 /// What the program calls, and what brings it there (`execveat`, and `write` and `exit_group` to say why not).

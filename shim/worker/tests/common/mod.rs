@@ -170,8 +170,10 @@ impl Bundle {
             "--state".as_ref(),
             state.as_ref(),
         ];
+        let file = slipway_sys::mount::program(Path::new(&worker)).unwrap();
         let program = Program {
             path: Path::new(&worker),
+            file: Some(file.as_fd()),
             args: &args,
             env: &[],
             fds: &[(out.as_fd(), 1), (out.as_fd(), 2), (theirs.as_fd(), 3)],
