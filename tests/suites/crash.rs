@@ -228,11 +228,21 @@ fn pids_of(lab: &harness::Lab, id: &str) -> Result<Vec<i32>> {
     Ok(o.lines().filter_map(|l| l.parse().ok()).collect())
 }
 
-fn kill_init(lab: &harness::Lab, id: &str) -> Result<()> {
-    let pids = pids_of(lab, id)?;
-    anyhow::ensure!(pids.len() == 1, "one init waits for its start: {pids:?}");
-    let pid = rustix::process::Pid::from_raw(pids[0]).context("a pid")?;
-    Ok(rustix::process::kill_process(pid, rustix::process::Signal::KILL)?)
+async fn kill_init(lab: &harness::Lab, id: &str) -> Result<()> {
+    let began = Instant::now();
+    loop {
+        // The worker that made it may still be on its way out.
+        if let [pid] = pids_of(lab, id)?[..] {
+            let pid = rustix::process::Pid::from_raw(pid).context("a pid")?;
+            return Ok(rustix::process::kill_process(pid, rustix::process::Signal::KILL)?);
+        }
+        anyhow::ensure!(
+            began.elapsed() < Duration::from_secs(5),
+            "one init waits for its start: {:?}",
+            pids_of(lab, id)?
+        );
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
 }
 
 #[tokio::test]
@@ -261,13 +271,13 @@ async fn an_init_killed_between_create_and_start_is_an_exit() -> Result<()> {
     };
     // When CreateContainer has long answered.
     let id = create(&w, "late").await?;
-    kill_init(&w.lab, &id)?;
+    kill_init(&w.lab, &id).await?;
     ended(&w, &id).await?;
 
     // With slipwayd dead meanwhile.
     let id = create(&w, "dead").await?;
     w.daemon.kill9()?;
-    kill_init(&w.lab, &id)?;
+    kill_init(&w.lab, &id).await?;
     w.restart(&Setup::default()).await?;
     ended(&w, &id).await?;
 

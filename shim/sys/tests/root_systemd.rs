@@ -23,6 +23,7 @@ fn shell(cgroup: &Cgroup, script: &str) -> process::Child {
     let join = cgroup.join().unwrap();
     let args = ["sh", "-c", script].map(OsStr::new);
     let program = Program {
+        file: None,
         path: Path::new("/bin/sh"),
         args: &args,
         env: &[OsStr::new("PATH=/bin:/usr/bin")],

@@ -69,6 +69,9 @@ pub async fn create(
     match work.set_up(&shim).await {
         Ok(()) => {
             events::of_container(daemon, &container, What::Created);
+            if matches!(container.phase(), ContainerPhase::Exited(_)) {
+                events::of_container(daemon, &container, What::Stopped);
+            }
             Ok(id)
         }
         Err(error) => {
