@@ -229,7 +229,7 @@ fn root_cve_2025_47291_a_container_in_a_user_namespace_is_in_its_own_cgroup() {
             uids: map.clone(),
             gids: map,
         }),
-        ipc: true,
+        net: true,
         ..NewNamespaces::default()
     };
     let pinned = ns::pin(&new, pins.path(), &[]).unwrap();
@@ -238,11 +238,14 @@ fn root_cve_2025_47291_a_container_in_a_user_namespace_is_in_its_own_cgroup() {
         json!({"type": "pid"}),
         json!({"type": "cgroup"}),
     ];
-    list.extend(
-        pinned
-            .iter()
-            .map(|(kind, path)| json!({"type": kind.name(), "path": path})),
-    );
+    for (kind, path) in &pinned {
+        let name = if *kind == ns::Kind::Net {
+            "network"
+        } else {
+            kind.name()
+        };
+        list.push(json!({"type": name, "path": path}));
+    }
     b.config["linux"]["namespaces"] = list.into();
     b.config["hostname"] = Value::Null;
     let maps = json!([{"containerID": 0, "hostID": 200_000, "size": 65536}]);
