@@ -230,6 +230,7 @@ fn root_cve_2025_47291_a_container_in_a_user_namespace_is_in_its_own_cgroup() {
             gids: map,
         }),
         net: true,
+        ipc: true,
         ..NewNamespaces::default()
     };
     let pinned = ns::pin(&new, pins.path(), &[]).unwrap();
