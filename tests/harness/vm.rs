@@ -33,12 +33,14 @@ pub fn gather(lab: &Lab) -> Result<PathBuf> {
     let repo = lab::repo();
     let programs = lab::bin("slipwayd").with_file_name("");
     cmd::run(
-        Command::new(repo.join("manifests/node/install.sh")).arg(programs).args([
-            dir.join("install").display().to_string().as_str(),
-            "/usr/local",
-            "/etc",
-            "/usr/local/lib/systemd/system",
-        ]),
+        Command::new(repo.join("manifests/node/install.sh"))
+            .arg(programs)
+            .args([
+                dir.join("install").display().to_string().as_str(),
+                "/usr/local",
+                "/etc",
+                "/usr/local/lib/systemd/system",
+            ]),
         Duration::from_secs(60),
     )?
     .ok()

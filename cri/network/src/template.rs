@@ -246,7 +246,9 @@ fn parse<'a>(rest: &mut &[Token<'a>], depth: usize) -> Result<Vec<Node<'a>>, Tem
                         [item, ":="] => (None, Some(*item)),
                         [index, ",", item, ":="] => (Some(*index), Some(*item)),
                         _ => {
-                            return Err(token.wrong("a range is {{range .List}} or {{range $i, $x := .List}}"));
+                            return Err(
+                                token.wrong("a range is {{range .List}} or {{range $i, $x := .List}}")
+                            );
                         }
                     };
                     if index.into_iter().chain(item).any(|name| !name.starts_with('$')) {

@@ -409,10 +409,7 @@ impl Shim {
             .flat_map(|(key, c)| c.execs.iter().filter(|e| theirs(e)).map(|e| (*key, e.serial)))
             .collect();
         for (key, serial) in found {
-            if self
-                .exec_mut(key, serial)
-                .is_some_and(|exec| exec.is_starting())
-            {
+            if self.exec_mut(key, serial).is_some_and(|exec| exec.is_starting()) {
                 // With it what was begun is killed.
                 self.forget_exec(key, serial);
             } else {

@@ -538,6 +538,10 @@ mod tests {
         assert_eq!(found, ["/a/b c", "/a", "/a"].map(PathBuf::from));
         let odd = PathBuf::from(OsString::from_vec(b"/a/\xff".to_vec()));
         let table = b"1 0 8:1 / / rw - ext4 x rw\n2 1 0:2 / /a/\xff rw - tmpfs x rw\n";
-        assert_eq!(parse_mounts_under(table, Path::new("/a")), [odd], "whatever its bytes");
+        assert_eq!(
+            parse_mounts_under(table, Path::new("/a")),
+            [odd],
+            "whatever its bytes"
+        );
     }
 }

@@ -12,8 +12,12 @@ pub async fn remove(daemon: &Arc<Daemon>, name: &str) -> Result<(), Error> {
     let (store, name) = (daemon.store.clone(), name.to_owned());
     let limits = daemon.config.images.upkeep();
     crate::blocking::run(move || {
-        let Some(image) = store.find(&name).map_err(Error::store("look an image up"))? else { return Ok(()) };
-        let removed = store.remove_image(&image.id).map_err(Error::store("remove an image"))?;
+        let Some(image) = store.find(&name).map_err(Error::store("look an image up"))? else {
+            return Ok(());
+        };
+        let removed = store
+            .remove_image(&image.id)
+            .map_err(Error::store("remove an image"))?;
         // The image is gone, whatever becomes of the cache.
         let tidied = store.tidy_cache(&limits).unwrap_or_else(|error| {
             tracing::warn!(%error, "the build cache cannot be tidied");
