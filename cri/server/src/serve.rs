@@ -16,7 +16,7 @@ use crate::config::Config;
 use crate::daemon::Daemon;
 use crate::instance::Instance;
 use crate::recover::{self, janitor};
-use crate::rpc::Cri;
+use crate::rpc::{Cri, deadline};
 use crate::stream;
 use crate::systemd;
 
@@ -63,6 +63,7 @@ pub async fn serve(config: Config) -> anyhow::Result<()> {
     systemd::notify("READY=1");
     let ending = CancellationToken::new();
     let server = Server::builder()
+        .layer(tower::layer::layer_fn(deadline::around))
         .add_service(RuntimeServiceServer::new(cri.clone()).max_decoding_message_size(LARGEST_MESSAGE))
         .add_service(ImageServiceServer::new(cri).max_decoding_message_size(LARGEST_MESSAGE))
         .serve_with_incoming_shutdown(

@@ -1,6 +1,7 @@
 //! The CRI's edge: requests decoded into checked values, one call each, answers encoded, errors mapped. What a verb does
 //! is elsewhere.
 
+pub mod deadline;
 pub mod decode;
 mod encode;
 mod events;
