@@ -35,7 +35,16 @@ pub struct Way {
     /// What is to be done when it runs its program.
     pub then: Then,
     /// What it was sent meanwhile.
-    pub signal: Option<i32>,
+    pub signal: Option<Sent>,
+}
+
+/// A signal for a process that is on its way to its program, or runs it already and was not heard of yet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sent {
+    /// To it alone.
+    One(i32),
+    /// SIGKILL, to what it has started by then too.
+    KillAll,
 }
 
 /// What is to be done when a process runs its program.
@@ -185,13 +194,16 @@ impl Shim {
         let pid = begun.pid;
         let ended = match self.take_child(pid) {
             Ok(child) => {
-                if let Some(signal) = way.signal
+                if let Some(Sent::One(signal)) = way.signal
                     && let Err(e) = slipway_sys::process::send_signal(child.pidfd.as_fd(), signal)
                 {
                     warning!("{}", Chain(&e));
                 }
                 if let Some(exec) = self.exec_mut(key, serial) {
                     exec.state = State::Running(child);
+                }
+                if way.signal == Some(Sent::KillAll) {
+                    self.kill_tree(key, serial);
                 }
                 None
             }

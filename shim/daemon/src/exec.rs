@@ -11,7 +11,7 @@
 //! is not found, and lives as long as the container: a cgroup of the exec's own would find those too, but then an exec
 //! would not be where the container's init is.
 
-use crate::begin::{Then, Way};
+use crate::begin::{Sent, Then, Way};
 use crate::conn::Reply;
 use crate::diag::{Chain, warning};
 use crate::fault::Fault;
@@ -360,7 +360,11 @@ impl Shim {
         let exec = self.find_exec(key, exec_id)?;
         match &mut exec.state {
             // It is meant for the program, which gets it as soon as it runs.
-            State::Starting(way) => way.signal = Some(signal),
+            State::Starting(way) => {
+                if way.signal != Some(Sent::KillAll) {
+                    way.signal = Some(Sent::One(signal));
+                }
+            }
             State::Running(child) => {
                 slipway_sys::process::send_signal(child.pidfd.as_fd(), signal)
                     .map_err(|e| Fault::failed(format_args!("kill exec {exec_id}"), &e))?;
@@ -388,8 +392,8 @@ impl Shim {
         let exec = self.find_exec(key, exec_id)?;
         let serial = exec.serial;
         match &mut exec.state {
-            // It has started nothing yet, and gets it as soon as it runs.
-            State::Starting(way) => way.signal = Some(9),
+            // It gets it as soon as we hear that it runs: it may do so already, and have started others.
+            State::Starting(way) => way.signal = Some(Sent::KillAll),
             State::Running(_) => self.kill_tree(key, serial),
             _ => {
                 return Err(Fault::not_found(format_args!(
@@ -409,17 +413,15 @@ impl Shim {
             .flat_map(|(key, c)| c.execs.iter().filter(|e| theirs(e)).map(|e| (*key, e.serial)))
             .collect();
         for (key, serial) in found {
-            if self.exec_mut(key, serial).is_some_and(|exec| exec.is_starting()) {
-                // With it what was begun is killed.
-                self.forget_exec(key, serial);
-            } else {
-                self.kill_tree(key, serial);
+            match self.exec_mut(key, serial).map(|exec| &mut exec.state) {
+                Some(State::Starting(way)) => way.signal = Some(Sent::KillAll),
+                _ => self.kill_tree(key, serial),
             }
         }
     }
 
     /// Kills a running exec with what can be found of what it started.
-    fn kill_tree(&self, key: u32, serial: u32) {
+    pub fn kill_tree(&self, key: u32, serial: u32) {
         let Some(container) = self.containers.get(&key) else {
             return;
         };
