@@ -23,7 +23,10 @@ use slipway_shim_api::{events, task};
 use slipway_sys::exec::{Begun, ExecError, ExecPlan, Process, Starting};
 use slipway_sys::process::{Child, Status};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::time::Instant;
+use std::time::{Duration, Instant};
+
+/// How long an exiting process may take from closing its descriptors to its end: microseconds.
+const LAST_WAY: Duration = Duration::from_secs(1);
 
 /// A process on its way to its program.
 #[derive(Debug)]
@@ -192,7 +195,7 @@ impl Shim {
     /// An exec runs its program, or did.
     fn begun(&mut self, key: u32, serial: u32, way: Way, begun: Begun) {
         let pid = begun.pid;
-        let ended = match self.take_child(pid) {
+        let ended = match self.take_child(pid, way.starting.ahead()) {
             Ok(child) => {
                 if let Some(Sent::One(signal)) = way.signal
                     && let Err(e) = slipway_sys::process::send_signal(child.pidfd.as_fd(), signal)
@@ -237,7 +240,14 @@ impl Shim {
     }
 
     /// A process that was begun here, or how it ended; nothing when it is not known at all.
-    fn take_child(&mut self, pid: u32) -> Result<Child, Option<(Status, i64)>> {
+    fn take_child(&mut self, pid: u32, ahead: &Child) -> Result<Child, Option<(Status, i64)>> {
+        // Who goes ahead is on its last way: an exiting process closes its descriptors, which is what was heard, before its
+        // children become ours.
+        match slipway_sys::process::wait_ended(ahead.pidfd.as_fd(), LAST_WAY) {
+            Ok(true) => {}
+            Ok(false) => warning!("process {} does not end", ahead.pid),
+            Err(e) => warning!("{}", Chain(&e)),
+        }
         let early = self.early.remove(&pid);
         // One that is a child of ours still was not reaped: then the other was somebody else with its pid.
         if !slipway_sys::process::is_child(pid) {

@@ -429,11 +429,12 @@ impl Shim {
         let Some(State::Running(child)) = exec.map(|exec| &exec.state) else {
             return;
         };
-        let procs = container.cgroup.procs().unwrap_or_else(|e| {
-            warning!("list the processes of container {}: {}", container.id, Chain(&e));
-            Vec::new()
+        tree::kill(child, || {
+            container.cgroup.procs().unwrap_or_else(|e| {
+                warning!("list the processes of container {}: {}", container.id, Chain(&e));
+                Vec::new()
+            })
         });
-        tree::kill(child, procs, || container.cgroup.procs().unwrap_or_default());
     }
 
     /// Task.Wait for an exec.

@@ -5,28 +5,33 @@ use std::collections::BTreeSet;
 use std::os::fd::AsFd;
 
 const SIGKILL: i32 = 9;
+const SIGSTOP: i32 = 19;
 
 /// Kills a process and what can be found of what it started, until nothing new is found.
-pub fn kill(root: &Child, procs: Vec<u32>, list_again: impl Fn() -> Vec<u32>) {
-    let mut killed = BTreeSet::new();
-    let mut procs = procs;
-    for _ in 0..16 {
-        let relations: Vec<Relation> = procs.iter().filter_map(|pid| Relation::of(*pid)).collect();
-        let found = descendants(root.pid, &relations, &killed);
-        let fresh: Vec<u32> = found.difference(&killed).copied().collect();
-        if fresh.is_empty() {
+///
+/// All are stopped before the first is killed: one that runs may start another between the list and its end, and the
+/// children of one that has ended are somebody else's. (The kernel lets nobody fork who has a signal to take.)
+pub fn kill(root: &Child, list: impl Fn() -> Vec<u32>) {
+    let _ = slipway_sys::process::send_signal(root.pidfd.as_fd(), SIGSTOP);
+    let mut stopped: Vec<Relation> = Vec::new();
+    let mut known = BTreeSet::from([root.pid]);
+    for _ in 0..64 {
+        let relations: Vec<Relation> = list().into_iter().filter_map(Relation::of).collect();
+        let found = descendants(root.pid, &relations, &known);
+        let fresh = relations
+            .into_iter()
+            .filter(|relation| found.contains(&relation.pid) && known.insert(relation.pid));
+        let before = stopped.len();
+        for relation in fresh {
+            relation.signal(SIGSTOP);
+            stopped.push(relation);
+        }
+        if stopped.len() == before {
             break;
         }
-        for pid in fresh {
-            let before = relations.iter().find(|r| r.pid == pid).map(|r| r.start_time);
-            if let Ok(pidfd) = slipway_sys::process::pidfd_open(pid)
-                && Relation::of(pid).map(|now| now.start_time) == before
-            {
-                let _ = slipway_sys::process::send_signal(pidfd.as_fd(), SIGKILL);
-            }
-            killed.insert(pid);
-        }
-        procs = list_again();
+    }
+    for relation in stopped {
+        relation.signal(SIGKILL);
     }
     crate::create::kill(root);
 }
@@ -42,6 +47,15 @@ struct Relation {
 }
 
 impl Relation {
+    /// Signals the process, if it is still there.
+    fn signal(self, signal: i32) {
+        if let Ok(pidfd) = slipway_sys::process::pidfd_open(self.pid)
+            && Relation::of(self.pid).is_some_and(|now| now.start_time == self.start_time)
+        {
+            let _ = slipway_sys::process::send_signal(pidfd.as_fd(), signal);
+        }
+    }
+
     fn of(pid: u32) -> Option<Relation> {
         let stat = std::fs::read(format!("/proc/{pid}/stat")).ok()?;
         // The second field is the command in parentheses, which may itself hold anything.
