@@ -249,6 +249,9 @@ fn a_build_that_reads_stdin_can_be_interrupted() {
     let mut start = vec![0u8; 2048];
     start[..9].copy_from_slice(b"FROM none");
     start[257..262].copy_from_slice(b"ustar");
+    start[148..156].fill(b' ');
+    let sum: u32 = start[..512].iter().map(|byte| u32::from(*byte)).sum();
+    start[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
     for (args, input) in [
         (&["build", "-"][..], &b""[..]),
         (&["build", "-"], b"FROM scratch\n"),

@@ -525,6 +525,8 @@ async fn start(dir: &Path, env: &[(&str, &str)]) -> (Child, Channel) {
         ),
     )
     .unwrap();
+    // A test that writes this file has rebooted the machine.
+    let boot_id = dir.join("boot_id");
     // $SLIPWAYD names another build of it, for measuring.
     let program = std::env::var_os("SLIPWAYD").unwrap_or_else(|| env!("CARGO_BIN_EXE_slipwayd").into());
     #[allow(clippy::zombie_processes, reason = "who gets the child waits for it")]
@@ -541,6 +543,8 @@ async fn start(dir: &Path, env: &[(&str, &str)]) -> (Child, Channel) {
         .arg(dir.join("cni-bin"))
         .args(["--cni-bin-dir", "/opt/cni/bin", "--cni-bin-dir", "/usr/lib/cni"])
         .args(["--log-level", &level])
+        .args(boot_id.exists().then_some("--boot-id-file"))
+        .args(boot_id.exists().then_some(&boot_id))
         .envs(env.iter().copied())
         .stdin(Stdio::null())
         .stdout(log.try_clone().unwrap())
