@@ -25,6 +25,8 @@ part "arrows" cargo test -q -p slipway-tests --test arrows
 for suite in pods containers confinement streaming crash images durability hostile build seeds containerd; do
   part "suite: $suite" cargo test -q -p slipway-tests --test "$suite" -- --test-threads=3
 done
+# Conformance, over SPDY and over WebSocket.
+reported "critest" cargo test -q -p slipway-tests --test critest
 # Tests of single crates that need root or real programs.
 reported "crate tests" cargo test -q --no-fail-fast --workspace --exclude slipway-tests --test '*'
 [ ${#unproven[@]} -eq 0 ] || printf '\nFAILED, REPORTED ONLY: %s\n' "${unproven[*]}"

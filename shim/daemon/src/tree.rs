@@ -3,6 +3,7 @@
 use slipway_sys::process::Child;
 use std::collections::BTreeSet;
 use std::os::fd::AsFd;
+use std::time::Duration;
 
 const SIGKILL: i32 = 9;
 const SIGSTOP: i32 = 19;
@@ -15,7 +16,7 @@ pub fn kill(root: &Child, list: impl Fn() -> Vec<u32>) {
     let _ = slipway_sys::process::send_signal(root.pidfd.as_fd(), SIGSTOP);
     let mut stopped: Vec<Relation> = Vec::new();
     let mut known = BTreeSet::from([root.pid]);
-    for _ in 0..64 {
+    for _ in 0..16 {
         let relations: Vec<Relation> = list().into_iter().filter_map(Relation::of).collect();
         let found = descendants(root.pid, &relations, &known);
         let fresh = relations
@@ -26,7 +27,10 @@ pub fn kill(root: &Child, list: impl Fn() -> Vec<u32>) {
             relation.signal(SIGSTOP);
             stopped.push(relation);
         }
-        if stopped.len() == before {
+        // One that was already about to fork when the signal came does so: the list counts only when all are still.
+        let root = Relation::of(root.pid);
+        let still = settle(root.iter().chain(&stopped));
+        if stopped.len() == before && still {
             break;
         }
     }
@@ -36,10 +40,29 @@ pub fn kill(root: &Child, list: impl Fn() -> Vec<u32>) {
     crate::create::kill(root);
 }
 
+/// Waits until none of them runs any more; whether it could be seen in time. One that sleeps in the kernel may take long.
+fn settle<'a>(all: impl Iterator<Item = &'a Relation>) -> bool {
+    let mut running: Vec<Relation> = all.copied().collect();
+    for _ in 0..20 {
+        running.retain(|relation| {
+            Relation::of(relation.pid).is_some_and(|now| {
+                now.start_time == relation.start_time && !matches!(now.state, b'T' | b't' | b'Z' | b'X')
+            })
+        });
+        if running.is_empty() {
+            return true;
+        }
+        std::thread::sleep(Duration::from_micros(200));
+    }
+    false
+}
+
 /// What `/proc/<pid>/stat` says of a process's relations.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Relation {
     pid: u32,
+    /// "T": stopped, "Z": ended, as ps shows it.
+    state: u8,
     parent: u32,
     session: u32,
     /// With the pid, it names one process and no other.
@@ -63,11 +86,13 @@ impl Relation {
         let mut fields = std::str::from_utf8(stat.get(end + 1..)?)
             .ok()?
             .split_ascii_whitespace();
-        let parent = fields.nth(1)?.parse().ok()?;
+        let state = *fields.next()?.as_bytes().first()?;
+        let parent = fields.next()?.parse().ok()?;
         let session = fields.nth(1)?.parse().ok()?;
         let start_time = fields.nth(15)?.parse().ok()?;
         Some(Relation {
             pid,
+            state,
             parent,
             session,
             start_time,
@@ -100,6 +125,7 @@ mod tests {
     fn what_an_exec_started_is_found_by_session_and_by_descent() {
         let relation = |pid, parent, session| Relation {
             pid,
+            state: b'S',
             parent,
             session,
             start_time: 0,
