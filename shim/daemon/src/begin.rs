@@ -232,7 +232,7 @@ impl Shim {
             if let Some(Caller::Pod(reply)) = caller {
                 self.answer(reply, Err(fault));
             }
-            // With it the process is killed.
+            self.kill_tree(key, serial);
             self.forget_exec(key, serial);
         } else if let Some((status, at_ns)) = ended {
             self.exec_exited(key, serial, pid, status, at_ns);

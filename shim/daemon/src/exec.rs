@@ -593,15 +593,12 @@ impl Shim {
 
     /// Answers a pod exec whose time is over without having seen its end.
     fn give_exec_up(&mut self, key: u32, serial: u32, reply: Reply, exit: Exit) {
-        if let Some(exec) = self.exec_mut(key, serial) {
-            match std::mem::replace(&mut exec.state, State::Stopped(exit)) {
-                State::Starting(way) => {
-                    self.off_its_way(key, serial, &way);
-                    way.starting.kill(|pid| self.early.contains_key(&pid));
-                }
-                State::Running(child) => crate::create::kill(&child),
-                _ => {}
-            }
+        self.kill_tree(key, serial);
+        if let Some(exec) = self.exec_mut(key, serial)
+            && let State::Starting(way) = std::mem::replace(&mut exec.state, State::Stopped(exit))
+        {
+            self.off_its_way(key, serial, &way);
+            way.starting.kill(|pid| self.early.contains_key(&pid));
         }
         self.forget_exec(key, serial);
         self.answer_exec(reply, exit, true);

@@ -7,6 +7,8 @@ use std::time::Duration;
 
 const SIGKILL: i32 = 9;
 const SIGSTOP: i32 = 19;
+/// How many lists are read at most of one that keeps starting others, or sleeps in the kernel and does not stop.
+const ROUNDS: u32 = 16;
 
 /// Kills a process and what can be found of what it started, until nothing new is found.
 ///
@@ -16,20 +18,18 @@ pub fn kill(root: &Child, list: impl Fn() -> Vec<u32>) {
     let _ = slipway_sys::process::send_signal(root.pidfd.as_fd(), SIGSTOP);
     let mut stopped: Vec<Relation> = Vec::new();
     let mut known = BTreeSet::from([root.pid]);
-    for _ in 0..16 {
+    for _ in 0..ROUNDS {
+        // One that was already about to fork when the signal came does so: a list counts only when all were still before it.
+        let still = settle(Relation::of(root.pid).iter().chain(&stopped));
         let relations: Vec<Relation> = list().into_iter().filter_map(Relation::of).collect();
         let found = descendants(root.pid, &relations, &known);
-        let fresh = relations
-            .into_iter()
-            .filter(|relation| found.contains(&relation.pid) && known.insert(relation.pid));
         let before = stopped.len();
-        for relation in fresh {
-            relation.signal(SIGSTOP);
-            stopped.push(relation);
+        for relation in relations {
+            if found.contains(&relation.pid) && known.insert(relation.pid) {
+                relation.signal(SIGSTOP);
+                stopped.push(relation);
+            }
         }
-        // One that was already about to fork when the signal came does so: the list counts only when all are still.
-        let root = Relation::of(root.pid);
-        let still = settle(root.iter().chain(&stopped));
         if stopped.len() == before && still {
             break;
         }
