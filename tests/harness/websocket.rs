@@ -9,6 +9,8 @@ use crate::v1;
 
 /// What version 5 of the protocol is called.
 pub const V5: &str = "v5.channel.k8s.io";
+/// Newer first: a server that has only the older one takes that.
+const ANY: &str = "v5.channel.k8s.io, v4.channel.k8s.io";
 
 /// Sends the head of a request to `url` and reads the head of the answer.
 ///
@@ -87,7 +89,7 @@ impl WebSocket {
     /// # Errors
     /// The server does not agree.
     pub async fn open(url: &str) -> Result<WebSocket> {
-        let (status, stream) = request(url, &upgrade(V5)).await?;
+        let (status, stream) = request(url, &upgrade(ANY)).await?;
         if status != 101 {
             bail!("answered {status}");
         }
