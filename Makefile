@@ -73,6 +73,7 @@ cluster-down: ## Take that cluster down, leaving no trace
 bench: build ## Slipway beside containerd, runc and BuildKit: a table of medians and ratios
 	@$(SETUP)/test-deps.sh
 	@$(SETUP)/go-tools.sh buildkit
+	@$(SETUP)/base-image.sh
 	cargo run --release -q -p slipway-tests --bin bench
 
 SYSCONFDIR ?= /etc

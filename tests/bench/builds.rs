@@ -2,6 +2,7 @@
 //! pushed.
 
 use std::io::{BufRead, BufReader};
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -20,55 +21,68 @@ const WRITE: &str = "mkdir /data && for i in 1 2 3 4; do head -c 125000000 /dev/
 pub fn measure(table: &mut Table, lab: &Lab, containerd: &Peer, rounds: usize) -> Result<()> {
     let registry = Registry::start(lab, None)?;
     let buildkit = BuildKit::start(lab, containerd, &registry.host())?;
-    let context = lab.join("write");
-    std::fs::create_dir_all(&context)?;
-    std::fs::write(
-        context.join("Dockerfile"),
-        format!("FROM {BUSYBOX}\nRUN {WRITE}\n"),
-    )?;
-    let dir = context.display().to_string();
-    let (mut run, mut push) = ([Vec::new(), Vec::new()], [Vec::new(), Vec::new()]);
-    for n in 0..rounds {
-        let name = format!("{}/ours:{n}", registry.host());
-        let mut c = slipway(
-            &lab.join("root"),
-            &lab.join("state"),
-            &["build", "--no-cache", "--progress", "plain", "-t", &name, &dir],
+    let write = lab.write("write/Dockerfile", format!("FROM {BUSYBOX}\nRUN {WRITE}\n"))?;
+    let train = train(lab, &registry)?;
+    for (what, dockerfile) in [("train image", train), ("1 GB RUN", write)] {
+        let dir = dockerfile.with_file_name("").display().to_string();
+        let (mut run, mut push) = ([Vec::new(), Vec::new()], [Vec::new(), Vec::new()]);
+        for n in 0..rounds {
+            let name = format!("{}/ours:{n}", registry.host());
+            run[0].push(after_the_run(&mut ours(lab, &["-t", &name, &dir]))?);
+            cmd::sh("sync")?;
+            push[0].push(after_the_run(&mut ours(lab, &["--push", "-t", &name, &dir]))?);
+            cmd::sh("sync")?;
+            let name = format!("{}/theirs:{n}", registry.host());
+            let unpacked = format!("type=image,name={name},unpack=true");
+            run[1].push(after_the_run(&mut buildkit.build(&dir, &unpacked))?);
+            let pushed = format!("type=image,name={name},push=true,registry.insecure=true");
+            push[1].push(after_the_run(&mut buildkit.build(&dir, &pushed))?);
+        }
+        table.times(
+            &format!("{what}: end of the last step → can run on the node"),
+            &run[0],
+            &run[1],
         );
-        run[0].push(after_the_run(&mut c)?);
-        cmd::sh("sync")?;
-        let mut c = slipway(
-            &lab.join("root"),
-            &lab.join("state"),
-            &[
-                "build",
-                "--no-cache",
-                "--push",
-                "--progress",
-                "plain",
-                "-t",
-                &name,
-                &dir,
-            ],
+        table.times(
+            &format!("{what}: end of the last step → pushed"),
+            &push[0],
+            &push[1],
         );
-        push[0].push(after_the_run(&mut c)?);
-        cmd::sh("sync")?;
-        let name = format!("{}/theirs:{n}", registry.host());
-        run[1].push(after_the_run(
-            &mut buildkit.build(&dir, &format!("type=image,name={name},unpack=true")),
-        )?);
-        push[1].push(after_the_run(&mut buildkit.build(
-            &dir,
-            &format!("type=image,name={name},push=true,registry.insecure=true"),
-        ))?);
     }
-    table.times(
-        "1 GB RUN: end of the step → can run on the node",
-        &run[0],
-        &run[1],
-    );
-    table.times("1 GB RUN: end of the step → pushed", &push[0], &push[1]);
     Ok(())
+}
+
+/// A build of ours that uses nothing of earlier ones.
+fn ours(lab: &Lab, args: &[&str]) -> Command {
+    let mut c = slipway(
+        &lab.join("root"),
+        &lab.join("state"),
+        &["build", "--no-cache", "--progress", "plain"],
+    );
+    c.args(args);
+    c
+}
+
+/// The Dockerfile of the training image, on a base that both find in the registry, with a last step that says its end.
+fn train(lab: &Lab, registry: &Registry) -> Result<PathBuf> {
+    let base = format!("{}/python:3", registry.host());
+    let from = lab::cache().join("demo/base").display().to_string();
+    cmd::run(
+        &mut ours(lab, &["--push", "-t", &base, &from]),
+        Duration::from_secs(300),
+    )?
+    .ok()
+    .context("building the Python base (tests/setup/base-image.sh makes its file tree)")?;
+    let fixture = lab::repo().join("tests/fixtures/train-digits");
+    for file in ["requirements.txt", "train.py"] {
+        lab.write(&format!("train/{file}"), std::fs::read(fixture.join(file))?)?;
+    }
+    let dockerfile = std::fs::read_to_string(fixture.join("Dockerfile"))?
+        .replace("ARG BASE=slipway.local/python:3", &format!("ARG BASE={base}"));
+    lab.write(
+        "train/Dockerfile",
+        format!("{dockerfile}\nRUN echo the-run-ended\n"),
+    )
 }
 
 /// Time from the step's own last line to the program's end.
