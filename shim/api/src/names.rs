@@ -19,6 +19,8 @@ pub const CREATE_OPTIONS: &str = "slipway.pod.v1.CreateOptions";
 
 /// `CreateTaskRequest.stdout`: a CRI log file, by its absolute path.
 pub const CRI_LOG: &str = "cri-log://";
+/// `CreateTaskRequest.stdout`: read and dropped, both streams; Attach sees them.
+pub const DISCARD: &str = "discard:";
 /// `CreateTaskRequest.stdout`: a file that both streams are appended to, as they are.
 pub const FILE: &str = "file://";
 /// `CreateTaskRequest.{stdin,stdout,stderr}`: a fifo by its path; the prefix may be left out.

@@ -56,6 +56,8 @@ pub enum Stdin {
 pub enum Output {
     /// /dev/null
     Null,
+    /// Seen by Attach, and else by nobody.
+    Discard,
     /// A CRI log file, written by the shim. Its directory exists.
     CriLog(PathBuf),
     /// The container writes straight into these.
@@ -158,6 +160,7 @@ impl Shim {
     pub async fn create(&self, container: CreateContainer) -> Result<u32> {
         let (stdout, fds) = match container.stdout {
             Output::Null => (String::new(), Vec::new()),
+            Output::Discard => (names::DISCARD.to_owned(), Vec::new()),
             Output::CriLog(log) => (format!("{}{}", names::CRI_LOG, path(&log)), Vec::new()),
             Output::Pipes { stdout, stderr } => (names::PIPE.to_owned(), vec![stdout, stderr]),
         };

@@ -104,6 +104,7 @@ impl Shim {
             log: ours.log,
             stdin: ours.stdin,
             stdin_fifo: ours.stdin_fifo,
+            discards: outputs[0] == Output::Discard,
             stdin_once: stdin == Stdin::Keep { once: true },
             fifos: ours.fifos,
             ..Streams::default()
@@ -415,7 +416,7 @@ pub fn check_id(id: &str) -> Result<(), Fault> {
 fn outputs(stdout: &str, stderr: &str) -> Result<[Output; 2], Fault> {
     let out = Output::parse(stdout, "stdout")?;
     let err = match (&out, stderr) {
-        (Output::CriLog(_) | Output::Sent, "") => out.clone(),
+        (Output::CriLog(_) | Output::Discard | Output::Sent, "") => out.clone(),
         _ => Output::parse(stderr, "stderr")?,
     };
     Ok([out, err])

@@ -8,6 +8,7 @@
 //! | the same for stdin | a pipe | its other end and the fifo: stdin ends when the client that came has gone |
 //! | `file://` | the file, appending | nothing |
 //! | `cri-log://` | pipes | their other ends, and the log |
+//! | `discard:` | pipes | their other ends, for Attach |
 //! | `pipe:` | the descriptors sent along | nothing |
 //! | `keep:`, `keep-once:` (stdin) | a pipe | its other end, for Attach |
 //!
@@ -25,7 +26,9 @@ use std::path::{Path, PathBuf};
 #[derive(Debug, thiserror::Error)]
 pub enum StdioError {
     /// The string means nothing here.
-    #[error("{stream} cannot be {value:?}: slipway knows fifos, cri-log://, file://, pipe: and keep:")]
+    #[error(
+        "{stream} cannot be {value:?}: slipway knows fifos, cri-log://, file://, discard:, pipe: and keep:"
+    )]
     Unknown {
         /// stdin, stdout or stderr.
         stream: &'static str,
@@ -85,6 +88,8 @@ pub enum Output {
     File(PathBuf),
     /// A CRI log, of both streams.
     CriLog(PathBuf),
+    /// Read and dropped, both streams.
+    Discard,
     /// Two descriptors sent along, for both streams.
     Sent,
 }
@@ -116,8 +121,10 @@ impl Output {
         if value.is_empty() {
             return Ok(Output::Null);
         }
-        if value == names::PIPE {
-            return Ok(Output::Sent);
+        match value {
+            names::PIPE => return Ok(Output::Sent),
+            names::DISCARD => return Ok(Output::Discard),
+            _ => {}
         }
         strip(names::CRI_LOG)
             .map(Output::CriLog)
@@ -202,14 +209,11 @@ pub fn open(
                 let need = outputs.iter().filter(|o| ***o == Output::Sent).count();
                 *fd = Some(sent.next().ok_or(StdioError::Descriptors { got, need })?);
             }
-            Output::CriLog(path) => {
-                if ours.log.is_none() {
-                    let log = LogFile::open(path);
-                    ours.log = Some(log.map_err(|source| StdioError::Open {
-                        stream,
-                        path: path.clone(),
-                        source,
-                    })?);
+            Output::CriLog(_) | Output::Discard => {
+                if let Output::CriLog(path) = output
+                    && ours.log.is_none()
+                {
+                    ours.log = Some(open_log(path, stream)?);
                 }
                 let (read, write) = pipe(stream)?;
                 let keep = if place == 0 {
@@ -243,14 +247,8 @@ pub fn open_for_terminal(stdin: &Stdin, stdout: &Output) -> Result<Ours, StdioEr
             .fifos
             .push(open_fifo(path, OFlags::RDWR | OFlags::NONBLOCK, "stdout")?),
         Output::File(path) => ours.fifos.push(open_file(path, "stdout")?),
-        Output::CriLog(path) => {
-            let log = LogFile::open(path);
-            ours.log = Some(log.map_err(|source| StdioError::Open {
-                stream: "stdout",
-                path: path.clone(),
-                source,
-            })?);
-        }
+        Output::CriLog(path) => ours.log = Some(open_log(path, "stdout")?),
+        Output::Discard => {}
         Output::Sent => {
             return Err(StdioError::Unknown {
                 stream: "stdout",
@@ -288,6 +286,14 @@ fn open_fifo(path: &Path, flags: OFlags, stream: &'static str) -> Result<OwnedFd
         Ok(fd)
     };
     open().map_err(|source| StdioError::Open {
+        stream,
+        path: path.to_owned(),
+        source,
+    })
+}
+
+fn open_log(path: &Path, stream: &'static str) -> Result<LogFile, StdioError> {
+    LogFile::open(path).map_err(|source| StdioError::Open {
         stream,
         path: path.to_owned(),
         source,

@@ -492,7 +492,7 @@ impl Shim {
         container.streams.terminal = Some(master);
         let asked_fifo = container.streams.stdin_fifo.take();
         let fifo = container.streams.fifos.pop();
-        if container.streams.log.is_some() {
+        if container.streams.log.is_some() || container.streams.discards {
             container.streams.stdin = Some(write);
             self.read_output(key, From::Stdout, read);
             return Ok(());

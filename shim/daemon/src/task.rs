@@ -177,6 +177,8 @@ pub struct Streams {
     pub stderr: Option<Stream>,
     /// Where they are written to.
     pub log: Option<LogFile>,
+    /// They are read though nothing is written.
+    pub discards: bool,
     /// A kept stdin's other end.
     pub stdin: Option<OwnedFd>,
     /// The fifo that stdin is to come from.

@@ -200,3 +200,25 @@ async fn a_container_without_stdin_is_attached_to_for_what_it_says() -> Result<(
     assert!(is_running(&w, &id).await?);
     w.finish().await
 }
+
+#[tokio::test]
+async fn a_container_without_a_log_is_attached_to_and_never_held_up() -> Result<()> {
+    let w = World::new("st-nolog").await?;
+    // More than a pipe or a terminal holds, before anybody attaches.
+    let command = [
+        "sh",
+        "-c",
+        "head -c 1000000 /dev/zero; while :; do echo tick; sleep 0.1; done",
+    ];
+    for (name, tty) in [("pipes", false), ("terminal", true)] {
+        let mut config = container_config(name, BUSYBOX, &command);
+        config.log_path = String::new();
+        config.tty = tty;
+        let (_, id) = w.pod_with(name, config).await?;
+        let client = attach(&w, &[&id])?;
+        client.until("tick", SOON)?;
+        drop(client);
+        assert!(is_running(&w, &id).await?);
+    }
+    w.finish().await
+}

@@ -386,7 +386,7 @@ fn request(daemon: &Daemon, container: &Container, made: &Made) -> CreateContain
             (true, false) => Stdin::Keep,
             (true, true) => Stdin::KeepOnce,
         },
-        stdout: made.log_path.clone().map_or(Output::Null, Output::CriLog),
+        stdout: made.log_path.clone().map_or(Output::Discard, Output::CriLog),
         terminal: config.tty,
         pid_target: match config.security.as_ref().map(|security| &security.pid) {
             Some(PidNamespace::Target(target)) => Some(target.clone()),
