@@ -28,7 +28,7 @@ build: ## Release builds of slipwayd, slipway, the shim and its worker, into $(S
 	cargo build --release -p slipwayd -p slipway-cli
 	cargo build --profile shim --target $(ARCH)-unknown-linux-musl -p containerd-shim-slipway-v1
 	RUSTFLAGS="-C target-feature=+crt-static" LIBSECCOMP_LINK_TYPE=static LIBSECCOMP_LIB_PATH=/usr/lib/$(ARCH)-linux-gnu \
-	  cargo build --release --target $(ARCH)-unknown-linux-gnu -p slipway-runc
+	  cargo rustc --release --target $(ARCH)-unknown-linux-gnu -p slipway-runc --bin slipway-runc -- -C relocation-model=static
 	@mkdir -p $(SLIPWAY_BIN)
 	@cd $(CARGO_TARGET_DIR) && for f in release/slipwayd release/slipway \
 	  $(ARCH)-unknown-linux-musl/shim/containerd-shim-slipway-v1 $(ARCH)-unknown-linux-gnu/release/slipway-runc; do \
