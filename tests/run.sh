@@ -26,6 +26,8 @@ for suite in pods containers confinement crash images durability hostile build s
   part "suite: $suite" cargo test -q -p slipway-tests --test "$suite" -- --test-threads=3
 done
 part "suite: streaming" cargo test -q -p slipway-tests --test streaming -- --test-threads=3 --skip thousands_of_aborted
+# A real kubelet, API server and etcd on slipwayd: two nodes, and the examples end to end.
+part "suite: kubelet" cargo test -q -p slipway-tests --test kubelet -- --test-threads=4
 # Once in a few runs a process that an aborted command had just started is still there.
 reported "aborted sessions" cargo test -q -p slipway-tests --test streaming thousands_of_aborted
 # Conformance, over SPDY and over WebSocket.

@@ -1,4 +1,4 @@
-//! Probes, hooks, ends, static pods, log rotation, image collection.
+//! Probes, hooks, ends, static pods, log rotation.
 
 use std::time::{Duration, Instant};
 
@@ -158,64 +158,4 @@ pub async fn kubelet_rotates_logs_and_no_line_is_lost(k: Kube) -> Result<()> {
     );
     ensure!(first > 0, "old files were removed");
     Ok(())
-}
-
-pub async fn unused_images_are_collected_when_the_disk_is_full(k: Kube) -> Result<()> {
-    // An image from a registry, which a build's is not: those are pinned. Then kubelet is told that any disk is too full.
-    let lab = harness::Lab::new("kubelet-gc")?;
-    let registry = harness::registry::Registry::start(&lab, None)?;
-    harness::image::stage(
-        &lab.join("images"),
-        &registry,
-        "marked",
-        &["TEST=unused"],
-        "team/unused:1",
-    )?;
-    let image = format!("{}/team/unused:1", registry.host());
-    k.cluster.cri(1).await?.pull(&image).await?;
-    let dir = k.cluster.node_dir(1);
-    let path = dir.join("kubelet.yaml");
-    let before = std::fs::read_to_string(&path)?;
-    let eager = format!(
-        "{before}imageGCHighThresholdPercent: 1\nimageGCLowThresholdPercent: 0\nimageMinimumGCAge: 1s\n"
-    );
-    std::fs::write(&path, eager)?;
-    let processes = k.cluster.processes();
-    processes.end("kubelet1", Duration::from_secs(10))?;
-    k.cluster.start_kubelet(1)?;
-    let gone = async {
-        // The first pass comes five minutes after the start; eviction's needs no pass, but pressure.
-        let began = Instant::now();
-        loop {
-            let names: Vec<String> = k
-                .cluster
-                .cri(1)
-                .await?
-                .images()
-                .await?
-                .into_iter()
-                .flat_map(|i| i.repo_tags)
-                .collect();
-            if !names.contains(&image) {
-                ensure!(
-                    names.iter().any(|n| n == IMAGE),
-                    "a build that is nowhere else is kept: {names:?}"
-                );
-                return Ok(());
-            }
-            ensure!(
-                began.elapsed() < Duration::from_secs(340),
-                "{image} is still there"
-            );
-            tokio::time::sleep(Duration::from_secs(1)).await;
-        }
-    }
-    .await;
-    std::fs::write(&path, before)?;
-    processes.end("kubelet1", Duration::from_secs(10))?;
-    k.cluster.start_kubelet(1)?;
-    k.cluster.wait_ready(1, Duration::from_secs(30)).await?;
-    drop(registry);
-    lab.finish()?;
-    gone
 }

@@ -13,13 +13,13 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use harness::cluster::{Cluster, Net, Options};
 
+mod eviction;
 mod kube;
 mod lifecycle;
 mod network;
 mod restarts;
 mod streaming;
 mod training;
-
 mod volumes;
 mod workloads;
 
@@ -43,7 +43,10 @@ macro_rules! tests {
 }
 
 fn all() -> Vec<Test> {
+    // The longest first.
     let mut list = tests![false:
+        training::an_image_is_built_in_the_cluster_and_trains_on_two_nodes,
+        lifecycle::kubelet_rotates_logs_and_no_line_is_lost,
         workloads::containers_start_in_order_and_end_as_the_restart_policy_says,
         workloads::a_job_completes_and_its_logs_are_kept,
         workloads::limits_are_set_and_a_container_over_its_memory_is_oomkilled,
@@ -52,7 +55,7 @@ fn all() -> Vec<Test> {
         lifecycle::probes_and_hooks_are_run,
         lifecycle::a_pod_ends_gracefully_and_is_killed_after_its_grace_period,
         lifecycle::a_static_pod_runs,
-        lifecycle::kubelet_rotates_logs_and_no_line_is_lost,
+        eviction::a_pod_that_uses_more_of_the_disk_than_its_limit_is_evicted,
         volumes::config_maps_secrets_projections_and_the_downward_api_are_mounted,
         volumes::host_paths_and_empty_directories_are_mounted,
         network::host_namespaces_and_a_shared_pid_namespace,
@@ -67,9 +70,7 @@ fn all() -> Vec<Test> {
     list.extend(tests![true:
         restarts::a_running_container_never_notices_restarts_of_kubelet_and_slipwayd,
         restarts::the_node_is_ready_soon_after_slipwayd_is_up,
-        lifecycle::unused_images_are_collected_when_the_disk_is_full,
-        training::an_image_is_built_in_the_cluster_and_trains_on_two_nodes,
-
+        eviction::unused_images_are_collected_when_the_disk_is_full,
     ]);
     list
 }
@@ -153,7 +154,7 @@ async fn bring_up() -> Result<Cluster> {
         },
         program: env!("CARGO_BIN_EXE_cluster").into(),
         slipwayd: String::new(),
-        kubelet: "containerLogMaxSize: 64Ki\ncontainerLogMaxFiles: 3\ncontainerLogMonitorInterval: 3s\n"
+        kubelet: "containerLogMaxSize: 64Ki\ncontainerLogMaxFiles: 3\ncontainerLogMonitorInterval: 3s\nevictionPressureTransitionPeriod: 1s\n"
             .into(),
     })
     .await?;
@@ -197,7 +198,7 @@ async fn one(cluster: Arc<Cluster>, test: Test) -> Option<String> {
         Ok(k) => k,
         Err(e) => return Some(format!("{}: {e:#}", test.name)),
     };
-    let limit = Duration::from_secs(if test.alone { 400 } else { 240 });
+    let limit = Duration::from_secs(300);
     let run = tokio::spawn(tokio::time::timeout(limit, (test.run)(kube.clone())));
     let verdict = match run.await {
         Ok(Ok(r)) => r,

@@ -156,8 +156,11 @@ pub async fn port_forward_reaches_a_server_in_the_pod(k: Kube) -> Result<()> {
         .stdout(Stdio::piped())
         .stderr(Stdio::null())
         .spawn()?;
+    // Read on to the end: kubectl says each connection, and ends where nobody takes that.
     let mut line = String::new();
-    BufReader::new(child.stdout.take().context("piped")?).read_line(&mut line)?;
+    let mut said = BufReader::new(child.stdout.take().context("piped")?);
+    said.read_line(&mut line)?;
+    let rest = std::thread::spawn(move || std::io::copy(&mut said, &mut std::io::sink()));
     let asked = (|| {
         let port = line
             .split("127.0.0.1:")
@@ -172,6 +175,7 @@ pub async fn port_forward_reaches_a_server_in_the_pod(k: Kube) -> Result<()> {
     })();
     child.kill()?;
     child.wait()?;
+    let _ = rest.join();
     let text = asked?;
     ensure!(
         text.matches("hello").count() == 8 && text.contains("20000000"),
