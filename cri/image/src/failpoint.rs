@@ -1,8 +1,9 @@
 //! Places at which a test can make the process die, as the loss of power or a kill would. Always compiled; one load
 //! of a static when off.
 //!
-//! `SLIPWAY_STORE_FAILPOINT=<name>` kills the process with SIGKILL at that place. The names stand in [`ALL`], which
-//! `slipwayd failpoints` prints with `store.` before them.
+//! `SLIPWAY_STORE_FAILPOINT=<name>` kills the process with SIGKILL at that place; `<name>=stop` stops it there with SIGSTOP,
+//! for whoever wants to cut the power with the work half done. The names stand in [`ALL`], which `slipwayd failpoints`
+//! prints with `store.` before them.
 
 use std::sync::OnceLock;
 
@@ -29,8 +30,11 @@ static POINT: OnceLock<Option<String>> = OnceLock::new();
 pub(crate) fn reach(name: &str) {
     debug_assert!(ALL.contains(&name), "{name} is missing from failpoint::ALL");
     let set = POINT.get_or_init(|| std::env::var("SLIPWAY_STORE_FAILPOINT").ok());
-    if set.as_deref() == Some(name) {
+    let signal = match set.as_deref().and_then(|set| set.strip_prefix(name)) {
         // No unwinding, no destructors: what is on disk stays as it is.
-        let _ = rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL);
-    }
+        Some("") => rustix::process::Signal::KILL,
+        Some("=stop") => rustix::process::Signal::STOP,
+        _ => return,
+    };
+    let _ = rustix::process::kill_process(rustix::process::getpid(), signal);
 }

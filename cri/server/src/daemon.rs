@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::Instrument;
 
+use crate::apparmor::Apparmor;
 use crate::config::Config;
 use crate::container::Container;
 use crate::container::bundle::Bundle;
@@ -40,6 +41,7 @@ pub struct Daemon {
     pub paths: Paths,
     pub boot_id: String,
     pub host: HostFacts,
+    pub apparmor: Apparmor,
     /// Pods can have user namespaces of their own: the root's file system can be mounted with mapped owners.
     pub maps_owners: bool,
     pub store: Store,
@@ -70,10 +72,14 @@ impl Daemon {
             .map_err(Error::shim("find the programs", &"the shim"))?;
         let store = Store::open(&config.root, OwnerKind::Daemon).map_err(Error::store("open everything"))?;
         store.pin_builds_for(config.images.upkeep().pin_builds_for);
+        let mut host = HostFacts::gather(|path: &Path| std::fs::read(path))
+            .map_err(Error::io("look at the host through", "/proc"))?;
+        let apparmor = Apparmor::start(&host, &config.runtime.apparmor_profile, &paths.state);
+        host.apparmor_default = apparmor.default_profile();
         Ok(Daemon {
             boot_id: boot_id(&config.boot_id_file)?,
-            host: HostFacts::gather(|path: &Path| std::fs::read(path))
-                .map_err(Error::io("look at the host through", "/proc"))?,
+            host,
+            apparmor,
             maps_owners: slipway_snapshot::maps_owners(&config.root),
             records: Records::new(store.clone()),
             registry: Registry::default(),

@@ -94,6 +94,8 @@ pub enum Error {
         id: String,
         source: Box<slipway_cdi::ResolveError>,
     },
+    #[error("the AppArmor profile {profile:?} cannot be used: {why}")]
+    Apparmor { profile: String, why: String },
     #[error("cannot {act} of {id}")]
     Shim {
         act: &'static str,

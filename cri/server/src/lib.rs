@@ -6,6 +6,7 @@
 
 #![forbid(unsafe_code)]
 
+mod apparmor;
 mod blocking;
 mod cli;
 mod config;

@@ -63,6 +63,7 @@ struct RawRuntime {
     cgroup_driver: Option<CgroupDriver>,
     cgroup_root: Option<String>,
     create_missing_mount_sources: Option<bool>,
+    apparmor_profile: Option<String>,
     shm_size_mib: Option<u64>,
     volume_copy_limit_mib: Option<u64>,
     handlers: BTreeMap<String, RawHandler>,
@@ -167,6 +168,8 @@ pub struct Runtime {
     pub cgroup_driver: CgroupDriver,
     pub cgroup_root: String,
     pub create_missing_mount_sources: bool,
+    /// Empty: none.
+    pub apparmor_profile: String,
     pub shm_size_mib: u64,
     pub volume_copy_limit_mib: u64,
     pub handlers: BTreeMap<String, Handler>,
@@ -407,6 +410,16 @@ impl RawRuntime {
                 reason: "it is a path below the cgroup mounts, or a slice",
             });
         }
+        let apparmor_profile = self
+            .apparmor_profile
+            .unwrap_or_else(|| crate::apparmor::OWN.to_owned());
+        if apparmor_profile.chars().any(char::is_control) {
+            return Err(ConfigError::Value {
+                key: "runtime.apparmor_profile",
+                value: format!("{apparmor_profile:?}"),
+                reason: "that is no profile's name",
+            });
+        }
         let shm_size_mib = self.shm_size_mib.unwrap_or(64);
         check_shm("runtime.shm_size_mib", shm_size_mib)?;
         let handlers = self
@@ -418,6 +431,7 @@ impl RawRuntime {
             cgroup_driver: self.cgroup_driver.unwrap_or(CgroupDriver::Cgroupfs),
             cgroup_root,
             create_missing_mount_sources: self.create_missing_mount_sources.unwrap_or(false),
+            apparmor_profile,
             shm_size_mib,
             handlers,
             // More than a disk has is no limit; it must only not overflow as bytes.

@@ -52,6 +52,10 @@ pub fn make(wanted: &Wanted<'_>) -> Result<MadeSpec, Error> {
     let id = wanted.container.id().to_string();
     let input = input(wanted)?;
     let made = slipway_spec::generate(&input).map_err(Error::spec(&id))?;
+    let process = made.spec.process().as_ref();
+    if let Some(profile) = process.and_then(|process| process.apparmor_profile().as_ref()) {
+        wanted.daemon.apparmor.ensure(profile)?;
+    }
     let json = serde_json::to_vec(&made.spec).map_err(|source| Error::Encode {
         what: "config.json",
         id,
