@@ -124,6 +124,12 @@ impl Guest {
             for line in BufReader::new(out).split(b'\n') {
                 let Ok(line) = line else { break };
                 let text = String::from_utf8_lossy(&line).trim_end().to_owned();
+                if let Some((_, said)) = text.split_once("SUITE ") {
+                    crate::tell(&format!("vm: {said}"));
+                } else if text.starts_with("  | ") || text.starts_with("  > ") {
+                    // What a failed test printed, and slipwayd's last words.
+                    crate::tell(&text);
+                }
                 if tell.send(text).is_err() {
                     break;
                 }

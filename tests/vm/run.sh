@@ -8,7 +8,7 @@ echo "SUITE phase $phase: kernel $(uname -r), systemd $(systemctl --version | aw
 for name in $(cat "/suite/phases/$phase"); do
   began=$(cut -d. -f1 /proc/uptime)
   # A process of its own: -e means nothing in a function that `if` asks for its success.
-  if bash -euo pipefail -c '. ./lib.sh; . ./tests.sh; "$1"' - "$name" > "/tmp/$name.out" 2>&1 < /dev/null; then
+  if bash -euo pipefail -c 'for f in ./lib.sh ./tests/*.sh; do . "$f"; done; "$1"' - "$name" > "/tmp/$name.out" 2>&1 < /dev/null; then
     echo "SUITE ok $name $(($(cut -d. -f1 /proc/uptime) - began)) s"
   else
     sed 's/^/  | /' "/tmp/$name.out" | tail -60
