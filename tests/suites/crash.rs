@@ -714,3 +714,21 @@ async fn a_second_slipwayd_on_the_same_root_is_refused_by_name() -> Result<()> {
     );
     w.finish().await
 }
+
+#[tokio::test]
+async fn a_pod_that_could_not_be_caught_up_with_is_looked_at_again() -> Result<()> {
+    let mut w = World::new("crash-follow").await?;
+    let (_, id) = w
+        .pod_with("follow", container_config("follow", BUSYBOX, SLEEP))
+        .await?;
+    w.daemon.kill9()?;
+    w.restart(&Setup {
+        env: vec![("SLIPWAY_FAILPOINTS".into(), "recover.follow=error*1".into())],
+        ..Default::default()
+    })
+    .await?;
+    kill_init(&w.lab, &id).await?;
+    let s = w.cri.wait_exit(&id, Duration::from_secs(30)).await?;
+    assert_eq!(s.exit_code, 137);
+    w.finish().await
+}

@@ -34,10 +34,23 @@ pub(crate) struct Plugins {
     versions: Versions,
     /// Shared by operations on containers; GC takes it alone.
     pub(crate) gate: RwLock<()>,
+    /// Why the plugins cannot work, as they said when they were last asked.
+    pub(crate) complaint: Mutex<Option<String>>,
     busy: Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>,
 }
 
 impl Plugins {
+    pub(crate) fn complaint(&self) -> Option<String> {
+        self.complaint
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+
+    pub(crate) fn complain(&self, reason: Option<String>) {
+        *self.complaint.lock().unwrap_or_else(PoisonError::into_inner) = reason;
+    }
+
     pub(crate) fn new(conf_dir: PathBuf, bin_dirs: Vec<PathBuf>, deadlines: Deadlines) -> Plugins {
         // Plugins run in another working directory than ours.
         let absolute = |dir: PathBuf| std::path::absolute(&dir).unwrap_or(dir);
@@ -47,6 +60,7 @@ impl Plugins {
             deadlines,
             versions: Versions::default(),
             gate: RwLock::new(()),
+            complaint: Mutex::default(),
             busy: Mutex::default(),
         }
     }
@@ -344,7 +358,7 @@ fn same_answer(a: &CniError, b: &CniError) -> bool {
 }
 
 /// An error with its causes, on one line.
-pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+pub fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
     while let Some(e) = source {

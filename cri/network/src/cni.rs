@@ -78,9 +78,16 @@ impl Cni {
         }
     }
 
-    /// Whether there is a usable network whose plugins are there; the folder is read again when it
-    /// has changed.
+    /// Whether there is a usable network whose plugins are there, and did not say otherwise when [`Cni::probe`] last asked;
+    /// the folder is read again when it has changed.
     pub fn status(&self) -> NetworkStatus {
+        match (self.configured(), self.inner.complaint()) {
+            (NetworkStatus::Ready { .. }, Some(reason)) => NetworkStatus::NotReady { reason },
+            (status, _) => status,
+        }
+    }
+
+    fn configured(&self) -> NetworkStatus {
         let network = match self.inner.folder.network() {
             Ok(network) => network,
             Err(reason) => return NetworkStatus::NotReady { reason },
@@ -145,16 +152,14 @@ impl Cni {
         Ok(Installed::Written(path))
     }
 
-    /// As [`Cni::status`], and asks the plugins themselves where they speak 1.1 (STATUS).
+    /// As [`Cni::status`], but asks the plugins themselves where they speak 1.1 (STATUS).
     pub async fn probe(&self) -> NetworkStatus {
-        let status = self.status();
-        if !matches!(status, NetworkStatus::Ready { .. }) {
-            return status;
-        }
-        match self.inner.ask_status().await {
-            Ok(()) => status,
-            Err(e) => NetworkStatus::NotReady { reason: chain(&e) },
-        }
+        let answer = match self.configured() {
+            NetworkStatus::Ready { .. } => self.inner.ask_status().await,
+            NetworkStatus::NotReady { .. } => Ok(()),
+        };
+        self.inner.complain(answer.err().map(|e| chain(&e)));
+        self.status()
     }
 
     /// What [`Cni::add`] would do for this pod: to be recorded before it is done.
@@ -270,12 +275,13 @@ impl Cni {
     }
 
     /// Tells the plugins of `network`, which the caller alone uses, which attachments are valid;
-    /// they let go of everything else. Does nothing when another network is configured, when the
+    /// they let go of everything else. `valid` is called when no other operation is under way, and
+    /// none begins until this has ended. Does nothing when another network is configured, when the
     /// configuration forbids it, or before CNI 1.1.
     ///
     /// # Errors
     /// The first plugin's that failed, after all were asked.
-    pub async fn gc(&self, network: &str, valid: &[Attachment]) -> Result<(), CniError> {
+    pub async fn gc(&self, network: &str, valid: impl FnOnce() -> Vec<Attachment>) -> Result<(), CniError> {
         let configured = self
             .inner
             .folder
@@ -289,7 +295,7 @@ impl Cni {
             return Ok(());
         }
         let _alone = self.inner.gate.write().await;
-        let valid: Vec<Value> = valid
+        let valid: Vec<Value> = valid()
             .iter()
             .filter(|a| a.network == network)
             .map(|a| json!({"containerID": a.container_id, "ifname": a.ifname}))

@@ -21,6 +21,7 @@ mod template;
 mod version;
 
 pub use attachment::{Attachment, PluginConfig};
+pub use chain::chain;
 pub use cni::{Cni, Installed, NetworkStatus};
 pub use error::{CniError, PluginError};
 pub use pod::{Bandwidth, Dns, PodNetwork, PortMapping, Protocol};

@@ -501,11 +501,14 @@ async fn plugins_of_1_1_are_asked_for_their_status_and_told_what_is_valid() {
     assert!(
         matches!(lab.cni.probe().await, NetworkStatus::NotReady { reason } if reason.contains("no addresses left"))
     );
+    assert!(
+        matches!(lab.cni.status(), NetworkStatus::NotReady { reason } if reason.contains("no addresses left"))
+    );
 
     let valid = lab.cni.add(&pod("c1")).await.unwrap();
-    lab.cni.gc("somebody-elses", &[]).await.unwrap();
+    lab.cni.gc("somebody-elses", Vec::new).await.unwrap();
     assert!(!lab.log().contains(&"one GC".to_owned()));
-    lab.cni.gc("lab", &[valid]).await.unwrap();
+    lab.cni.gc("lab", || vec![valid]).await.unwrap();
     assert_eq!(
         lab.stdin("one", "GC")["cni.dev/valid-attachments"],
         json!([{"containerID": "c1", "ifname": "eth0"}])
@@ -514,7 +517,7 @@ async fn plugins_of_1_1_are_asked_for_their_status_and_told_what_is_valid() {
     lab.conflist(
         &json!({"cniVersion": "1.1.0", "disableGC": true, "name": "lab", "plugins": [{"type": "one"}]}),
     );
-    lab.cni.gc("lab", &[]).await.unwrap();
+    lab.cni.gc("lab", Vec::new).await.unwrap();
     assert_eq!(lab.log().iter().filter(|l| *l == "one GC").count(), 1);
 }
 

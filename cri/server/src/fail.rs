@@ -50,6 +50,7 @@ pub const ALL: &[&str] = &[
     "remove_pod_sandbox.after_containers",
     "remove_pod_sandbox.after_files",
     "remove_pod_sandbox.after_record",
+    "recover.follow",
 ];
 
 static ON: AtomicBool = AtomicBool::new(false);

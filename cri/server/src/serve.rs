@@ -47,6 +47,7 @@ pub async fn serve(config: Config) -> anyhow::Result<()> {
     recover::recover(&daemon).await.map_err(chained)?;
     daemon.background.spawn(janitor::run(daemon.clone()));
     daemon.background.spawn(janitor::builds(daemon.clone()));
+    daemon.background.spawn(crate::pod::upkeep::run(daemon.clone()));
     let streams = stream::bind(&daemon).await?;
     let cri = Cri::new(daemon.clone(), streams.urls());
     // Its sessions end first: what they run is ended by verbs that end after them.

@@ -97,6 +97,11 @@ impl Shim {
         }
     }
 
+    /// Whether both are the same connection.
+    pub fn is(&self, other: &Shim) -> bool {
+        Arc::ptr_eq(&self.connection, &other.connection)
+    }
+
     async fn task<Q: prost::Message, R: prost::Message + Default>(
         &self,
         method: &'static str,
@@ -379,7 +384,14 @@ impl Shim {
                     return Ok((master, ended));
                 }
             },
-            master = receive_fd(&ours) => master.map_err(broken)?,
+            master = receive_fd(&ours) => match master {
+                Ok(master) => master,
+                // The shim let go of the socket because the command cannot be run, and says so.
+                Err(source) => {
+                    let told = tokio::time::timeout(SHORT, done).await;
+                    return Err(told.ok().and_then(Result::err).unwrap_or_else(|| broken(source)));
+                }
+            },
         };
         Ok((
             master,

@@ -23,10 +23,7 @@ use slipway_shim_api::{events, task};
 use slipway_sys::exec::{Begun, ExecError, ExecPlan, Process, Starting};
 use slipway_sys::process::{Child, Status};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::time::{Duration, Instant};
-
-/// How long an exiting process may take from closing its descriptors to its end: microseconds.
-const LAST_WAY: Duration = Duration::from_secs(1);
+use std::time::Instant;
 
 /// A process on its way to its program.
 #[derive(Debug)]
@@ -178,16 +175,16 @@ impl Shim {
             }
         };
         self.off_its_way(key, serial, &way);
-        if matches!(result, Err(ExecError::Timeout { .. })) {
-            way.starting.kill(|pid| self.early.contains_key(&pid));
-        }
         let done = result.map_err(|e| {
             let id = self.containers.get(&key).map_or("", |c| &c.id);
             Fault::from(e).during(format_args!("run {:?} in container {id}", way.starting.program()))
         });
         match done {
             Ok(begun) => self.begun(key, serial, *way, begun),
-            Err(fault) => self.not_begun(key, serial, way.then, fault),
+            Err(fault) => {
+                let then = self.kill_on_its_way(key, *way);
+                self.not_begun(key, serial, then, fault);
+            }
         }
         self.forget_early();
     }
@@ -195,7 +192,7 @@ impl Shim {
     /// An exec runs its program, or did.
     fn begun(&mut self, key: u32, serial: u32, way: Way, begun: Begun) {
         let pid = begun.pid;
-        let ended = match self.take_child(pid, way.starting.ahead()) {
+        let ended = match self.take_child(pid) {
             Ok(child) => {
                 if let Some(Sent::One(signal)) = way.signal
                     && let Err(e) = slipway_sys::process::send_signal(child.pidfd.as_fd(), signal)
@@ -239,15 +236,50 @@ impl Shim {
         }
     }
 
-    /// A process that was begun here, or how it ended; nothing when it is not known at all.
-    fn take_child(&mut self, pid: u32, ahead: &Child) -> Result<Child, Option<(Status, i64)>> {
-        // Who goes ahead is on its last way: an exiting process closes its descriptors, which is what was heard, before its
-        // children become ours.
-        match slipway_sys::process::wait_ended(ahead.pidfd.as_fd(), LAST_WAY) {
-            Ok(true) => {}
-            Ok(false) => warning!("process {} does not end", ahead.pid),
-            Err(e) => warning!("{}", Chain(&e)),
+    /// Kills a process that is on its way to its program, whether it was heard of or not.
+    pub fn kill_on_its_way(&mut self, key: u32, way: Way) -> Then {
+        let Way {
+            mut starting, then, ..
+        } = way;
+        crate::create::kill(starting.ahead());
+        let is_alive = slipway_sys::process::is_child(starting.ahead().pid);
+        let _ = starting.hear();
+        match starting.pid() {
+            Some(pid) => self.kill_heard_of(key, pid),
+            // If there is a second one, that is said before who goes ahead has ended.
+            None if is_alive => self.fading.push((key, starting)),
+            None => {}
         }
+        then
+    }
+
+    fn kill_heard_of(&mut self, key: u32, pid: u32) {
+        let Ok(child) = self.take_child(pid) else { return };
+        match self.containers.get(&key) {
+            Some(container) => container.kill_tree(&child),
+            // Its cgroup went with it.
+            None => crate::create::kill(&child),
+        }
+    }
+
+    /// A process was reaped that nobody knows: it may be one that went ahead of another, and was killed on its way.
+    pub fn ahead_exited(&mut self, pid: u32) {
+        let Some(at) = self
+            .fading
+            .iter()
+            .position(|(_, starting)| starting.ahead().pid == pid)
+        else {
+            return;
+        };
+        let (key, mut starting) = self.fading.remove(at);
+        let _ = starting.hear();
+        if let Some(pid) = starting.pid() {
+            self.kill_heard_of(key, pid);
+        }
+    }
+
+    /// A process that was begun here, or how it ended; nothing when it is not known at all.
+    fn take_child(&mut self, pid: u32) -> Result<Child, Option<(Status, i64)>> {
         let early = self.early.remove(&pid);
         // One that is a child of ours still was not reaped: then the other was somebody else with its pid.
         if !slipway_sys::process::is_child(pid) {
@@ -343,7 +375,7 @@ impl Shim {
 
     /// Forgets exits of processes nobody will claim any more.
     pub fn forget_early(&mut self) {
-        if !self.is_creating() && !self.is_beginning() {
+        if !self.is_creating() && !self.is_beginning() && self.fading.is_empty() {
             self.early = std::collections::BTreeMap::new();
         }
     }

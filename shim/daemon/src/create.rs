@@ -229,7 +229,6 @@ impl Shim {
         let started = worker::start(&job);
         self.oom_score.as_wanted();
         let (worker, report) = started?;
-        container.cgroup.settle();
         let deadline = self.reactor.after(worker::DEADLINE, Timer::Worker(key));
         self.reactor
             .watch(report.fd(), Source::Worker(key), Interest::Read)
@@ -281,10 +280,16 @@ impl Shim {
         if lacks_terminal {
             return self.creation_failed(key, WorkerError::NoTerminal);
         }
+        container.cgroup.settle();
         let init = match slipway_sys::process::pidfd_open(pid) {
             Ok(pidfd) => Child { pid, pidfd },
             Err(_) => return self.created_and_gone(key, pid),
         };
+        // Whoever can trace the init may have got hold of the socket, and name a process that is none of the container's.
+        let is_own = container.cgroup.procs().is_ok_and(|own| own.contains(&pid));
+        if !is_own && !crate::tree::has_ended(pid) {
+            return self.creation_failed(key, WorkerError::Stranger { pid });
+        }
         let creating = match container.created(init) {
             Ok(creating) => creating,
             Err(illegal) => return warning!("{illegal}"),
@@ -352,14 +357,19 @@ impl Shim {
         let Some(container) = self.containers.get(&key) else {
             return;
         };
-        if matches!(container.phase, Phase::Creating(_)) {
-            self.creation_failed(
-                key,
-                WorkerError::Died {
-                    how: worker::in_words(status),
-                },
-            );
-        }
+        let Phase::Creating(creating) = &container.phase else {
+            return;
+        };
+        let error = match creating.report.not_launched() {
+            Some(source) => WorkerError::Start {
+                path: self.config.worker.clone(),
+                source,
+            },
+            None => WorkerError::Died {
+                how: worker::in_words(status),
+            },
+        };
+        self.creation_failed(key, error);
     }
 
     pub(crate) fn creation_failed(&mut self, key: u32, error: WorkerError) {
@@ -381,6 +391,7 @@ impl Shim {
         };
         let fault = fault.during(format_args!("create container {}", container.id));
         warning!("{fault}");
+        container.cgroup.settle();
         match container.ending(Outcome::Failed { reply, fault }) {
             Phase::Creating(creating) => {
                 self.reactor.cancel(creating.deadline, Timer::Worker(key));

@@ -84,7 +84,7 @@ impl Shim {
                     if let Err(e) = container.cgroup.kill() {
                         warning!("kill what is left of container {}: {}", container.id, Chain(&e));
                     }
-                    self.reactor.after(wait, Timer::Ending(key));
+                    self.reactor.look_again(wait, Timer::Ending(key));
                     return;
                 }
                 Ok(false) => error!("container {} has processes that do not die", container.id),
@@ -113,7 +113,7 @@ impl Shim {
         }
         if !self.is_drained(key) && empty_for < DRAIN_DEADLINE {
             wait = wait.max(Duration::from_millis(20));
-            self.reactor.after(wait, Timer::Ending(key));
+            self.reactor.look_again(wait, Timer::Ending(key));
             return;
         }
         self.ended(key);

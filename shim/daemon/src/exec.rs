@@ -13,7 +13,7 @@
 
 use crate::begin::{Sent, Then, Way};
 use crate::conn::Reply;
-use crate::diag::{Chain, warning};
+use crate::diag::warning;
 use crate::fault::Fault;
 use crate::reactor::Timer;
 use crate::record::Exit;
@@ -21,7 +21,6 @@ use crate::shim::Shim;
 use crate::spec;
 use crate::stdio::{self, Output, Stdin};
 use crate::task::Asked;
-use crate::tree;
 use prost::Message;
 use slipway_shim_api::names::topic;
 use slipway_shim_api::status::Code;
@@ -429,12 +428,7 @@ impl Shim {
         let Some(State::Running(child)) = exec.map(|exec| &exec.state) else {
             return;
         };
-        tree::kill(child, || {
-            container.cgroup.procs().unwrap_or_else(|e| {
-                warning!("list the processes of container {}: {}", container.id, Chain(&e));
-                Vec::new()
-            })
-        });
+        container.kill_tree(child);
     }
 
     /// Task.Wait for an exec.
@@ -504,8 +498,7 @@ impl Shim {
             }
             State::Starting(way) => {
                 self.off_its_way(key, exec.serial, &way);
-                way.starting.kill(|pid| self.early.contains_key(&pid));
-                way.then.starter()
+                self.kill_on_its_way(key, *way).starter()
             }
             _ => return,
         };
@@ -598,7 +591,7 @@ impl Shim {
             && let State::Starting(way) = std::mem::replace(&mut exec.state, State::Stopped(exit))
         {
             self.off_its_way(key, serial, &way);
-            way.starting.kill(|pid| self.early.contains_key(&pid));
+            self.kill_on_its_way(key, *way);
         }
         self.forget_exec(key, serial);
         self.answer_exec(reply, exit, true);

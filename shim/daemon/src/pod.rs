@@ -323,7 +323,7 @@ impl Shim {
                 ),
             ))
         } else {
-            self.reactor.after(STOP_PAUSE, Timer::PodStop);
+            self.reactor.look_again(STOP_PAUSE, Timer::PodStop);
             return;
         };
         let Some(stopping) = self.pod.stopping.take() else {

@@ -93,6 +93,10 @@ pub enum Timer {
     Events(u32),
     /// Look again whether the kernel has killed something of a container.
     Oom(u32),
+    /// Read a container's terminal again that nobody had open.
+    Terminal(u32),
+    /// Accept connections again.
+    Accept,
     /// Go on with a pump that cannot be watched.
     Pump(u32),
     /// Connect to containerd again.
@@ -177,6 +181,13 @@ impl Reactor {
         let at = Instant::now() + delay;
         self.timers.insert((at, timer));
         at
+    }
+
+    /// Sets a moment to look again, unless one is set: however many ask, there is one look.
+    pub fn look_again(&mut self, delay: Duration, timer: Timer) {
+        if !self.timers.iter().any(|(_, set)| *set == timer) {
+            self.after(delay, timer);
+        }
     }
 
     /// Takes a moment back.

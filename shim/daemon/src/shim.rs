@@ -17,6 +17,7 @@ use crate::task::{Container, Phase};
 use prost::Message;
 use slipway_shim_api::{events, pod, ttrpc};
 use slipway_sys::cgroup::{Cgroup, Layout};
+use slipway_sys::exec::Starting;
 use slipway_sys::process::{SignalFd, Status};
 use std::collections::BTreeMap;
 use std::io;
@@ -26,6 +27,8 @@ use std::time::{Duration, Instant};
 
 /// Bytes read at a time; what is read faster than this is read in larger pieces.
 pub const SCRATCH: usize = 8 * 1024;
+/// How long nobody is let in when there are no descriptors left.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
 /// Clients at once.
 const MAX_CONNS: usize = 64;
 /// Exits of processes nobody has claimed, kept while something is being created.
@@ -87,6 +90,8 @@ pub struct Shim {
     pub scratch: Vec<u8>,
     /// Exits that came before the worker's report of the pid.
     pub early: BTreeMap<u32, (Status, i64)>,
+    /// Killed on their way to their programs; what they have yet to say of themselves is heard when who went ahead ends.
+    pub fading: Vec<(u32, Starting)>,
     polls: Vec<Poll>,
     conns: BTreeMap<u32, Conn>,
     listener: OwnedFd,
@@ -126,6 +131,7 @@ impl Shim {
             publisher,
             scratch: vec![0; SCRATCH],
             early: BTreeMap::new(),
+            fading: Vec::new(),
             polls: Vec::new(),
             conns: BTreeMap::new(),
             listener,
@@ -198,6 +204,16 @@ impl Shim {
             Timer::ExecStart(key, serial) => self.on_exec_start_timeout(key, serial),
             Timer::Events(number) => self.answer_poll(number),
             Timer::Oom(key) => self.on_oom_timer(key),
+            Timer::Terminal(key) => self.read_terminal_again(key),
+            Timer::Accept => {
+                if let Err(e) = self
+                    .reactor
+                    .watch(&self.listener, Source::Listener, Interest::Read)
+                {
+                    warning!("watch the socket: {e}");
+                    self.reactor.look_again(ACCEPT_PAUSE, Timer::Accept);
+                }
+            }
             Timer::Pump(id) => self.run_pump(id),
             Timer::Publisher => {
                 if let Some(publisher) = &mut self.publisher {
@@ -217,7 +233,12 @@ impl Shim {
                 Ok(socket) => socket,
                 Err(rustix::io::Errno::AGAIN) => return,
                 Err(rustix::io::Errno::INTR | rustix::io::Errno::CONNABORTED) => continue,
-                Err(errno) => return warning!("accept a connection: {errno}"),
+                Err(errno) => {
+                    // Out of descriptors, most likely. Who waits stays in the queue, and would be told of again and again.
+                    warning!("accept a connection: {errno}");
+                    self.reactor.forget(&self.listener);
+                    return self.reactor.look_again(ACCEPT_PAUSE, Timer::Accept);
+                }
             };
             if self.conns.len() >= MAX_CONNS {
                 warning!("a connection was refused: there are {MAX_CONNS} already");
@@ -245,6 +266,10 @@ impl Shim {
             result = conn.read(&mut self.scratch, &mut requests);
         }
         for incoming in requests {
+            // An answer to one before may have shown that the client is gone: nothing is begun for it any more.
+            if !self.conns.contains_key(&id) {
+                return;
+            }
             let reply = Reply {
                 conn: id,
                 stream: incoming.stream,
@@ -366,7 +391,9 @@ impl Shim {
         if self.pod.init.as_ref().is_some_and(|init| init.process.pid == pid) {
             return self.pod_init_exited(status);
         }
-        if (self.is_creating() || self.is_beginning()) && self.early.len() < MAX_EARLY {
+        self.ahead_exited(pid);
+        let is_awaited = self.is_creating() || self.is_beginning() || !self.fading.is_empty();
+        if is_awaited && self.early.len() < MAX_EARLY {
             self.early.insert(pid, (status, at_ns));
         }
     }

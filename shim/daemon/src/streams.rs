@@ -14,6 +14,8 @@ use slipway_shim_api::status::Code;
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
 
+/// How long a terminal is let alone that nobody has open.
+const HUNG_UP: Duration = Duration::from_millis(200);
 /// Bytes of one stream that are read before the others have their turn.
 const TURN: usize = 1 << 20;
 /// Lines are written out when they are this many bytes, and always when the stream pauses.
@@ -53,6 +55,16 @@ pub struct SinkEntry {
     from: From,
 }
 
+/// How far reading an output stream came.
+enum Copied {
+    /// All there is for now, or as much as is its turn.
+    All,
+    /// Nobody has the terminal open.
+    HungUp,
+    /// Its end.
+    End,
+}
+
 impl Shim {
     /// Begins to read a container's output stream.
     pub fn read_output(&mut self, key: u32, from: From, fd: OwnedFd) {
@@ -79,33 +91,56 @@ impl Shim {
     /// A container's output has something, or its end.
     pub fn on_output(&mut self, key: u32, from: From) {
         let mut loss = None;
-        let ended = self.copy_output(key, from, &mut loss);
+        let copied = self.copy_output(key, from, &mut loss);
         if let Some(Loss { bytes, reason }) = loss {
             self.log_lost(key, bytes, reason);
         }
-        if ended {
-            self.end_output(key, from);
-            self.look_at_ending(key);
+        match copied {
+            Copied::All => {}
+            Copied::HungUp => {
+                if let Some(stream) = self.containers.get(&key).and_then(|c| c.streams.stdout.as_ref()) {
+                    self.reactor.forget(&stream.fd);
+                    self.reactor.look_again(HUNG_UP, Timer::Terminal(key));
+                }
+            }
+            Copied::End => {
+                self.end_output(key, from);
+                self.look_at_ending(key);
+            }
         }
     }
 
-    /// Copies what is there into the log and to the sinks; true at the stream's end.
-    fn copy_output(&mut self, key: u32, from: From, loss: &mut Option<Loss>) -> bool {
+    /// Watches a terminal again that nobody had open.
+    pub fn read_terminal_again(&mut self, key: u32) {
+        if let Some(stream) = self.containers.get(&key).and_then(|c| c.streams.stdout.as_ref())
+            && let Err(e) = self
+                .reactor
+                .watch(&stream.fd, Source::Stdout(key), Interest::Read)
+        {
+            warning!("watch the terminal of a container: {e}");
+        }
+    }
+
+    /// Copies what is there into the log and to the sinks.
+    fn copy_output(&mut self, key: u32, from: From, loss: &mut Option<Loss>) -> Copied {
         let Some(container) = self.containers.get_mut(&key) else {
-            return false;
+            return Copied::All;
         };
+        let lives = container.phase.init().is_some();
         let streams = &mut container.streams;
         let stream = match from {
             From::Stdout => &mut streams.stdout,
             From::Stderr => &mut streams.stderr,
         };
-        let Some(stream) = stream else { return false };
+        let Some(stream) = stream else {
+            return Copied::All;
+        };
         let mut hot = Vec::new();
         let mut lines = Vec::new();
         let mut began = false;
         let mut read = 0;
         let mut gone = Vec::new();
-        let ended = loop {
+        let copied = loop {
             let buffer = if hot.is_empty() {
                 &mut self.scratch[..]
             } else {
@@ -113,12 +148,13 @@ impl Shim {
             };
             let full = buffer.len();
             let n = match rustix::io::read(&stream.fd, &mut *buffer) {
-                Ok(0) => break true,
+                Ok(0) => break Copied::End,
                 Ok(n) => n,
-                Err(Errno::AGAIN) => break false,
+                Err(Errno::AGAIN) => break Copied::All,
                 Err(Errno::INTR) => continue,
-                // EIO: the terminal's last user has closed it.
-                Err(_) => break true,
+                // The terminal's last user has closed it. Init may open it again, as systemd does.
+                Err(Errno::IO) if lives => break Copied::HungUp,
+                Err(_) => break Copied::End,
             };
             let bytes = &buffer[..n];
             if streams.log.is_some() {
@@ -143,14 +179,14 @@ impl Shim {
             }
             read += n;
             if read >= TURN {
-                break false;
+                break Copied::All;
             }
             if n == full && hot.is_empty() {
                 hot = vec![0; HOT];
                 lines.reserve(HOT);
             }
         };
-        if ended {
+        if matches!(copied, Copied::End) {
             stream.splitter.finish(crate::clock::now(), &mut lines);
         }
         if let Some(log) = &mut streams.log {
@@ -163,7 +199,7 @@ impl Shim {
         for id in gone {
             self.drop_sink(id);
         }
-        ended
+        copied
     }
 
     fn log_lost(&mut self, key: u32, bytes: u64, reason: String) {

@@ -10,6 +10,7 @@
 //! ```
 
 use crate::conn::Reply;
+use crate::diag::{Chain, warning};
 use crate::exec::Exec;
 use crate::fault::Fault;
 use crate::log::{LogFile, Splitter};
@@ -263,6 +264,16 @@ pub struct Container {
 }
 
 impl Container {
+    /// Kills a process of its, with what can be found of what it started.
+    pub fn kill_tree(&self, child: &Child) {
+        crate::tree::kill(child, || {
+            self.cgroup.procs().unwrap_or_else(|e| {
+                warning!("list the processes of container {}: {}", self.id, Chain(&e));
+                Vec::new()
+            })
+        });
+    }
+
     /// The error of an act its phase does not allow.
     pub fn illegal(&self, act: &'static str) -> Illegal {
         Illegal {

@@ -40,6 +40,11 @@ pub fn kill(root: &Child, list: impl Fn() -> Vec<u32>) {
     crate::create::kill(root);
 }
 
+/// Whether a process has ended, and waits to be reaped or is gone.
+pub fn has_ended(pid: u32) -> bool {
+    Relation::of(pid).is_none_or(|relation| matches!(relation.state, b'Z' | b'X'))
+}
+
 /// Waits until none of them runs any more; whether it could be seen in time. One that sleeps in the kernel may take long.
 fn settle<'a>(all: impl Iterator<Item = &'a Relation>) -> bool {
     let mut running: Vec<Relation> = all.copied().collect();

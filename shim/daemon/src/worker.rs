@@ -8,7 +8,7 @@
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use serde::Deserialize;
 use slipway_sys::cgroup::Cgroup;
-use slipway_sys::process::{Child, Program, Status};
+use slipway_sys::process::{Child, Launch, Program, Status};
 use std::ffi::OsStr;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -54,6 +54,14 @@ pub enum WorkerError {
     /// What it said is no report.
     #[error("the worker's report is nonsense")]
     Nonsense,
+    /// It named a process that is not in the container's cgroup.
+    #[error(
+        "the worker says that process {pid} is the container's init, and it is not in the container's cgroup"
+    )]
+    Stranger {
+        /// As named.
+        pid: u32,
+    },
     /// The terminal that was asked for did not come.
     #[error("the worker sent no terminal")]
     NoTerminal,
@@ -90,6 +98,7 @@ pub enum Said {
 /// Our end of the report socket.
 #[derive(Debug)]
 pub struct Report {
+    launch: Option<Launch>,
     socket: OwnedFd,
     input: Vec<u8>,
     fds: Vec<OwnedFd>,
@@ -99,6 +108,11 @@ impl Report {
     /// To be watched for reading.
     pub fn fd(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
+    }
+
+    /// Why the worker, which has ended, was not executed; nothing when it was.
+    pub fn not_launched(&self) -> Option<io::Error> {
+        self.launch.as_ref()?.failure(Some(Duration::ZERO))
     }
 
     /// Reads what is there.
@@ -218,10 +232,12 @@ pub fn start(job: &Job<'_>) -> Result<(Child, Report), WorkerError> {
         die_with_parent: true,
         cgroup: Some(&join),
     };
-    let child = slipway_sys::process::spawn(&program).map_err(failed)?;
+    // Not waited for: it is in the container's cgroup already, which may be out of time, or frozen.
+    let (child, launch) = slipway_sys::process::launch(&program).map_err(failed)?;
     Ok((
         child,
         Report {
+            launch: Some(launch),
             socket: ours,
             input: Vec::new(),
             fds: Vec::new(),
@@ -278,6 +294,7 @@ mod tests {
             socketpair(AddressFamily::UNIX, SocketType::STREAM, flags, None).expect("sockets");
         (
             Report {
+                launch: None,
                 socket: ours,
                 input: Vec::new(),
                 fds: Vec::new(),

@@ -46,6 +46,7 @@ pub(crate) enum Stage {
     Terminal,
     Fork,
     Exec,
+    Keyring,
     Hostname,
     Loopback,
     Sysctl,
@@ -56,7 +57,7 @@ pub(crate) enum Stage {
 }
 
 impl Stage {
-    const ALL: [Stage; 27] = [
+    const ALL: [Stage; 28] = [
         Stage::Signals,
         Stage::Session,
         Stage::ParentDeath,
@@ -77,6 +78,7 @@ impl Stage {
         Stage::Terminal,
         Stage::Fork,
         Stage::Exec,
+        Stage::Keyring,
         Stage::Hostname,
         Stage::Loopback,
         Stage::Sysctl,
@@ -117,6 +119,7 @@ impl std::fmt::Display for Stage {
             Stage::Terminal => "open a terminal",
             Stage::Fork => "fork",
             Stage::Exec => "execute the program",
+            Stage::Keyring => "make a session keyring",
             Stage::Hostname => "set the host name",
             Stage::Loopback => "bring up the loopback device",
             Stage::Sysctl => "set a sysctl",
@@ -511,6 +514,17 @@ pub(crate) fn no_new_privs() -> Sys<()> {
 pub(crate) fn set_undumpable() -> Sys<()> {
     // SAFETY: prctl with numbers touches no memory.
     cvt(unsafe { libc::prctl(libc::PR_SET_DUMPABLE, 0, 0, 0, 0) }.into()).map(drop)
+}
+
+/// A session keyring of one's own, without a name and empty: the one that is inherited is everybody's, with the keys of
+/// whoever started us. A kernel without keyrings has nothing to share.
+pub(crate) fn own_keyring() -> Sys<()> {
+    const JOIN_SESSION_KEYRING: libc::c_ulong = 1;
+    // SAFETY: a null name touches no memory.
+    match cvt(unsafe { libc::syscall(libc::SYS_keyctl, JOIN_SESSION_KEYRING, 0usize) }) {
+        Ok(_) | Err(Errno::NOSYS) => Ok(()),
+        Err(errno) => Err(errno),
+    }
 }
 
 pub(crate) fn write_file(path: &CStr, bytes: &[u8]) -> Sys<()> {

@@ -9,7 +9,7 @@ use std::ffi::{CStr, CString, OsStr};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 /// How a process ended.
@@ -377,6 +377,40 @@ pub struct Program<'a> {
 /// # Errors
 /// What the calls say, naming the program and the stage that failed. The failed child is reaped.
 pub fn spawn(program: &Program<'_>) -> io::Result<Child> {
+    let (child, launch) = launch(program)?;
+    match launch.failure(None) {
+        None => Ok(child),
+        Some(failure) => {
+            let _ = wait(child.pid);
+            Err(failure)
+        }
+    }
+}
+
+/// A program that was started, and may not have been executed yet.
+#[derive(Debug)]
+pub struct Launch {
+    report: OwnedFd,
+    path: PathBuf,
+}
+
+impl Launch {
+    /// Why it was not executed; nothing when it was, or nobody knows within that time (`None`: however long it takes).
+    pub fn failure(&self, at_most: Option<Duration>) -> Option<io::Error> {
+        let told = match fork::read_report(self.report.as_fd(), at_most) {
+            Ok(failure) => failure.map(Into::into),
+            Err(e) if e.kind() == io::ErrorKind::TimedOut => None,
+            Err(e) => Some(e),
+        };
+        told.map(failed(|| format!("start {}", self.path.display())))
+    }
+}
+
+/// As [`spawn`], but answers at once: the exec may wait for the memory or the time that the program's cgroup has not.
+///
+/// # Errors
+/// What the calls say, naming the program; there is no child then.
+pub fn launch(program: &Program<'_>) -> io::Result<(Child, Launch)> {
     let act = || format!("start {}", program.path.display());
     let path = c_string(program.path.as_os_str()).map_err(failed(act))?;
     let args = fork::CArray::new(program.args.iter().copied()).map_err(failed(act))?;
@@ -413,17 +447,20 @@ pub fn spawn(program: &Program<'_>) -> io::Result<Child> {
     }
     .map_err(failed(act))?;
     drop(theirs);
-    match fork::read_report(report.as_fd(), None).map_err(failed(act))? {
-        None => Ok(child),
-        Some(failure) => {
-            let _ = wait(child.pid);
-            Err(failed(act)(failure))
-        }
-    }
+    let path = program.path.to_owned();
+    Ok((child, Launch { report, path }))
 }
 
 pub(crate) fn c_string(s: &OsStr) -> io::Result<CString> {
     CString::new(s.as_bytes()).map_err(|_| invalid(format!("{} has a zero byte", s.display())))
+}
+
+/// Gives this process a session keyring of its own, which what it executes inherits.
+///
+/// # Errors
+/// What `keyctl(2)` says: `EDQUOT` when this user has too many.
+pub fn own_session_keyring() -> io::Result<()> {
+    fork::own_keyring().map_err(failed(|| "make a session keyring".to_string()))
 }
 
 /// The name `ps` shows for this process (15 bytes).

@@ -114,6 +114,7 @@ struct Ours {
 /// Creates the container; it waits to be started.
 pub fn create(asked: &Asked, report: &Report) -> Result<Created, CreateError> {
     let mut trace = Trace::start().map_err(step("make a log"))?;
+    slipway_sys::process::own_session_keyring().map_err(step("separate the container's keys from ours"))?;
     let (mut spec, mut process) = load(&asked.bundle)?;
     let _pid_namespace = join_pid_namespace(&mut spec, asked.pid_namespace_fd)?;
     let rootfs = rootfs(&spec, &asked.bundle)?;

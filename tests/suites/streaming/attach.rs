@@ -222,3 +222,20 @@ async fn a_container_without_a_log_is_attached_to_and_never_held_up() -> Result<
     }
     w.finish().await
 }
+
+#[tokio::test]
+async fn a_terminal_that_nobody_has_open_for_a_while_is_read_again() -> Result<()> {
+    let w = World::new("st-console").await?;
+    let script = "echo first; exec <&- >&- 2>&-; sleep 0.5; head -c 200000 /dev/zero > /dev/console; \
+                  echo again > /dev/console; sleep 100000";
+    let mut config = container_config("console", BUSYBOX, &["sh", "-c", script]);
+    config.tty = true;
+    let (_, id) = w.pod_with("console", config).await?;
+    until("what is said later is in the log", async || {
+        Ok(w.log("console")?.iter().any(|line| line.text.contains("again")))
+    })
+    .await?;
+    assert!(w.log("console")?[0].text.contains("first"));
+    assert!(is_running(&w, &id).await?);
+    w.finish().await
+}

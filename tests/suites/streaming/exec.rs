@@ -43,6 +43,16 @@ async fn a_command_gives_its_streams_apart_and_its_exit_code() -> Result<()> {
             o.stderr
         );
 
+        // With a terminal the error is the same.
+        let args = ["exec", "-it", "-r", transport, &id, "no-such-program"];
+        let mut shown = Running::start(&mut crictl.on_terminal(&args, 80, 24))?;
+        assert_ne!(shown.wait(SOON)?, 0);
+        let said = shown.stdout() + &shown.stderr();
+        assert!(
+            said.contains("no such program in the container: no-such-program"),
+            "{transport}: {said}"
+        );
+
         // What goes on in the background does not keep the session, nor does the session's end end it.
         let before = processes(&w, &id).await?;
         let o = exec(&["sh", "-c", "echo begun; sleep 4321 &"])?.ok()?;

@@ -87,6 +87,7 @@ struct RawNetwork {
     conf_dir: Option<PathBuf>,
     bin_dirs: Option<Vec<PathBuf>>,
     conf_template: Option<PathBuf>,
+    gc: bool,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -223,6 +224,7 @@ pub struct Network {
     pub bin_dirs: Vec<PathBuf>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub conf_template: Option<PathBuf>,
+    pub gc: bool,
 }
 
 #[derive(Debug, Clone, Serialize)]
@@ -379,6 +381,7 @@ impl Raw {
                     .conf_template
                     .map(|path| absolute("network.conf_template", path))
                     .transpose()?,
+                gc: self.network.gc,
             },
             images: self.images.resolve()?,
             cdi: Cdi {

@@ -11,6 +11,7 @@ pub mod run;
 pub mod stats;
 pub mod status;
 pub mod stop;
+pub mod upkeep;
 pub mod watch;
 
 use std::path::PathBuf;
@@ -141,6 +142,14 @@ impl Pod {
             &mut *self.shim.lock().unwrap_or_else(PoisonError::into_inner),
             shim,
         )
+    }
+
+    /// Forgets that shim, if it still is the pod's.
+    pub fn forget_shim(&self, shim: &Shim) {
+        let mut current = self.shim.lock().unwrap_or_else(PoisonError::into_inner);
+        if current.as_ref().is_some_and(|own| own.is(shim)) {
+            *current = None;
+        }
     }
 
     /// Enters a pod that is ready, to make something in it; it cannot be taken down meanwhile.

@@ -1,9 +1,8 @@
-//! What a pod's interfaces have carried, read in its network namespace through one of its processes.
+//! What a pod's interfaces have carried, read in its network namespace.
 
-use super::Pod;
-use crate::daemon::Daemon;
+use super::{Pod, network};
+use crate::error::Error;
 use crate::model::Scope;
-use crate::records::ContainerPhase;
 
 /// Counters of one interface since it came up.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -19,24 +18,20 @@ pub struct Interface {
     pub tx_dropped: u64,
 }
 
-/// The pod's interfaces without loopback. Empty: it uses the host's network, or nothing runs in it.
-pub fn interfaces(daemon: &Daemon, pod: &Pod) -> Vec<Interface> {
+/// The pod's interfaces without loopback. Empty: it uses the host's network, or has none any more.
+pub async fn interfaces(pod: &Pod) -> Vec<Interface> {
     if pod.record().config.namespaces.network == Scope::Node {
         return Vec::new();
     }
-    let running = daemon
-        .registry
-        .containers_of(pod.id())
-        .into_iter()
-        .find_map(|container| {
-            matches!(container.phase(), ContainerPhase::Running { .. }).then(|| container.state().made.pid)
-        });
-    let Some(pid) = pod.state().init_pid.or(running).filter(|pid| *pid != 0) else {
-        return Vec::new();
-    };
-    std::fs::read_to_string(format!("/proc/{pid}/net/dev"))
-        .map(|text| parse(&text))
-        .unwrap_or_default()
+    // By the namespace, which stays the pod's: a process's number may be another's by the time it is read.
+    let netns = network::netns(pod);
+    let read = crate::blocking::run(move || {
+        let own = || std::fs::read_to_string("/proc/thread-self/net/dev");
+        slipway_network::netns::in_netns(&netns, own)
+            .and_then(|text| text)
+            .map_err(Error::io("read the interfaces in", &netns))
+    });
+    read.await.map(|text| parse(&text)).unwrap_or_default()
 }
 
 fn parse(text: &str) -> Vec<Interface> {

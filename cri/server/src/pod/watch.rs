@@ -70,7 +70,7 @@ async fn follow(daemon: &Arc<Daemon>, pod: &Arc<Pod>, shim: &Shim, mut after: u6
     }
     // Whoever took the pod down, or handed it to another watcher, expected this.
     if watched(&pod.phase()) {
-        shim_died(daemon, pod).await;
+        shim_died(daemon, pod, shim).await;
     }
 }
 
@@ -151,7 +151,7 @@ async fn handle(daemon: &Arc<Daemon>, pod: &Arc<Pod>, event: &wire::Event) -> Re
 }
 
 /// The shim of a pod is gone whose containers may run: everything of it is killed and seen dead before anyone is told.
-async fn shim_died(daemon: &Arc<Daemon>, pod: &Arc<Pod>) {
+async fn shim_died(daemon: &Arc<Daemon>, pod: &Arc<Pod>, dead: &Shim) {
     tracing::error!("the connection to the pod's shim ended");
     let died = async {
         let _turn = pod.begin("burying its shim").await?;
@@ -165,8 +165,7 @@ async fn shim_died(daemon: &Arc<Daemon>, pod: &Arc<Pod>) {
             && let Ok(info) = shim.info().await
         {
             tracing::warn!("the connection to the pod's shim was lost; it lives and is followed again");
-            pod.set_shim(Some(shim.clone()));
-            crate::recover::reconcile::with_shim(daemon, pod, &shim, &info).await?;
+            crate::recover::follow(daemon, pod, &shim, &info).await?;
             spawn(daemon, pod, shim, info.last_event);
             return Ok(());
         }
@@ -175,6 +174,8 @@ async fn shim_died(daemon: &Arc<Daemon>, pod: &Arc<Pod>) {
         exit::settle_all(daemon, pod).await
     };
     if let Err(error) = died.await {
+        // Without one, the janitor looks after it.
+        pod.forget_shim(dead);
         tracing::error!(
             error = error.chain(),
             "a pod whose shim died could not be cleaned up; trying again later"

@@ -23,11 +23,13 @@ mod sweep;
 use std::sync::Arc;
 use std::time::Duration;
 
+use slipway_shim_client::{Shim, pod as wire};
 use tokio::task::JoinSet;
 
 use crate::container::{Container, exit, remove as remove_container};
 use crate::daemon::Daemon;
 use crate::error::Error;
+use crate::fail;
 use crate::pod::dir::PodDir;
 use crate::pod::{Pod, network, remove, stop, watch};
 use crate::records::{
@@ -165,7 +167,7 @@ async fn load(daemon: &Arc<Daemon>) -> Result<(), Error> {
         }
         if unreadable.contains(record.pod.as_str()) {
             let why = format!("its pod {} cannot be read", record.pod);
-            unreadable.note(Kind::Pod, id, why);
+            unreadable.note(Kind::Container, id, why);
             continue;
         }
         let container = match states.remove(&id) {
@@ -212,6 +214,25 @@ pub async fn recover_pod(daemon: &Arc<Daemon>, pod: &Arc<Pod>) -> Result<(), Err
     finish_containers(daemon, pod).await
 }
 
+/// Takes a shim for the pod's and compares notes with it. One that could not be caught up with is not the pod's: it is
+/// connected to again.
+///
+/// # Errors
+/// When what it says cannot be noted.
+pub async fn follow(
+    daemon: &Arc<Daemon>,
+    pod: &Arc<Pod>,
+    shim: &Shim,
+    info: &wire::InfoResponse,
+) -> Result<(), Error> {
+    pod.set_shim(Some(shim.clone()));
+    let noted = async {
+        fail::point("recover.follow").await?;
+        reconcile::with_shim(daemon, pod, shim, info).await
+    };
+    noted.await.inspect_err(|_| drop(pod.set_shim(None)))
+}
+
 /// Connects to the pod's shim and compares notes; a dead one is buried.
 async fn reconnect(daemon: &Arc<Daemon>, pod: &Arc<Pod>) -> Result<(), Error> {
     let dir = PodDir::new(&daemon.paths.pods, pod.id());
@@ -221,8 +242,7 @@ async fn reconnect(daemon: &Arc<Daemon>, pod: &Arc<Pod>) -> Result<(), Error> {
     };
     match answer {
         Ok((shim, info)) => {
-            pod.set_shim(Some(shim.clone()));
-            reconcile::with_shim(daemon, pod, &shim, &info).await?;
+            follow(daemon, pod, &shim, &info).await?;
             if matches!(pod.phase(), PodPhase::Ready | PodPhase::NotReady { .. }) {
                 watch::spawn(daemon, pod, shim, info.last_event);
             }

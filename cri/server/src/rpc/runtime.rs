@@ -143,7 +143,7 @@ impl Cri {
         });
         let (processes, file_system) = looked.await.unwrap_or_default();
         metrics::Measured {
-            interfaces: pod::stats::interfaces(&self.daemon, pod),
+            interfaces: pod::stats::interfaces(pod).await,
             // As a path, where the kubelet gave one.
             cgroup: match &pod.record().config.cgroup_parent {
                 Some(path) => path.clone(),
@@ -157,11 +157,7 @@ impl Cri {
 
     async fn measured_pod(&self, pod: &std::sync::Arc<pod::Pod>) -> v1::PodSandboxStats {
         let measured = stats::of_pod(&self.daemon, pod).await;
-        encode::pod_stats(
-            &measured,
-            &pod::stats::interfaces(&self.daemon, pod),
-            &self.layers(),
-        )
+        encode::pod_stats(&measured, &pod::stats::interfaces(pod).await, &self.layers())
     }
 }
 

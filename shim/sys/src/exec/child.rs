@@ -7,6 +7,8 @@
 //!
 //! A filter without no_new_privs needs CAP_SYS_ADMIN to be loaded, so then the first child loads it, as its last act
 //! before it gives up its capabilities; the filter then has to allow clone(2), as it had to for init.
+//! The second goes on only when the first has said who it is: one whose first was killed before that is nobody's, and
+//! ends.
 //! Only async-signal-safe calls in here.
 
 use super::caps;
@@ -14,6 +16,7 @@ use super::prepared::Prepared;
 use crate::fork::{self, FdPlan, Report, Stage, Sys, cvt};
 use rustix::fs::{CWD, Mode, OFlags};
 use rustix::io::Errno;
+use rustix::pipe::PipeFlags;
 use std::convert::Infallible;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 
@@ -34,22 +37,34 @@ pub(super) fn first(p: &Prepared, fds: &FdPlan, report: RawFd) -> Infallible {
         report.check_nth(Stage::Rlimits, u8::try_from(nth).unwrap_or(u8::MAX), limit.set());
     }
     let report = Report::of(report.check(Stage::Descriptors, fds.apply()));
+    report.check(Stage::Keyring, fork::own_keyring());
+    let (go, told) = report.check(Stage::Fork, rustix::pipe::pipe_with(PipeFlags::CLOEXEC));
     report.check(Stage::Namespaces, enter_namespaces(p.namespaces));
     if let Some(size) = &p.terminal {
         report.check(Stage::Terminal, terminal(report, size, p.uid));
     }
     become_user(p, report);
     match report.check(Stage::Fork, fork::clone_as_sibling()) {
-        0 => second(p, report),
+        0 => {
+            drop(told);
+            second(p, report, go)
+        }
         pid => {
             report.started(pid);
+            let _ = rustix::io::write(&told, &[1]);
             fork::exit(0)
         }
     }
 }
 
 /// The second child: inside the container.
-fn second(p: &Prepared, report: Report) -> ! {
+fn second(p: &Prepared, report: Report, go: OwnedFd) -> ! {
+    if !matches!(
+        rustix::io::retry_on_intr(|| rustix::io::read(&go, &mut [0u8])),
+        Ok(1)
+    ) {
+        fork::exit(1)
+    }
     report.check(Stage::Session, fork::setsid());
     if p.terminal.is_some() {
         report.check(Stage::Terminal, control_terminal());

@@ -8,9 +8,11 @@ use super::prepared;
 use crate::fork::{self, CArray, Stage, Sys};
 use crate::root::Root;
 use crate::seccomp::Filter;
+use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 use std::ffi::CString;
 use std::io;
+use std::os::fd::AsRawFd;
 use std::path::Path;
 
 /// A process's confinement, ready to be taken on.
@@ -21,6 +23,28 @@ pub struct Confinement {
     limits: Vec<Limit>,
     filter: Option<Filter>,
     candidates: Vec<CString>,
+    label: Option<Vec<u8>>,
+}
+
+/// Has the next execution take on a label. What lies at /proc may be anything an image put there: it is written only when
+/// it is the kernel's, and nothing lies on it.
+fn set_exec_label(label: &[u8]) -> Sys<()> {
+    const PROC: u64 = 0x9fa0;
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let proc = rustix::fs::openat(CWD, c"/proc", flags, Mode::empty())?;
+    #[allow(clippy::unnecessary_cast, clippy::cast_sign_loss)] // the type differs between libcs
+    if rustix::fs::fstatfs(&proc)?.f_type as u64 != PROC {
+        return Err(Errno::NODEV);
+    }
+    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_XDEV | ResolveFlags::NO_MAGICLINKS;
+    let file = rustix::fs::openat2(
+        &proc,
+        c"self/attr/exec",
+        OFlags::WRONLY | OFlags::CLOEXEC,
+        Mode::empty(),
+        resolve,
+    )?;
+    fork::write_all(file.as_raw_fd(), label)
 }
 
 fn step(stage: Stage) -> impl FnOnce(Errno) -> ExecError {
@@ -49,6 +73,11 @@ impl Confinement {
                 .collect::<Result<_, _>>()?,
             filter,
             candidates: prepared::candidates(program, &process.env)?,
+            label: process
+                .selinux_label
+                .as_ref()
+                .filter(|label| !label.is_empty() && prepared::selinux_enabled())
+                .map(|label| label.clone().into_bytes()),
             process: process.clone(),
         })
     }
@@ -70,6 +99,9 @@ impl Confinement {
     /// # Errors
     /// [`ExecError`]; the process is then good for nothing more.
     pub fn enter(&self) -> Result<(), ExecError> {
+        if let Some(label) = &self.label {
+            set_exec_label(label).map_err(step(Stage::Label))?;
+        }
         self.enter_cwd()?;
         self.find_program()?;
         for limit in &self.limits {

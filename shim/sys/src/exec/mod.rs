@@ -23,7 +23,7 @@ pub use starting::{Begun, Starting, begin};
 use crate::process;
 use rustix::io::Errno;
 use std::io;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{Duration, Instant};
 
 /// How long a process may take to get as far as its exec.
@@ -45,7 +45,13 @@ pub fn spawn(plan: &ExecPlan<'_>) -> Result<Spawned, ExecError> {
     let result = loop {
         let left = until.saturating_duration_since(Instant::now());
         if !process::poll_readable(starting.fd(), Some(left)).unwrap_or(false) {
-            starting.kill(|_| false);
+            // What it has made is said before it has ended.
+            let _ = process::send_signal(starting.ahead().pidfd.as_fd(), libc::SIGKILL);
+            let _ = process::wait(starting.ahead().pid);
+            let _ = starting.hear();
+            if let Some(pidfd) = starting.pid().and_then(|pid| process::pidfd_open(pid).ok()) {
+                let _ = process::send_signal(pidfd.as_fd(), libc::SIGKILL);
+            }
             return Err(starting.timeout());
         }
         if let Some(result) = starting.hear() {

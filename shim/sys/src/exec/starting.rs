@@ -6,7 +6,7 @@ use super::plan::{ExecError, ExecPlan};
 use super::prepared::{self, Prepared};
 use crate::cgroup::{Cgroup, Join};
 use crate::fork::{self, Failure, FdPlan, Stage, Word};
-use crate::process::{self, Child};
+use crate::process::Child;
 use rustix::io::Errno;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -162,16 +162,6 @@ impl Starting {
     pub fn timeout(&self) -> ExecError {
         ExecError::Timeout {
             program: self.asked.program.clone(),
-        }
-    }
-
-    /// Kills both children; `reaped` says of a pid that it was one of ours and is another process's, or nobody's, by now.
-    pub fn kill(&self, reaped: impl Fn(u32) -> bool) {
-        let _ = process::send_signal(self.ahead.pidfd.as_fd(), libc::SIGKILL);
-        if let Some(pid) = self.pid.filter(|pid| !reaped(*pid))
-            && let Ok(pidfd) = process::pidfd_open(pid)
-        {
-            let _ = process::send_signal(pidfd.as_fd(), libc::SIGKILL);
         }
     }
 
