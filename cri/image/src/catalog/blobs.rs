@@ -17,6 +17,16 @@ pub(crate) fn size(c: &Connection, digest: &Digest) -> Result<Option<u64>> {
     .map_err(sql("look a blob up"))
 }
 
+/// Whether anything is known of a blob, also a doomed one.
+pub(crate) fn has_row(c: &Connection, digest: &Digest) -> Result<bool> {
+    c.query_row(
+        "SELECT count(*) FROM blobs WHERE digest = ?1",
+        [digest.to_string()],
+        |row| row.get(0),
+    )
+    .map_err(sql("look a blob up"))
+}
+
 /// Records that a blob's file is in its place; also one that was doomed.
 pub(crate) fn put(c: &Connection, digest: &Digest, size: u64) -> Result<()> {
     c.execute(

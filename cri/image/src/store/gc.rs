@@ -12,6 +12,7 @@ use crate::catalog::{Durability, layers, snapshots, sweep};
 use crate::error::{Result, at, snap};
 use crate::failpoint;
 use slipway_snapshot::{FsInfo, Snapshotter, Usage};
+use std::cell::RefCell;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -60,26 +61,24 @@ impl Store {
             bytes: doomed.layer_bytes,
             ..GcReport::default()
         };
-        let trash = self.rename_blobs(&doomed, &mut report)?;
-        failpoint::reach("gc.after_rename");
-        for path in trash {
-            remove_file(&path)?;
-        }
         // What cannot be removed keeps nothing else.
+        let blobs = self.remove_blobs(&doomed, &mut report);
         let removed = self.remove_doomed_snapshots();
         let swept = self.sweep_files(&mut report);
         inner.refill_reserve();
+        blobs?;
         report.snapshots += removed?;
         swept?;
         Ok(report)
     }
 
-    /// Takes doomed blobs out of the way and forgets them, and the layers.
-    fn rename_blobs(&self, doomed: &sweep::Doomed, report: &mut GcReport) -> Result<Vec<PathBuf>> {
+    /// Takes doomed blobs out of the way and forgets them, and the layers; then unlinks what was taken away. When the
+    /// catalog cannot say so, too: what was renamed is found under no name, and a second try would not find it either.
+    fn remove_blobs(&self, doomed: &sweep::Doomed, report: &mut GcReport) -> Result<()> {
         let inner = &self.inner;
-        let renamed = inner.with_reserve(|| {
+        let trash = RefCell::new(Vec::new());
+        let forgotten = inner.with_reserve(|| {
             inner.catalog.write(Durability::Normal, |c| {
-                let mut trash = Vec::new();
                 for (blob, size) in &doomed.blobs {
                     if !sweep::is_doomed(c, blob)? {
                         continue;
@@ -89,18 +88,16 @@ impl Store {
                         Err(e) if e.kind() == io::ErrorKind::NotFound => {}
                         other => {
                             other.map_err(at("rename", &from))?;
-                            trash.push((to, *size));
+                            trash.borrow_mut().push((to, *size));
                         }
                     }
                     sweep::delete_blob(c, blob)?;
                 }
-                sweep::delete_layers(c)?;
-                Ok(trash)
+                sweep::delete_layers(c)
             })
-        })?;
-        report.blobs += renamed.len() as u64;
-        report.bytes += renamed.iter().map(|(_, size)| size).sum::<u64>();
-        Ok(renamed.into_iter().map(|(path, _)| path).collect())
+        });
+        failpoint::reach("gc.after_rename");
+        unlink(trash.into_inner(), report).and(forgotten)
     }
 
     /// Removes files and directories that no row knows: what a dead process left between two steps.
@@ -128,26 +125,23 @@ impl Store {
         // A blob's file gets its name before its row is committed, both under the write lock: with the lock in
         // our hands, a file without a row is nobody's.
         let dir = inner.content.blobs_dir();
-        let strays = inner.catalog.write(Durability::Normal, |c| {
+        let mut strays = Vec::new();
+        let listed = inner.catalog.write(Durability::Normal, |c| {
             let known = sweep::all_blobs(c)?;
-            let mut strays = Vec::new();
             for (path, name) in files(dir)? {
                 if known.contains(&format!("sha256:{name}")) {
                     continue;
                 }
                 let to = inner.content.fresh(self.owner_id());
                 std::fs::rename(&path, &to).map_err(at("rename", &path))?;
-                strays.push(to);
+                let size = std::fs::metadata(&to).map(|meta| meta.len()).unwrap_or(0);
+                strays.push((to, size));
             }
-            Ok(strays)
-        })?;
-        for path in strays {
-            report.bytes += std::fs::metadata(&path).map(|meta| meta.len()).unwrap_or(0);
-            remove_file(&path)?;
-            report.blobs += 1;
-        }
-        self.sweep_ingests()?;
-        failed.map_or(Ok(()), Err)
+            Ok(())
+        });
+        let unlinked = unlink(strays, report);
+        let ingests = self.sweep_ingests();
+        failed.map_or(Ok(()), Err).and(listed).and(unlinked).and(ingests)
     }
 
     /// Files of owners that are not there any more.
@@ -187,9 +181,76 @@ fn files(dir: &Path) -> Result<Vec<(PathBuf, String)>> {
     Ok(found)
 }
 
+/// Unlinks what was renamed away, as much of it as will go; the first that would not is the answer.
+fn unlink(trash: Vec<(PathBuf, u64)>, report: &mut GcReport) -> Result<()> {
+    let mut failed = Ok(());
+    for (path, size) in trash {
+        match remove_file(&path) {
+            Ok(()) => {
+                report.blobs += 1;
+                report.bytes += size;
+            }
+            Err(error) => failed = failed.and(Err(error)),
+        }
+    }
+    failed
+}
+
 fn remove_file(path: &Path) -> Result<()> {
     match std::fs::remove_file(path) {
         Err(e) if e.kind() != io::ErrorKind::NotFound => Err(at("remove", path)(e)),
         _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::OwnerKind;
+    use crate::store::tests::full::Small;
+    use crate::testing::{Bed, is_root, list};
+    use std::io::Write;
+
+    #[test]
+    fn root_blobs_renamed_away_are_unlinked_though_the_first_try_to_forget_them_fails() {
+        if !is_root("blobs_renamed_away_are_unlinked") {
+            return;
+        }
+        let small = Small::new(40);
+        let store = Store::open(&small.root(), OwnerKind::Daemon).unwrap();
+        let lease = store.lease("t").unwrap();
+        for n in 0..4u8 {
+            let mut ingest = store.ingest(&lease).unwrap();
+            ingest.write_all(&vec![n; 1 << 20]).unwrap();
+            ingest.finish(None, None).unwrap();
+        }
+        drop(lease);
+        let doomed = store
+            .inner
+            .catalog
+            .write(Durability::Full, |c| sweep::mark(c, false))
+            .unwrap();
+        small.fill_with_an_empty_log();
+        let mut report = GcReport::default();
+        store.remove_blobs(&doomed, &mut report).unwrap();
+        assert_eq!((report.blobs, report.bytes), (4, 4 << 20));
+        assert_eq!(list(&small.root().join("content/ingest")), [""; 0]);
+        assert_eq!(list(&small.root().join("content/sha256")), [""; 0]);
+        assert!(small.free() >= 4 << 20);
+    }
+
+    #[test]
+    fn a_stray_that_cannot_be_removed_keeps_no_other() {
+        let bed = Bed::new();
+        let blobs = bed.root().join("content/sha256");
+        for n in 0..20 {
+            std::fs::write(blobs.join(format!("stray{n}")), "x").unwrap();
+            std::fs::create_dir(blobs.join(format!("dir{n}"))).unwrap();
+        }
+        bed.store.gc().unwrap_err();
+        let left = bed.root().join("content/ingest");
+        let files = list(&left).into_iter().filter(|name| left.join(name).is_file());
+        assert_eq!(files.count(), 0);
+        assert_eq!(list(&blobs), [""; 0]);
     }
 }

@@ -5,12 +5,12 @@ use crate::testing::{Blob, is_root, list, pull};
 use std::path::{Path, PathBuf};
 
 /// A tmpfs of a few megabytes with a store on it.
-struct Small {
+pub(in crate::store) struct Small {
     dir: tempfile::TempDir,
 }
 
 impl Small {
-    fn new(megabytes: u64) -> Small {
+    pub(in crate::store) fn new(megabytes: u64) -> Small {
         let dir = tempfile::tempdir().unwrap();
         let options = std::ffi::CString::new(format!("size={megabytes}m")).unwrap();
         let flags = rustix::mount::MountFlags::empty();
@@ -18,13 +18,23 @@ impl Small {
         Small { dir }
     }
 
-    fn root(&self) -> PathBuf {
+    pub(in crate::store) fn root(&self) -> PathBuf {
         self.dir.path().join("root")
     }
 
-    fn free(&self) -> u64 {
+    pub(in crate::store) fn free(&self) -> u64 {
         let fs = rustix::fs::statvfs(self.dir.path()).unwrap();
         fs.f_bavail * fs.f_frsize
+    }
+
+    /// Fills the disk so that the catalog's log cannot grow by a page.
+    pub(in crate::store) fn fill_with_an_empty_log(&self) {
+        let catalog = rusqlite::Connection::open(self.root().join("catalog.db")).unwrap();
+        catalog
+            .query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()))
+            .unwrap();
+        self.fill();
+        assert_eq!(self.free(), 0);
     }
 
     /// Fills the disk to the last block.
@@ -153,4 +163,34 @@ fn root_a_removed_build_gives_its_space_back_though_the_cache_has_its_layers() {
     assert!(store.tidy_cache(&limits).unwrap() >= 12 << 20);
     assert!(snapshots(&small.root()).is_empty());
     assert!(small.free() >= 18 << 20);
+}
+
+#[test]
+fn root_a_blob_that_cannot_be_recorded_goes_and_takes_what_the_work_had_made_along() {
+    use std::io::Write;
+    if !is_root("a_blob_that_cannot_be_recorded_goes") {
+        return;
+    }
+    let small = Small::new(40);
+    let store = Store::open(&small.root(), OwnerKind::Daemon).unwrap();
+    for behind in [false, true] {
+        let lease = store.lease("a pull").unwrap();
+        let mut first = store.ingest(&lease).unwrap();
+        first.write_all(&noise(1, 1)).unwrap();
+        first.finish(None, None).unwrap();
+        let mut ingest = store.ingest(&lease).unwrap();
+        ingest.write_all(&noise(1, 2)).unwrap();
+        small.fill_with_an_empty_log();
+        let finished = match behind {
+            true => ingest.finish_behind(None, None),
+            false => ingest.finish(None, None),
+        };
+        assert!(finished.unwrap_err().is_disk_full());
+        assert_eq!(list(&small.root().join("content/ingest")), [""; 0]);
+        assert_eq!(list(&small.root().join("content/sha256")).len(), 1, "the first");
+        drop(lease);
+        assert_eq!(list(&small.root().join("content/sha256")), [""; 0]);
+        std::fs::remove_file(small.dir.path().join("filler")).unwrap();
+        store.gc().unwrap();
+    }
 }

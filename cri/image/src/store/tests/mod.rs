@@ -1,7 +1,7 @@
 //! The store as its users see it: on temporary roots, with several openings and processes that die.
 
 mod crash;
-mod full;
+pub(in crate::store) mod full;
 mod images;
 mod layers;
 mod owners;
