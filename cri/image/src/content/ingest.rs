@@ -5,10 +5,10 @@ use crate::catalog::{Durability, blobs, leases};
 use crate::digest::Digest;
 use crate::error::{Result, StoreError, at, snap};
 use crate::failpoint;
-use crate::store::Store;
+use crate::store::{Since, Store};
 use sha2::Digest as _;
 use std::fs::{File, OpenOptions};
-use std::io::{self, Read, Write};
+use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -27,6 +27,7 @@ pub struct Ingest {
     hash: sha2::Sha256,
     written: u64,
     growth: Arc<Growth>,
+    since: Since,
     finished: bool,
 }
 
@@ -75,6 +76,7 @@ impl std::fmt::Debug for Ingest {
 
 impl Ingest {
     pub(crate) fn start(store: &Store, lease: &str) -> Result<Ingest> {
+        let since = store.inner.syncer.since();
         let path = store.inner.content.fresh(store.owner_id());
         let file = OpenOptions::new()
             .write(true)
@@ -90,6 +92,7 @@ impl Ingest {
             hash: sha2::Sha256::new(),
             written: 0,
             growth: Arc::default(),
+            since,
             finished: false,
         })
     }
@@ -140,12 +143,15 @@ impl Ingest {
         let store = self.store.clone();
         let syncer = &store.inner.syncer;
         // Before the followers are told: then the sync of the layer that the last of them unpacks covers this blob.
-        let ticket = syncer.ticket();
+        let written = syncer.written(self.since);
         let digest = self.check(expected, size)?;
-        let synced = syncer.sync_behind(ticket).map_err(snap("make a blob durable"));
+        let synced = syncer.sync_behind(written).map_err(snap("make a blob durable"));
         synced.map_err(|error| store.note_full(&self.lease, error))?;
         let blob = self.place(digest)?;
-        syncer.sync().map_err(snap("make a blob's name durable"))?;
+        let synced = syncer
+            .sync(self.since)
+            .map_err(snap("make a blob's name durable"));
+        synced.map_err(|error| store.note_full(&self.lease, error))?;
         Ok(blob)
     }
 
@@ -178,10 +184,11 @@ impl Ingest {
     /// Renames the file into its place and records it. The write lock of the catalog is held over both, so that
     /// garbage collection sees either none of it or all.
     fn place(&mut self, digest: Digest) -> Result<BlobFile> {
-        let inner = &self.store.inner;
+        let store = self.store.clone();
+        let inner = &store.inner;
         let path = inner.content.path(&digest);
         failpoint::reach("ingest.before_rename");
-        inner.catalog.write(Durability::Normal, |c| {
+        let placed = inner.catalog.write(Durability::Normal, |c| {
             leases::hold(c, &self.lease, leases::Item::Blob, &digest)?;
             if blobs::size(c, &digest)?
                 .and_then(|size| inner.content.file(&digest, size))
@@ -193,12 +200,36 @@ impl Ingest {
             self.finished = true;
             failpoint::reach("ingest.after_rename");
             blobs::put(c, &digest, self.written)
-        })?;
+        });
+        if let Err(error) = placed {
+            if self.finished {
+                self.take_back(&digest);
+            }
+            return Err(store.note_full(&self.lease, error));
+        }
         Ok(BlobFile {
             digest,
             size: self.written,
             path,
         })
+    }
+}
+
+impl Ingest {
+    /// The file has its name, and the catalog could not be told. Whoever places the same blob meanwhile has the name:
+    /// only what no row knows is ours to remove. (What cannot be removed now is swept by garbage collection.)
+    fn take_back(&self, digest: &Digest) {
+        let inner = &self.store.inner;
+        let path = inner.content.path(digest);
+        let removed = inner
+            .catalog
+            .write(Durability::Normal, |c| match blobs::has_row(c, digest)? {
+                true => Ok(()),
+                false => std::fs::remove_file(&path).map_err(at("remove", &path)),
+            });
+        if let Err(error) = removed {
+            tracing::warn!(path = %path.display(), %error, "a blob that could not be recorded could not be removed either");
+        }
     }
 }
 
@@ -296,5 +327,19 @@ impl Read for Follower {
         let n = self.file.read_at(&mut buffer[..room], self.position)?;
         self.position += n as u64;
         Ok(n)
+    }
+}
+
+impl Seek for Follower {
+    /// # Errors
+    /// From the end: it may not be known yet.
+    fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
+        let position = match to {
+            SeekFrom::Start(position) => Some(position),
+            SeekFrom::Current(by) => self.position.checked_add_signed(by),
+            SeekFrom::End(_) => None,
+        };
+        self.position = position.ok_or(io::ErrorKind::InvalidInput)?;
+        Ok(self.position)
     }
 }

@@ -2,6 +2,7 @@
 //!
 //! The row is the intent: it is in the catalog before the directory is made, and goes after the directory is gone.
 
+use super::sync::Since;
 use super::{Inner, Lease, Store};
 use crate::catalog::snapshots::{self, NewSnapshot, SnapshotRow};
 use crate::catalog::{Durability, layers, leases};
@@ -27,6 +28,8 @@ pub struct Active {
     pub parent: Option<ChainId>,
     /// The snapshots below, nearest first.
     pub lower: Vec<SnapshotId>,
+    /// When it began to be written; of one that was found: before anything that this process syncs.
+    pub(crate) since: Since,
 }
 
 /// A row of the list of active snapshots.
@@ -76,6 +79,7 @@ impl Store {
 
     fn make(&self, key: &str, on: &On<'_>, lease: &Lease, read_only: bool) -> Result<Active> {
         let inner = &self.inner;
+        let since = inner.syncer.since();
         let id = SnapshotId::new_random().map_err(snap("make a snapshot's name"))?;
         let (parent, below) = match on {
             On::Chain(chain) => (*chain, None),
@@ -98,11 +102,12 @@ impl Store {
             row.ok_or_else(|| StoreError::NoSnapshot { key: key.to_owned() })
         })?;
         failpoint::reach("prepare.after_row");
-        self.fill(key, &row, on).inspect_err(|_| {
+        let active = self.fill(key, &row, on).inspect_err(|_| {
             if let Err(error) = self.remove_active(key) {
                 tracing::warn!(key, %error, "a snapshot that could not be made could not be removed either");
             }
-        })
+        })?;
+        Ok(Active { since, ..active })
     }
 
     fn fill(&self, key: &str, row: &SnapshotRow, on: &On<'_>) -> Result<Active> {
@@ -164,6 +169,7 @@ impl Store {
             upper,
             parent,
             lower,
+            since: Since::default(),
         }))
     }
 

@@ -2,7 +2,7 @@
 //!
 //! The order is that of "durable before visible": directory, one syncfs, markers, one more, rows.
 
-use super::sync::Flushing;
+use super::sync::{Flushing, Since, Written};
 use super::{Active, Lease, Store};
 use crate::catalog::leases::{self, Item};
 use crate::catalog::{Durability, layers, snapshots};
@@ -143,7 +143,10 @@ impl Store {
         layers: Vec<(Active, HashedLayer)>,
         lease: &Lease,
     ) -> Result<Vec<Layer>> {
-        let written = self.inner.syncer.ticket();
+        let written = self
+            .inner
+            .syncer
+            .written(since_first(layers.iter().map(|(active, _)| active)));
         self.commit_hashed(base, layers, lease, written)
     }
 
@@ -152,7 +155,7 @@ impl Store {
         base: Option<&ChainId>,
         layers: Vec<(Active, HashedLayer)>,
         lease: &Lease,
-        written: u64,
+        written: Written,
     ) -> Result<Vec<Layer>> {
         let ready = layers
             .into_iter()
@@ -195,7 +198,7 @@ impl Store {
         lease: &Lease,
     ) -> Result<Vec<Layer>> {
         let syncer = &self.inner.syncer;
-        let written = syncer.ticket();
+        let written = syncer.written(since_first(layers.iter().map(|(active, _)| *active)));
         let hashed = std::thread::scope(|scope| {
             let sync = scope.spawn(|| syncer.sync_since(written));
             let workers: Vec<_> = layers
@@ -238,14 +241,14 @@ impl Store {
         self.inner.syncer.flushing()
     }
 
-    /// Commits filled directories as layers, bottom first, on `base`. They were filled when the ticket `written` was
-    /// taken.
+    /// Commits filled directories as layers, bottom first, on `base`. They were filled when `written` was
+    /// asked for.
     pub(crate) fn commit_ready(
         &self,
         base: Option<&ChainId>,
         ready: Vec<Ready>,
         lease: &Lease,
-        written: u64,
+        written: Written,
     ) -> Result<Vec<Layer>> {
         let mut parent = base.copied();
         let mut layers = Vec::with_capacity(ready.len());
@@ -274,7 +277,9 @@ impl Store {
         let usages = self
             .inner
             .overlay
-            .commit_with(&commits, &|| syncer.sync_since(written), &|| syncer.sync())
+            .commit_with(&commits, &|| syncer.sync_since(written), &|| {
+                syncer.sync(written.since())
+            })
             .map_err(snap("commit layers"))?;
         for (commit, usage) in commits.iter().zip(usages) {
             layers
@@ -309,4 +314,9 @@ impl Store {
         })?;
         Ok(layers)
     }
+}
+
+/// When the first of several snapshots began to be written.
+fn since_first<'a>(actives: impl Iterator<Item = &'a Active>) -> Since {
+    actives.map(|active| active.since).min().unwrap_or_default()
 }

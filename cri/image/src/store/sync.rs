@@ -4,6 +4,10 @@
 //! next, and whoever comes before that begins shares it. A blob whose layer is being unpacked is in no hurry: it
 //! waits for the sync that the layer needs anyway, instead of making the disk write in the middle of the unpacking.
 //!
+//! # Failures
+//! The kernel tells of a page that could not be written once, to the first sync after it, whoever asks for that one. So
+//! a failed sync is told to everybody who had begun to write before it: each says since when ([`Since`]).
+//!
 //! While something large is being written that will be synced in a moment, the disk had better not wait for that
 //! moment: [`Flushing`] has it write along.
 
@@ -49,8 +53,62 @@ struct State {
     unpacking: usize,
     flushing: usize,
     flusher: bool,
-    /// A flush failed: the kernel says so once, so whoever syncs next has to be told.
-    failed: Option<SnapshotError>,
+    /// The last one that failed.
+    failed: Option<(u64, SnapshotError)>,
+}
+
+/// When something began to be written: the last sync that was over then. A later one may fail because of it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Since(u64);
+
+/// What was written between two moments.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Written {
+    since: Since,
+    /// The first sync that covers it.
+    ticket: u64,
+}
+
+impl Written {
+    pub(crate) fn since(self) -> Since {
+        self.since
+    }
+}
+
+impl State {
+    fn since(&self) -> Since {
+        Since(self.begun - u64::from(self.running))
+    }
+
+    /// Why some of what was written since then may never be on the disk.
+    fn lost(&self, since: Since) -> Result<()> {
+        match &self.failed {
+            Some((number, error)) if *number > since.0 => Err(again(error)),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// The same error for somebody else.
+fn again(error: &SnapshotError) -> SnapshotError {
+    match error {
+        SnapshotError::DiskFull { act, path } => SnapshotError::DiskFull {
+            act,
+            path: path.clone(),
+        },
+        SnapshotError::Io { act, path, source } => SnapshotError::Io {
+            act,
+            path: path.clone(),
+            source: source
+                .raw_os_error()
+                .map_or_else(|| source.kind().into(), io::Error::from_raw_os_error),
+        },
+        other => SnapshotError::Io {
+            act: "sync",
+            path: PathBuf::new(),
+            source: io::Error::other(other.to_string()),
+        },
+    }
 }
 
 /// Layers are being unpacked, and will be synced.
@@ -96,31 +154,39 @@ impl Syncer {
         }
     }
 
-    /// Returns when everything written before the call is durable.
-    pub(crate) fn sync(&self) -> Result<()> {
-        let wanted = self.ticket();
-        self.sync_since(wanted)
+    /// To be asked before the first byte is written of what will be synced.
+    pub(crate) fn since(&self) -> Since {
+        self.lock().since()
     }
 
-    /// Returns when what had been written when the ticket was taken is durable: at once when it is.
-    pub(crate) fn sync_since(&self, ticket: u64) -> Result<()> {
+    /// What has been written since then, up to now.
+    pub(crate) fn written(&self, since: Since) -> Written {
+        let ticket = self.lock().begun + 1;
+        Written { since, ticket }
+    }
+
+    /// Returns when everything written before the call is durable.
+    pub(crate) fn sync(&self, since: Since) -> Result<()> {
+        self.sync_since(self.written(since))
+    }
+
+    /// Returns when what was written is durable: at once when it is.
+    pub(crate) fn sync_since(&self, written: Written) -> Result<()> {
         let mut state = self.lock();
-        while state.done < ticket {
-            if state.running {
-                state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
-                continue;
+        loop {
+            state.lost(written.since)?;
+            if state.done >= written.ticket {
+                return Ok(());
             }
-            // Ours; also when one that would have done for us has failed.
-            state = self.run(state)?;
-        }
-        match state.failed.take() {
-            Some(error) => Err(error),
-            None => Ok(()),
+            state = match state.running {
+                true => self.changed.wait(state).unwrap_or_else(PoisonError::into_inner),
+                false => self.run(state),
+            };
         }
     }
 
     /// Runs one sync.
-    fn run<'a>(&'a self, mut state: MutexGuard<'a, State>) -> Result<MutexGuard<'a, State>> {
+    fn run<'a>(&'a self, mut state: MutexGuard<'a, State>) -> MutexGuard<'a, State> {
         state.running = true;
         state.begun += 1;
         let number = state.begun;
@@ -128,23 +194,20 @@ impl Syncer {
         let result = self.filesystems.iter().try_for_each(Filesystem::sync);
         let mut state = self.lock();
         state.running = false;
-        if result.is_ok() {
-            state.done = number;
+        match result {
+            Ok(()) => state.done = number,
+            Err(error) => state.failed = Some((number, error)),
         }
         self.changed.notify_all();
-        result.map(|()| state)
-    }
-
-    /// The number of the first sync that covers what has been written up to now.
-    pub(crate) fn ticket(&self) -> u64 {
-        self.lock().begun + 1
+        state
     }
 
     /// As [`Syncer::sync_since`], in no hurry while layers are being unpacked.
-    pub(crate) fn sync_behind(&self, ticket: u64) -> Result<()> {
+    pub(crate) fn sync_behind(&self, written: Written) -> Result<()> {
         let start = Instant::now();
         let mut state = self.lock();
-        while state.done < ticket && state.unpacking > 0 {
+        while state.done < written.ticket && state.unpacking > 0 {
+            state.lost(written.since)?;
             let Some(left) = PATIENCE.checked_sub(start.elapsed()) else {
                 break;
             };
@@ -152,7 +215,7 @@ impl Syncer {
             state = waited.unwrap_or_else(PoisonError::into_inner).0;
         }
         drop(state);
-        self.sync_since(ticket)
+        self.sync_since(written)
     }
 
     /// To be held while layers are unpacked that a sync will follow.
@@ -184,11 +247,7 @@ impl Syncer {
             if state.flushing == 0 || state.running || (self.dirty)() < WORTH_FLUSHING {
                 continue;
             }
-            state = self.run(state).unwrap_or_else(|error| {
-                let mut state = self.lock();
-                state.failed = Some(error);
-                state
-            });
+            state = self.run(state);
         }
         state.flusher = false;
     }
@@ -239,7 +298,7 @@ mod tests {
         let threads: Vec<_> = (0..16)
             .map(|_| {
                 let syncer = Arc::clone(&syncer);
-                std::thread::spawn(move || syncer.sync().unwrap())
+                std::thread::spawn(move || syncer.sync(syncer.since()).unwrap())
             })
             .collect();
         threads.into_iter().for_each(|thread| thread.join().unwrap());
@@ -255,12 +314,12 @@ mod tests {
             let unpacking = syncer.unpacking();
             let before = syncer.lock().begun;
             let other = Arc::clone(&syncer);
-            let waiting = std::thread::spawn(move || other.sync_behind(other.ticket()).unwrap());
+            let waiting = std::thread::spawn(move || other.sync_behind(now(&other)).unwrap());
             std::thread::sleep(Duration::from_millis(50));
             assert!(!waiting.is_finished());
             assert_eq!(syncer.lock().begun, before);
             if succeeds {
-                syncer.sync().unwrap();
+                syncer.sync(syncer.since()).unwrap();
                 waiting.join().unwrap();
                 assert_eq!(syncer.lock().begun, before + 1, "one for both");
                 drop(unpacking);
@@ -270,7 +329,7 @@ mod tests {
                 assert_eq!(syncer.lock().begun, before + 1, "its own");
             }
         }
-        syncer.sync_behind(syncer.ticket()).unwrap();
+        syncer.sync_behind(now(&syncer)).unwrap();
     }
 
     #[test]
@@ -282,8 +341,8 @@ mod tests {
         let syncer = Arc::new(syncer);
         let (first, second) = (syncer.flushing(), syncer.flushing());
         drop(first);
-        let ticket = syncer.ticket();
-        while syncer.lock().done < ticket {
+        let written = now(&syncer);
+        while syncer.lock().done < written.ticket {
             std::thread::yield_now();
         }
         drop(second);
@@ -292,18 +351,19 @@ mod tests {
         }
         let before = syncer.lock().begun;
         // What a flush has made durable needs no further sync.
-        syncer.sync_since(ticket).unwrap();
+        syncer.sync_since(written).unwrap();
         assert_eq!(syncer.lock().begun, before);
         drop(syncer.flushing());
     }
 
     #[test]
-    fn a_flush_that_failed_is_told_to_the_next_who_syncs() {
+    fn a_flush_that_failed_is_told_to_everybody_who_was_writing_then_and_to_nobody_else() {
         let dir = tempfile::tempdir().unwrap();
         let gone = dir.path().join("gone");
         let mut syncer = Syncer::new(&[&gone]);
         syncer.dirty = || WORTH_FLUSHING;
         let syncer = Arc::new(syncer);
+        let (first, second) = (syncer.since(), syncer.since());
         let flushing = syncer.flushing();
         while syncer.lock().failed.is_none() {
             std::thread::yield_now();
@@ -314,17 +374,53 @@ mod tests {
         }
         // The kernel has said it once and says no more.
         std::fs::create_dir(&gone).unwrap();
-        assert!(syncer.sync().is_err());
-        syncer.sync().unwrap();
+        let later = syncer.since();
+        assert!(syncer.sync(first).is_err());
+        syncer.sync(later).unwrap();
+        assert!(syncer.sync(second).is_err());
+        assert!(syncer.sync_behind(syncer.written(second)).is_err());
     }
 
     #[test]
-    fn a_failed_sync_is_told_to_whoever_made_it_and_the_next_tries_again() {
+    fn a_failed_sync_is_told_to_whoever_waited_for_it_and_who_writes_anew_tries_again() {
         let dir = tempfile::tempdir().unwrap();
         let gone = dir.path().join("gone");
         let syncer = Syncer::new(&[&gone]);
-        assert!(syncer.sync().is_err());
+        let (first, second) = (now(&syncer), now(&syncer));
+        assert!(syncer.sync_since(first).is_err());
         std::fs::create_dir(&gone).unwrap();
-        syncer.sync().unwrap();
+        // The sync that the other wanted was this one: what it had written may be what is lost.
+        assert!(syncer.sync_since(second).is_err());
+        syncer.sync_since(now(&syncer)).unwrap();
+    }
+
+    #[test]
+    fn who_begins_to_write_while_a_sync_runs_is_told_of_its_failure() {
+        let syncer = Syncer::new(&[]);
+        let state = State {
+            begun: 7,
+            done: 6,
+            running: true,
+            ..State::default()
+        };
+        let since = state.since();
+        *syncer.lock() = State {
+            running: false,
+            failed: Some((
+                7,
+                again(&SnapshotError::DiskFull {
+                    act: "sync",
+                    path: PathBuf::new(),
+                }),
+            )),
+            ..state
+        };
+        assert!(syncer.sync(since).is_err());
+        syncer.sync(syncer.since()).unwrap();
+    }
+
+    /// What was written this moment.
+    fn now(syncer: &Syncer) -> Written {
+        syncer.written(syncer.since())
     }
 }
