@@ -94,6 +94,8 @@ impl Puller {
                 key: key.clone(),
                 board,
                 committing: AtomicBool::new(false),
+                failed_by_stranger: AtomicBool::new(false),
+                alone: AtomicBool::new(false),
             };
             run.run(stop)
         });

@@ -1,4 +1,8 @@
-//! Blobs on their way into the store, each once however many pulls want it.
+//! Blobs on their way into the store, each once however many pulls want it of the same place in the same name.
+//!
+//! Who shares a download depends on whoever began it, so it is shared only where that makes no difference: the registry,
+//! the credentials, the size and the URLs of a foreign layer are the same. The repository may be another one; when the
+//! download fails for it, the others begin one of their own ([`Share::Own`]).
 //!
 //! A download writes into an ingest of the store while followers read from it. It has a lease of its own: it goes on
 //! when the pull that began it ends, as long as another one holds it. When nobody does, it stops, and what was
@@ -13,6 +17,7 @@ use crate::content::{BlobFile, Follower, Ingest};
 use crate::digest::Digest;
 use crate::error::StoreError;
 use crate::held::Held;
+use crate::registry::Credentials;
 use crate::registry::client::Session;
 use crate::registry::failure::Failure;
 use crate::store::{Lease, Store};
@@ -31,13 +36,33 @@ const PIECES: usize = 4;
 /// The downloads of a process.
 #[derive(Debug, Default)]
 pub(crate) struct Downloads {
-    current: Mutex<HashMap<Digest, Weak<Download>>>,
+    current: Mutex<HashMap<Key, Weak<Download>>>,
+}
+
+/// What makes two downloads the same.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct Key {
+    digest: Digest,
+    size: u64,
+    urls: Vec<String>,
+    registry: String,
+    credentials: Option<Credentials>,
+}
+
+/// Whose downloads a pull may wait for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Share {
+    /// Also those that other pulls began.
+    All,
+    /// Its own.
+    Own,
 }
 
 /// One download, held by those who want the blob.
 #[derive(Debug)]
 pub(crate) struct Download {
     pub digest: Digest,
+    session: Weak<Session>,
     shared: Arc<Shared>,
     outcome: watch::Receiver<Outcome>,
     stopped: CancellationToken,
@@ -92,14 +117,23 @@ impl Downloads {
         descriptor: &Descriptor,
         digest: Digest,
         lease: &Lease,
+        share: Share,
     ) -> Result<Source, StoreError> {
+        let key = Key {
+            digest,
+            size: descriptor.size(),
+            urls: descriptor.urls().clone().unwrap_or_default(),
+            registry: session.reference.registry().to_owned(),
+            credentials: session.explicit().cloned(),
+        };
         loop {
             if let Some(file) = lease.blob(&digest)? {
                 return Ok(Source::Here(file));
             }
             let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
             current.retain(|_, download| download.strong_count() > 0);
-            match current.get(&digest).and_then(Weak::upgrade) {
+            let known = current.get(&key).and_then(Weak::upgrade);
+            match known.filter(|download| share == Share::All || download.is_of(session)) {
                 Some(download) if !download.is_over() => {
                     if let Some(ingest) = &*download.shared.ingest() {
                         let follower = ingest.follow()?;
@@ -114,7 +148,7 @@ impl Downloads {
                 Some(download) if download.succeeded() && lease.blob(&digest)?.is_some() => {}
                 _ => {
                     let (download, follower) = begin(store, session, descriptor, digest)?;
-                    current.insert(digest, Arc::downgrade(&download));
+                    current.insert(key, Arc::downgrade(&download));
                     return Ok(Source::Coming(download, follower));
                 }
             }
@@ -129,6 +163,11 @@ impl Shared {
 }
 
 impl Download {
+    /// Whether this session began it.
+    pub fn is_of(&self, session: &Arc<Session>) -> bool {
+        std::ptr::eq(self.session.as_ptr(), Arc::as_ptr(session))
+    }
+
     /// Bytes so far.
     pub fn done(&self) -> u64 {
         self.shared.done.load(Ordering::Relaxed)
@@ -202,6 +241,7 @@ fn begin(
     Ok((
         Arc::new(Download {
             digest,
+            session: Arc::downgrade(session),
             shared,
             outcome,
             stopped: stop.clone(),

@@ -3,7 +3,7 @@
 //! Owns what makes the two stop each other, and the running totals. Refuses to know manifests.
 
 use super::choose::Chosen;
-use super::download::{Download, Parting, Source};
+use super::download::{Download, Parting, Share, Source};
 use super::error::PullError;
 use super::fetch::downloaded;
 use super::run::Run;
@@ -12,10 +12,10 @@ use crate::error::StoreError;
 use crate::held::Held;
 use crate::progress::{LayerProgress, ProgressEvent};
 use crate::registry::client::Session;
-use crate::store::{LayerSource, UnpackOptions};
+use crate::store::{Blob, LayerSource, UnpackOptions};
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
-use std::io::{self, Read};
+use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -82,7 +82,17 @@ impl Run {
             never = self.tell(&coming) => never,
         };
         self.post_totals(&coming);
+        let result = match result {
+            Ok(()) => self.hold(&coming, lease).await,
+            failed => failed,
+        };
         if result.is_err() {
+            let stranger = |download: &Download| download.failed() && !download.is_of(session);
+            let strangers = coming
+                .iter()
+                .filter_map(|layer| layer.download.as_deref())
+                .any(stranger);
+            self.failed_by_stranger.store(strangers, Ordering::Relaxed);
             // Whoever is told of the failure finds nothing of it on the disk.
             let partings: Vec<_> = coming
                 .iter()
@@ -96,6 +106,16 @@ impl Run {
         result
     }
 
+    /// Takes the blobs under the pull's own lease, before the downloads' leases go: until the image is committed nothing
+    /// else says that they belong to it.
+    async fn hold(self: &Arc<Run>, coming: &[Coming], lease: &Arc<Held>) -> Result<(), PullError> {
+        let downloaded = coming.iter().filter(|layer| layer.download.is_some());
+        let digests: Vec<Digest> = downloaded.map(|layer| layer.digest).collect();
+        let lease = Arc::clone(lease);
+        self.blocking(move |_| digests.iter().try_for_each(|digest| lease.blob(digest).map(drop)))
+            .await
+    }
+
     /// Looks for each layer in the store, and begins to fetch those that are not there.
     async fn sources(
         self: &Arc<Run>,
@@ -107,6 +127,10 @@ impl Run {
     ) -> Result<(Vec<LayerSource>, Vec<Coming>), PullError> {
         let descriptors = chosen.layers.clone();
         let diff_ids = diff_ids.to_vec();
+        let share = match self.alone.load(Ordering::Relaxed) {
+            true => Share::Own,
+            false => Share::All,
+        };
         let (session, lease, flag) = (Arc::clone(session), Arc::clone(lease), Arc::clone(&give_up.0));
         self.blocking(move |run| {
             let mut sources = Vec::with_capacity(descriptors.len());
@@ -126,13 +150,13 @@ impl Run {
                     download: None,
                     unpacked: Arc::default(),
                 };
-                let reader: Box<dyn Read + Send> = if lease.layer(&chain)?.is_some() {
+                let reader: Box<dyn Blob> = if lease.layer(&chain)?.is_some() {
                     // The same files may have come as another blob. This one is what the manifest names, and what a
                     // push or a save of the image has to give.
                     if !run.store.has_or_can_make(&chain, diff_id, &digest, &lease)?
                         && let Source::Coming(download, _) = run
                             .downloads
-                            .want(&run.store, &session, descriptor, digest, &lease)?
+                            .want(&run.store, &session, descriptor, digest, &lease, share)?
                     {
                         layer.download = Some(download);
                     }
@@ -140,7 +164,7 @@ impl Run {
                 } else {
                     missing = true;
                     let (store, downloads) = (&run.store, &run.downloads);
-                    match downloads.want(store, &session, descriptor, digest, &lease)? {
+                    match downloads.want(store, &session, descriptor, digest, &lease, share)? {
                         Source::Here(file) => Box::new(file.open()?),
                         Source::Coming(download, follower) => {
                             layer.download = Some(download);

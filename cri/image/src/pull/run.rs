@@ -43,6 +43,10 @@ pub(crate) struct Run {
     pub board: Arc<Board>,
     /// That the layers are unpacked is told once.
     pub committing: AtomicBool,
+    /// A download that another pull began has failed.
+    pub failed_by_stranger: AtomicBool,
+    /// It waits for no other pull's downloads any more.
+    pub alone: AtomicBool,
 }
 
 impl Run {
@@ -74,6 +78,14 @@ impl Run {
                 }) if corrupt < MOST_CORRUPT && session.distrust(&host) => {
                     corrupt += 1;
                     tracing::warn!(%reference, host, what, detail, "corrupt object; asking another host");
+                }
+                // Another repository of the registry may not have the layer, or not for whoever asked.
+                Err(error)
+                    if !matches!(error, PullError::Store(_))
+                        && self.failed_by_stranger.swap(false, Ordering::Relaxed)
+                        && !self.alone.swap(true, Ordering::Relaxed) =>
+                {
+                    tracing::info!(%reference, error = chain(&error), "another pull's download failed; asking ourselves");
                 }
                 result => return result,
             }

@@ -177,6 +177,11 @@ impl Session {
         })
     }
 
+    /// The credentials it was given, before any that the node has for the registry.
+    pub fn explicit(&self) -> Option<&Credentials> {
+        self.explicit.as_ref()
+    }
+
     /// The places that may be asked, in order.
     pub fn places(&self, may: impl Fn(&Endpoint) -> bool) -> Vec<&Place> {
         let distrusted = self.distrusted.lock().unwrap_or_else(PoisonError::into_inner);
