@@ -36,7 +36,7 @@ pub use push::{PushError, Pusher};
 pub use reference::{DEFAULT_REGISTRY, Reference, ReferenceError};
 pub use registry::{AuthFields, BadAuthField, Credentials, LocalBuilds, RegistryConfig};
 pub use store::{
-    Active, ActiveInfo, CacheEntry, CacheLock, CachePrune, Compression, DeadOwner, Flushing, GcReport,
+    Active, ActiveInfo, Blob, CacheEntry, CacheLock, CachePrune, Compression, DeadOwner, Flushing, GcReport,
     HashedLayer, Layer, LayerOptions, LayerSource, Lease, Manifest, OwnerKind, Record, Records, Store,
     UnpackOptions, Upkeep,
 };

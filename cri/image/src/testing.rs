@@ -136,7 +136,7 @@ impl Blob {
         self.source_of(Cursor::new(self.bytes.clone()))
     }
 
-    pub(crate) fn source_of(&self, reader: impl Read + Send + 'static) -> LayerSource {
+    pub(crate) fn source_of(&self, reader: impl crate::store::Blob + 'static) -> LayerSource {
         LayerSource {
             descriptor: self.descriptor.clone(),
             reader: Box::new(reader),

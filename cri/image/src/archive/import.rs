@@ -1,7 +1,7 @@
 //! Reading an archive: its files become blobs, then its index or manifest says which of them are images.
 
 use super::{DockerImage, NAME, REF_NAME};
-use crate::codec::{Format, decoder};
+use crate::codec::{Format, Window, decoder};
 use crate::digest::{DiffId, Digest};
 use crate::error::{Result, StoreError, chain};
 use crate::image::{Image, NewImage, PulledManifest, Writer};
@@ -105,7 +105,7 @@ fn read(store: &Store, tar: &mut dyn Read, lease: &Lease) -> Result<Contents> {
         files: BTreeMap::new(),
         links: BTreeMap::new(),
     };
-    let (_, plain) = decoder(Box::new(tar)).map_err(|source| StoreError::Read {
+    let (_, plain) = decoder(Box::new(tar), Window::Large).map_err(|source| StoreError::Read {
         what: "the image archive".to_owned(),
         source,
     })?;
@@ -355,7 +355,7 @@ fn media_type(store: &Store, digest: &Digest) -> Result<MediaType> {
     let blob = store
         .blob(digest)?
         .ok_or(StoreError::NoBlob { digest: *digest })?;
-    let (format, _) = decoder(Box::new(blob.open()?)).map_err(|source| StoreError::Read {
+    let (format, _) = decoder(Box::new(blob.open()?), Window::Usual).map_err(|source| StoreError::Read {
         what: digest.to_string(),
         source,
     })?;

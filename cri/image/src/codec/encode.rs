@@ -111,7 +111,7 @@ fn gzip_member(block: &[u8], level: u32) -> io::Result<Vec<u8>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::codec::decoder;
+    use crate::codec::{Window, decoder};
     use crate::digest::Digest;
     use std::io::{Cursor, Read};
 
@@ -153,7 +153,7 @@ mod tests {
         for compression in ALL {
             let one = encode(compression, 1, &input);
             assert_eq!(one, encode(compression, 3, &input), "{compression:?}");
-            let (_, mut reader) = decoder(Box::new(Cursor::new(one))).unwrap();
+            let (_, mut reader) = decoder(Box::new(Cursor::new(one)), Window::Usual).unwrap();
             let mut back = Vec::new();
             reader.read_to_end(&mut back).unwrap();
             assert!(back == input, "{compression:?}");
@@ -166,7 +166,7 @@ mod tests {
         for compression in ALL {
             let empty = encode(compression, 2, b"");
             assert!(!empty.is_empty());
-            let (_, mut reader) = decoder(Box::new(Cursor::new(empty))).unwrap();
+            let (_, mut reader) = decoder(Box::new(Cursor::new(empty)), Window::Usual).unwrap();
             assert_eq!(reader.read(&mut [0; 8]).unwrap(), 0);
         }
     }

@@ -6,5 +6,5 @@ mod blocks;
 mod decode;
 mod encode;
 
-pub(crate) use decode::{Format, decoder};
+pub(crate) use decode::{Format, Window, WindowTooLarge, decoder};
 pub(crate) use encode::{Encoder, encoder_name, encoder_named};

@@ -41,7 +41,8 @@ pub use lease::Lease;
 pub use owners::DeadOwner;
 pub use records::{Record, Records};
 pub use sync::Flushing;
-pub use unpack::{LayerSource, UnpackOptions};
+pub(crate) use sync::Since;
+pub use unpack::{Blob, LayerSource, UnpackOptions};
 pub use upkeep::Upkeep;
 pub use variants::{Compression, Manifest};
 
@@ -52,6 +53,7 @@ use crate::error::{Result, StoreError, at, chain, snap};
 use owners::OwnerLock;
 use serde::{Deserialize, Serialize};
 use slipway_snapshot::Overlay;
+use slipway_snapshot::unpack::NamePool;
 use std::collections::HashSet;
 use std::fmt;
 use std::fs::{DirBuilder, Permissions};
@@ -61,6 +63,9 @@ use std::str::FromStr;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
+
+/// Bytes of memory for names of all images that are being unpacked, beyond what each may have anyway.
+const NAMES: u64 = 256 << 20;
 
 /// Who has opened the store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -112,6 +117,8 @@ pub(crate) struct Inner {
     pub(crate) content: Content,
     pub(crate) overlay: Overlay,
     pub(crate) syncer: Arc<sync::Syncer>,
+    /// Memory for names of all layers that are being unpacked.
+    pub(crate) names: NamePool,
     pub(crate) owner: OwnerLock,
     next_lease: AtomicU64,
     pin_time: Mutex<Option<Duration>>,
@@ -155,6 +162,7 @@ impl Store {
                 content,
                 overlay,
                 syncer: Arc::new(syncer),
+                names: NamePool::new(NAMES),
                 owner,
                 next_lease: AtomicU64::new(0),
                 pin_time: Mutex::default(),

@@ -9,19 +9,20 @@
 //! unpacked anyway, and a syncfs writes the whole filesystem, whoever else is writing to it.
 
 use super::layers::Ready;
-use super::{Layer, Lease, Store};
+use super::{Layer, Lease, Since, Store};
 use crate::catalog::snapshots::NewSnapshot;
 use crate::catalog::{Durability, leases, snapshots};
-use crate::codec::decoder;
+use crate::codec::{Window, WindowTooLarge, decoder};
 use crate::digest::{ChainId, DiffId, Digest};
 use crate::error::{Result, StoreError, snap};
 use crate::failpoint;
 use oci_spec::image::Descriptor;
 use sha2::Digest as _;
+use slipway_snapshot::tar::TarError;
 use slipway_snapshot::unpack::{Limits, NameBudget, Options, UnpackError, Unpacked, fix_up, unpack};
 use slipway_snapshot::{SnapshotId, Snapshotter};
 use std::cell::RefCell;
-use std::io::{self, Read};
+use std::io::{self, Read, Seek};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -34,13 +35,22 @@ const MOST_WORKERS: usize = 4;
 pub struct LayerSource {
     /// Media type, digest and size of the blob.
     pub descriptor: Descriptor,
-    /// The blob's bytes.
-    pub reader: Box<dyn Read + Send>,
+    /// The blob's bytes; read again from the start where that needs more memory than at first.
+    pub reader: Box<dyn Blob>,
     /// The bytes need no checking against the descriptor: they come from the store or a [`crate::Follower`].
     pub verified: bool,
     /// What the uncompressed tar must be.
     pub diff_id: DiffId,
 }
+
+/// What a layer's bytes come from.
+pub trait Blob: Read + Seek + Send {}
+
+impl<T: Read + Seek + Send> Blob for T {}
+
+/// Blobs with large windows ([`Window::Large`]) that are read at the same time, by all of the process's pulls. Each has
+/// arrived: nobody waits here for somebody else's network.
+static LARGE_WINDOWS: Mutex<()> = Mutex::new(());
 
 /// How layers are unpacked.
 #[derive(Clone, Default)]
@@ -85,6 +95,7 @@ impl Store {
         options: &UnpackOptions,
         lease: &Lease,
     ) -> Result<Vec<Layer>> {
+        let since = self.inner.syncer.since();
         let diffs: Vec<DiffId> = layers.iter().map(|layer| layer.diff_id).collect();
         let chains = ChainId::all(&diffs);
         let mut present: Vec<Option<Layer>> = Vec::with_capacity(chains.len());
@@ -99,7 +110,7 @@ impl Store {
         let _flushing = self.inner.syncer.flushing();
         let made: Vec<SnapshotId> = jobs.iter().map(|job| job.snapshot.clone()).collect();
         failpoint::reach("unpack.after_rows");
-        self.fill_and_commit(jobs, present, options, lease)
+        self.fill_and_commit(jobs, present, options, lease, since)
             .map_err(|error| {
                 self.give_up(&made);
                 self.note_full(lease.name(), error)
@@ -150,8 +161,11 @@ impl Store {
         mut present: Vec<Option<Layer>>,
         options: &UnpackOptions,
         lease: &Lease,
+        since: Since,
     ) -> Result<Vec<Layer>> {
-        let mut done = self.fill_all(jobs, options)?;
+        // Until the fix-ups are done, which remember names.
+        let names = self.inner.names.budget(options.limits.names);
+        let mut done = self.fill_all(jobs, options, &names)?;
         done.sort_by_key(|one| one.position);
         failpoint::reach("unpack.after_files");
         // Bottom to top; the layers below each are there by then, old or new.
@@ -170,7 +184,7 @@ impl Store {
             };
             below.insert(0, snapshot);
         }
-        self.commit_runs(filled, &mut present, lease)?;
+        self.commit_runs(filled, &mut present, lease, since)?;
         Ok(present.into_iter().flatten().collect())
     }
 
@@ -181,6 +195,7 @@ impl Store {
         filled: Vec<(usize, Ready)>,
         present: &mut [Option<Layer>],
         lease: &Lease,
+        since: Since,
     ) -> Result<()> {
         let mut filled = filled.into_iter().peekable();
         while let Some((first, ready)) = filled.next() {
@@ -192,7 +207,7 @@ impl Store {
                 .checked_sub(1)
                 .and_then(|below| present[below].as_ref())
                 .map(|layer| layer.chain);
-            let written = self.inner.syncer.ticket();
+            let written = self.inner.syncer.written(since);
             let committed = self.commit_ready(base.as_ref(), run, lease, written)?;
             for (at, layer) in committed.into_iter().enumerate() {
                 present[first + at] = Some(layer);
@@ -216,7 +231,7 @@ impl Store {
     }
 
     /// Unpacks all jobs with a few workers; the first failure stops the others and is the answer.
-    fn fill_all(&self, jobs: Vec<Job>, options: &UnpackOptions) -> Result<Vec<Done>> {
+    fn fill_all(&self, jobs: Vec<Job>, options: &UnpackOptions, names: &NameBudget) -> Result<Vec<Done>> {
         let processors = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         let workers = if options.workers == 0 {
             processors.min(MOST_WORKERS)
@@ -225,7 +240,6 @@ impl Store {
         };
         let workers = workers.min(jobs.len());
         let cancelled = options.cancelled.clone().unwrap_or_default();
-        let names = NameBudget::new(options.limits.names);
         let queue = Mutex::new(jobs.into_iter());
         let results: Mutex<Vec<Result<Done>>> = Mutex::new(Vec::new());
         std::thread::scope(|scope| {
@@ -234,7 +248,7 @@ impl Store {
                     loop {
                         let job = queue.lock().unwrap_or_else(PoisonError::into_inner).next();
                         let Some(job) = job else { return };
-                        let result = self.fill_one(job, options, &names, &cancelled);
+                        let result = self.fill_one(job, options, names, &cancelled);
                         if result.is_err() {
                             cancelled.store(true, Ordering::Relaxed);
                         }
@@ -273,7 +287,7 @@ impl Store {
         let Job {
             position,
             snapshot,
-            source,
+            mut source,
         } = job;
         let what = format!("layer {}", source.descriptor.digest());
         check_media_type(&what, source.descriptor.media_type().as_ref())?;
@@ -297,7 +311,27 @@ impl Store {
             ..Options::default()
         };
         let diff_id = source.diff_id;
-        let (unpacked, tar_bytes) = stream(source, &what, &overlay.fs_dir(&snapshot), &unpack_options)?;
+        let dir = overlay.fs_dir(&snapshot);
+        let (unpacked, tar_bytes) = match stream(&mut source, &what, &dir, &unpack_options, Window::Usual) {
+            Err(error) if wants_large_window(&error) => {
+                // All of it has to be here before others may have to wait for it.
+                let arrived = io::copy(&mut source.reader, &mut io::sink());
+                arrived
+                    .and_then(|_| source.reader.rewind())
+                    .map_err(|source| StoreError::Read {
+                        what: what.clone(),
+                        source,
+                    })?;
+                let _turn = LARGE_WINDOWS.lock().unwrap_or_else(PoisonError::into_inner);
+                let again = || {
+                    overlay.remove(&snapshot)?;
+                    overlay.prepare(&snapshot)
+                };
+                again().map_err(snap(format!("make a directory for {what}")))?;
+                stream(&mut source, &what, &dir, &unpack_options, Window::Large)?
+            }
+            streamed => streamed?,
+        };
         Ok(Done {
             position,
             snapshot,
@@ -326,17 +360,25 @@ impl Store {
 }
 
 /// Brings one blob into a directory, and checks it and its tar on the way.
-fn stream(source: LayerSource, what: &str, dir: &Path, options: &Options<'_>) -> Result<(Unpacked, u64)> {
+fn stream(
+    source: &mut LayerSource,
+    what: &str,
+    dir: &Path,
+    options: &Options<'_>,
+    window: Window,
+) -> Result<(Unpacked, u64)> {
     let expected = Digest::try_from(source.descriptor.digest()).map_err(|source| StoreError::Digest {
         what: "a layer's descriptor",
         source,
     })?;
-    let checked = Checked::new(source.reader, source.descriptor.size(), source.verified);
+    let checked = Checked::new(&mut source.reader, source.descriptor.size(), source.verified);
     let blob = Rc::new(RefCell::new(checked));
-    let unpacked = decode(&blob, what, &source.diff_id, dir, options);
+    let unpacked = decode(&blob, what, &source.diff_id, dir, options, window);
     // A wrong blob shows in many ways; that it is wrong is what matters. (Not so when the disk, the caller or the source
     // ended it.)
-    let beside = |error: &StoreError| error.is_disk_full() || is_cancelled(error) || blob.borrow().failed;
+    let beside = |error: &StoreError| {
+        error.is_disk_full() || is_cancelled(error) || wants_large_window(error) || blob.borrow().failed
+    };
     if !source.verified && !unpacked.as_ref().is_err_and(beside) {
         blob.borrow_mut().check(what, &expected)?;
     }
@@ -344,17 +386,18 @@ fn stream(source: LayerSource, what: &str, dir: &Path, options: &Options<'_>) ->
 }
 
 fn decode(
-    blob: &Rc<RefCell<Checked>>,
+    blob: &Rc<RefCell<Checked<'_>>>,
     what: &str,
     diff_id: &DiffId,
     dir: &Path,
     options: &Options<'_>,
+    window: Window,
 ) -> Result<(Unpacked, u64)> {
     let read = |source| StoreError::Read {
         what: what.to_owned(),
         source,
     };
-    let (_, decoded) = decoder(Box::new(Shared(Rc::clone(blob)))).map_err(read)?;
+    let (_, decoded) = decoder(Box::new(Shared(Rc::clone(blob))), window).map_err(read)?;
     let mut tar = Hashed {
         inner: decoded,
         hash: sha2::Sha256::new(),
@@ -374,16 +417,16 @@ fn decode(
 }
 
 /// Counts and hashes a blob's bytes as they are read.
-struct Checked {
-    inner: Box<dyn Read + Send>,
+struct Checked<'a> {
+    inner: &'a mut dyn Read,
     hash: Option<sha2::Sha256>,
     read: u64,
     size: u64,
     failed: bool,
 }
 
-impl Checked {
-    fn new(inner: Box<dyn Read + Send>, size: u64, verified: bool) -> Checked {
+impl<'a> Checked<'a> {
+    fn new(inner: &'a mut dyn Read, size: u64, verified: bool) -> Checked<'a> {
         Checked {
             inner,
             hash: (!verified).then(sha2::Sha256::new),
@@ -428,7 +471,7 @@ impl Checked {
     }
 }
 
-impl Read for Checked {
+impl Read for Checked<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         // One byte more than there should be is enough to know that it is wrong.
         let room = usize::try_from((self.size + 1).saturating_sub(self.read)).unwrap_or(usize::MAX);
@@ -448,9 +491,9 @@ impl Read for Checked {
 }
 
 /// The blob, which the decoder reads and the check at the end reads on.
-struct Shared(Rc<RefCell<Checked>>);
+struct Shared<'a>(Rc<RefCell<Checked<'a>>>);
 
-impl Read for Shared {
+impl Read for Shared<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         self.0.borrow_mut().read(buffer)
     }
@@ -469,6 +512,17 @@ impl Read for Hashed<'_> {
         self.hash.update(&buffer[..n]);
         self.bytes += n as u64;
         Ok(n)
+    }
+}
+
+/// Whether a larger window is all that is missing.
+fn wants_large_window(error: &StoreError) -> bool {
+    match error {
+        StoreError::Unpack {
+            source: UnpackError::Tar(TarError::Read(source)),
+            ..
+        } => WindowTooLarge::is_cause(source),
+        _ => false,
     }
 }
 

@@ -6,15 +6,75 @@ use super::{FixUps, UnpackError, shown};
 use crate::tar::Time;
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// What a name takes besides its own bytes: its allocation and its share of the tree.
 const OVERHEAD: u64 = 96;
 
-/// Memory for names, in bytes: what all layers of an image share.
+/// What an image may take without asking anybody: some 30,000 directories. So images as they usually are do not fail
+/// because others take all there is.
+const OWN: u64 = 4 << 20;
+
+/// Memory for names, in bytes: what the images that are unpacked at the same time share beyond a few megabytes each.
+#[derive(Clone, Debug)]
+pub struct NamePool {
+    size: u64,
+    used: Arc<AtomicU64>,
+}
+
+impl NamePool {
+    /// So many bytes.
+    pub fn new(size: u64) -> NamePool {
+        NamePool {
+            size,
+            used: Arc::default(),
+        }
+    }
+
+    /// What one image may take: at most `limit`, and beyond 4 MiB only what the pool has.
+    pub fn budget(&self, limit: u64) -> NameBudget {
+        NameBudget {
+            limit,
+            taken: Mutex::default(),
+            pool: Some(self.clone()),
+        }
+    }
+
+    fn take(&self, bytes: u64) -> bool {
+        let before = self.used.fetch_add(bytes, Ordering::Relaxed);
+        let fits = before.saturating_add(bytes) <= self.size;
+        if !fits {
+            self.give(bytes);
+        }
+        fits
+    }
+
+    fn give(&self, bytes: u64) {
+        self.used.fetch_sub(bytes, Ordering::Relaxed);
+    }
+}
+
+/// Memory for names, in bytes: what all layers of an image share. What was taken of a pool goes back when it is dropped.
 #[derive(Debug)]
 pub struct NameBudget {
     limit: u64,
-    used: AtomicU64,
+    taken: Mutex<Taken>,
+    pool: Option<NamePool>,
+}
+
+#[derive(Debug, Default)]
+struct Taken {
+    bytes: u64,
+    /// How much of them is the pool's.
+    pooled: u64,
+}
+
+impl Drop for NameBudget {
+    fn drop(&mut self) {
+        if let Some(pool) = &self.pool {
+            pool.give(self.lock().pooled);
+        }
+    }
 }
 
 impl NameBudget {
@@ -22,27 +82,43 @@ impl NameBudget {
     pub fn new(limit: u64) -> NameBudget {
         NameBudget {
             limit,
-            used: AtomicU64::new(0),
+            taken: Mutex::default(),
+            pool: None,
         }
     }
 
     fn take(&self, name: &[u8]) -> Result<(), UnpackError> {
-        let bytes = name.len() as u64 + OVERHEAD;
-        let before = self.used.fetch_add(bytes, Ordering::Relaxed);
-        if before.saturating_add(bytes) <= self.limit {
-            return Ok(());
-        }
-        self.used.fetch_sub(bytes, Ordering::Relaxed);
+        let mut taken = self.lock();
+        let bytes = taken.bytes + name.len() as u64 + OVERHEAD;
+        let more = bytes.saturating_sub(OWN).saturating_sub(taken.pooled);
+        let limit = match &self.pool {
+            _ if bytes > self.limit => self.limit,
+            Some(pool) if !pool.take(more) => pool.size,
+            pool => {
+                taken.bytes = bytes;
+                taken.pooled += pool.as_ref().map_or(0, |_| more);
+                return Ok(());
+            }
+        };
         Err(UnpackError::TooLarge {
             entry: shown(name),
             what: "bytes of names that have to be remembered",
-            limit: self.limit,
+            limit,
         })
     }
 
     fn give(&self, name: &[u8]) {
-        self.used
-            .fetch_sub(name.len() as u64 + OVERHEAD, Ordering::Relaxed);
+        let mut taken = self.lock();
+        taken.bytes -= name.len() as u64 + OVERHEAD;
+        let less = taken.pooled.saturating_sub(taken.bytes.saturating_sub(OWN));
+        if let Some(pool) = &self.pool {
+            pool.give(less);
+            taken.pooled -= less;
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Taken> {
+        self.taken.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -164,8 +240,8 @@ impl<'a> Books<'a> {
     }
 
     /// What is left for [`super::fix_up`]; it stays on the budget.
-    pub(super) fn close(self) -> FixUps {
-        self.fix_ups
+    pub(super) fn close(mut self) -> FixUps {
+        std::mem::take(&mut self.fix_ups)
     }
 
     fn drop_link(&mut self, path: &[u8]) {
@@ -181,6 +257,21 @@ impl<'a> Books<'a> {
         if self.fix_ups.implied.remove(path).is_some() && !path.is_empty() {
             self.budget.give(path);
         }
+    }
+}
+
+/// What a layer that came to nothing had remembered is no longer kept.
+impl Drop for Books<'_> {
+    fn drop(&mut self) {
+        let fix_ups = std::mem::take(&mut self.fix_ups);
+        let implied = fix_ups.implied.into_keys().filter(|path| !path.is_empty());
+        let links = fix_ups
+            .links
+            .into_iter()
+            .flat_map(|(link, target)| [link, target]);
+        let names = implied.chain(links).chain(fix_ups.whiteouts);
+        names.for_each(|name| self.budget.give(&name));
+        self.take_times();
     }
 }
 
@@ -215,13 +306,9 @@ mod tests {
             books.forget_below(b"a");
             books.forget(b"a");
         }
-        assert_eq!(
-            budget.used.load(Ordering::Relaxed),
-            4 + OVERHEAD,
-            "the deleted name"
-        );
+        assert_eq!(budget.lock().bytes, 4 + OVERHEAD, "the deleted name");
         books.made(b"");
-        assert_eq!(budget.used.load(Ordering::Relaxed), 4 + OVERHEAD);
+        assert_eq!(budget.lock().bytes, 4 + OVERHEAD);
         let long = vec![b'x'; 5000];
         books.imply(long.clone(), true).unwrap();
         let error = books.set_time_last(&long, Time::default()).unwrap_err();
@@ -230,6 +317,55 @@ mod tests {
             "{error}"
         );
         assert!(error.to_string().len() < 500, "{error}");
-        assert_eq!(budget.used.load(Ordering::Relaxed), 4 + 5000 + 2 * OVERHEAD);
+        assert_eq!(budget.lock().bytes, 4 + 5000 + 2 * OVERHEAD);
+    }
+
+    #[test]
+    fn what_a_failed_layer_remembered_is_given_back_and_what_a_good_one_did_is_kept() {
+        let budget = NameBudget::new(10_000);
+        for closed in [true, false] {
+            let mut books = Books::new(&budget);
+            books.imply(b"a".to_vec(), true).unwrap();
+            books.wait_for(b"b".to_vec(), b"c".to_vec()).unwrap();
+            books.delete(b"d".to_vec()).unwrap();
+            books.set_time_last(b"e", Time::default()).unwrap();
+            match closed {
+                true => assert_eq!(books.close().links.len(), 1),
+                false => drop(books),
+            }
+            assert_eq!(budget.lock().bytes, 4 * (1 + OVERHEAD));
+        }
+    }
+
+    #[test]
+    fn images_share_a_pool_beyond_what_each_may_have_anyway() {
+        let pool = NamePool::new(3 << 20);
+        let name = vec![b'x'; (1 << 20) - OVERHEAD as usize];
+        let greedy = pool.budget(128 << 20);
+        for _ in 0..7 {
+            greedy.take(&name).unwrap();
+        }
+        let error = greedy.take(&name).unwrap_err();
+        assert!(
+            matches!(error, UnpackError::TooLarge { limit, .. } if limit == 3 << 20),
+            "{error}"
+        );
+        let other = pool.budget(128 << 20);
+        for _ in 0..4 {
+            other.take(&name).unwrap();
+        }
+        other.take(b"").unwrap_err();
+        greedy.give(&name);
+        other.take(&name).unwrap();
+        drop(greedy);
+        for _ in 0..2 {
+            other.take(&name).unwrap();
+        }
+        other.take(b"").unwrap_err();
+        drop(other);
+        assert_eq!(pool.used.load(Ordering::Relaxed), 0);
+        let strict = pool.budget(1 << 20);
+        strict.take(&name).unwrap();
+        strict.take(b"").unwrap_err();
     }
 }

@@ -24,7 +24,7 @@ mod descent;
 mod fixup;
 mod tree;
 
-pub use books::NameBudget;
+pub use books::{NameBudget, NamePool};
 pub use fixup::{fix_up, inherit_root};
 
 use crate::snapshotter::Usage;

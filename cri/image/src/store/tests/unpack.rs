@@ -6,7 +6,7 @@ use crate::{Digest, StoreError};
 use oci_spec::image::MediaType;
 use slipway_snapshot::unmount;
 use slipway_snapshot::unpack::{Limits, UnpackError};
-use std::io::{self, Cursor, Read, Write};
+use std::io::{self, Cursor, Read, Seek, SeekFrom, Write};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
@@ -60,6 +60,11 @@ fn root_a_layer_that_is_here_is_not_read_again() {
     struct Never;
     impl Read for Never {
         fn read(&mut self, _: &mut [u8]) -> io::Result<usize> {
+            panic!("a layer that is here was read");
+        }
+    }
+    impl Seek for Never {
+        fn seek(&mut self, _: SeekFrom) -> io::Result<u64> {
             panic!("a layer that is here was read");
         }
     }
@@ -381,6 +386,11 @@ fn root_a_source_that_fails_at_any_byte_fails_the_layer() {
             Ok(n)
         }
     }
+    impl Seek for Breaks {
+        fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
+            self.0.seek(to)
+        }
+    }
     let bed = Bed::new();
     let blob = Blob::gzip(&[("a", &[1; 5000])]);
     // Also when everything was read but the end.
@@ -400,4 +410,66 @@ fn root_a_source_that_fails_at_any_byte_fails_the_layer() {
         );
         nothing_left(&bed);
     }
+}
+
+/// A layer whose one frame of zstd has a window of 32 MiB.
+fn with_large_window(name: &str, contents: &[u8]) -> Blob {
+    let plain = Blob::new(&tar(&[(name, contents)]), MediaType::ImageLayer);
+    let mut encoder = zstd::stream::write::Encoder::new(Vec::new(), 1).unwrap();
+    encoder.long_distance_matching(true).unwrap();
+    encoder.window_log(25).unwrap();
+    encoder.write_all(&plain.bytes).unwrap();
+    let bytes = encoder.finish().unwrap();
+    let size = bytes.len() as u64;
+    Blob {
+        descriptor: oci_spec::image::Descriptor::new(MediaType::ImageLayerZstd, size, Digest::of(&bytes)),
+        bytes,
+        ..plain
+    }
+}
+
+#[test]
+fn root_layers_with_large_windows_are_unpacked_in_turns_and_only_when_they_have_arrived() {
+    if !is_root("layers_with_large_windows") {
+        return;
+    }
+    let bed = Bed::new();
+    let noise: Vec<u8> = (0..2_000_000u32)
+        .map(|n| (n.wrapping_mul(2_654_435_761) >> 13) as u8)
+        .collect();
+    let (slow, quick) = (
+        with_large_window("slow", &noise),
+        with_large_window("quick", &noise),
+    );
+    let lease = bed.store.lease("pull").unwrap();
+    let mut ingest = bed.store.ingest(&lease).unwrap();
+    ingest.write_all(&slow.bytes[..slow.bytes.len() / 2]).unwrap();
+    let mut source = slow.source_of(ingest.follow().unwrap());
+    source.verified = true;
+    let store = bed.store.clone();
+    let waiting = std::thread::spawn(move || {
+        let lease = store.lease("slow").unwrap();
+        store.unpack_layers(vec![source], &UnpackOptions::default(), &lease)
+    });
+    // Another pull's is not held up by one that does not come.
+    assert_eq!(
+        unpack(&bed, vec![quick.source()], &UnpackOptions::default()).unwrap(),
+        1
+    );
+    assert!(!waiting.is_finished());
+    ingest.write_all(&slow.bytes[slow.bytes.len() / 2..]).unwrap();
+    ingest.finish(None, None).unwrap();
+    let layers = waiting.join().unwrap().unwrap();
+    let file = bed
+        .root()
+        .join("snapshots")
+        .join(layers[0].snapshot.as_str())
+        .join("fs/slow");
+    assert_eq!(std::fs::read(file).unwrap(), noise);
+    // What is wrong is still said to be wrong.
+    let mut wrong = with_large_window("wrong", &noise);
+    let at = wrong.bytes.len() - 10;
+    wrong.bytes[at] ^= 1;
+    let error = unpack(&bed, vec![wrong.source()], &UnpackOptions::default()).unwrap_err();
+    assert!(matches!(error, StoreError::DigestMismatch { .. }), "{error}");
 }
