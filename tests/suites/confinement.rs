@@ -460,3 +460,56 @@ async fn cve_2024_5154_neither_an_images_links_nor_a_log_path_lead_out() -> Resu
     assert_eq!(std::fs::read_to_string(&victim)?, "precious\n");
     w.finish().await
 }
+
+#[tokio::test]
+async fn every_container_and_command_has_a_session_keyring_of_its_own() -> Result<()> {
+    const RING: &str = "#include <stdio.h>\n#include <sys/syscall.h>\n#include <unistd.h>\n\
+        int main(void) { printf(\"ring %ld\\n\", syscall(SYS_keyctl, 0, -3, 0)); return 0; }\n";
+    let w = World::new("conf-keys").await?;
+    let source = w.lab.write("ring/ring.c", RING)?;
+    let program = source.with_file_name("ring");
+    let compile = format!("gcc -static -Os -o {} {}", program.display(), source.display());
+    harness::cmd::sh(&compile)?;
+    let mut seen = vec![
+        harness::cmd::sh(&program.display().to_string())?
+            .trim()
+            .to_owned(),
+    ];
+    for name in ["one", "other"] {
+        let mut c = container_config(name, BUSYBOX, &["sh", "-c", "/ring/ring; sleep 1000"]);
+        security(&mut c).seccomp = Some(v1::SecurityProfile {
+            profile_type: v1::security_profile::ProfileType::Unconfined as i32,
+            ..Default::default()
+        });
+        c.mounts.push(v1::Mount {
+            container_path: "/ring".into(),
+            host_path: w.lab.join("ring").display().to_string(),
+            readonly: true,
+            ..Default::default()
+        });
+        let (_, id) = w.pod_with(name, c).await?;
+        let (code, out, err) = w.cri.exec(&id, &["/ring/ring"], 10).await?;
+        assert_eq!(code, 0, "{err}");
+        seen.push(out.trim().to_owned());
+        // Its exec came after the start; what init said may still be on its way.
+        let mut said = None;
+        for _ in 0..500 {
+            said = w.log(name).unwrap_or_default().into_iter().next();
+            if said.is_some() {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        seen.push(said.map(|line| line.text).unwrap_or_default());
+    }
+    assert!(
+        seen.iter()
+            .all(|ring| ring.starts_with("ring ") && ring != "ring -1"),
+        "{seen:?}"
+    );
+    let mut all = seen.clone();
+    all.sort();
+    all.dedup();
+    assert_eq!(all.len(), seen.len(), "{seen:?}");
+    w.finish().await
+}
