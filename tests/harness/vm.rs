@@ -112,7 +112,8 @@ impl Guest {
             .arg("-drive")
             .arg(format!("file={},format=raw,if=virtio", suite.display()))
             .arg("-append")
-            .arg("console=ttyS0 root=/dev/vda rw quiet systemd.show_status=0 apparmor=1 security=apparmor")
+            // Emulated time does not pass evenly on a busy machine: the kernel's test of its timer fails there, and the boot hangs.
+            .arg("console=ttyS0 root=/dev/vda rw quiet systemd.show_status=0 apparmor=1 security=apparmor no_timer_check")
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::inherit())

@@ -30,6 +30,9 @@ make_guest() {
     ln -sf /dev/null etc/systemd/system/systemd-networkd-wait-online.service
     ln -sf /dev/null etc/systemd/system/apt-daily.timer
     ln -sf /dev/null etc/systemd/system/apt-daily-upgrade.timer
+    ln -sf /dev/null etc/systemd/system/e2scrub_reap.service
+    # Of AppArmor what policies are made of, and none of the hundred that confine desktops: compiling them is half of a boot.
+    find etc/apparmor.d -maxdepth 1 -type f -delete
     # The suite's disk carries what to do; without one the guest ends.
     mkdir -p suite
     cat > etc/systemd/system/suite.service <<'U'

@@ -7,9 +7,9 @@ use anyhow::{Result, ensure};
 use harness::{Lab, vm};
 
 /// Software emulation is ten times slower than the machine, and other suites run beside it.
-const BOOT: Duration = Duration::from_secs(180);
+const BOOT: Duration = Duration::from_secs(300);
 /// Everything between a boot and its end or cut.
-const PHASE: Duration = Duration::from_secs(900);
+const PHASE: Duration = Duration::from_secs(1000);
 
 /// Boots `phase` and waits until it says `until`, with no test of it failed.
 fn phase(

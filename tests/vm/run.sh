@@ -4,7 +4,7 @@
 cd /suite || exit 1
 grep -q slipway-vm /etc/hosts || echo 127.0.1.1 slipway-vm >> /etc/hosts   # sudo, which critest calls, looks it up
 phase=$(cat /suite/phase)
-echo "SUITE phase $phase: kernel $(uname -r), systemd $(systemctl --version | awk 'NR==1 {print $2}'), up $(cut -d' ' -f1 /proc/uptime) s"
+echo "SUITE phase $phase: kernel $(uname -r), systemd $(systemctl --version | awk 'NR==1 {print $2}'), up $(cut -d' ' -f1 /proc/uptime) s; longest: $(systemd-analyze blame | head -4 | awk '{print $2, $1}' | xargs)"
 for name in $(cat "/suite/phases/$phase"); do
   began=$(cut -d. -f1 /proc/uptime)
   # A process of its own: -e means nothing in a function that `if` asks for its success.
