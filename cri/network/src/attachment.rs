@@ -91,11 +91,6 @@ impl Attachment {
         &self.cni_version
     }
 
-    /// The types of the plugins, in the order of ADD.
-    pub fn plugin_types(&self) -> impl Iterator<Item = &str> {
-        self.plugins.iter().map(|p| p.kind.as_str())
-    }
-
     pub(crate) fn known_version(&self) -> Result<(), CniError> {
         if self.version == VERSION {
             Ok(())

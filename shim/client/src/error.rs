@@ -91,11 +91,6 @@ impl Error {
         self.is(Code::NotFound)
     }
 
-    /// The shim does not know the method: it is older than the caller.
-    pub fn is_unimplemented(&self) -> bool {
-        self.is(Code::Unimplemented)
-    }
-
     /// The shim answered with this code.
     pub fn is(&self, wanted: Code) -> bool {
         matches!(self, Error::Status { code, .. } if *code == wanted as i32)

@@ -256,7 +256,7 @@ impl Shim {
     fn kill_heard_of(&mut self, key: u32, pid: u32) {
         let Ok(child) = self.take_child(pid) else { return };
         match self.containers.get(&key) {
-            Some(container) => container.kill_tree(&child),
+            Some(container) => container.kill_trees(&[&child]),
             // Its cgroup went with it.
             None => crate::create::kill(&child),
         }

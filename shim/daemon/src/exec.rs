@@ -406,15 +406,22 @@ impl Shim {
     /// A client is gone: the pod execs it ran end.
     pub fn kill_execs_of(&mut self, conn: u32) {
         let theirs = |exec: &Exec| matches!(exec.caller, Caller::Pod(reply) if reply.conn == conn);
-        let found: Vec<(u32, u32)> = self
-            .containers
-            .iter()
-            .flat_map(|(key, c)| c.execs.iter().filter(|e| theirs(e)).map(|e| (*key, e.serial)))
-            .collect();
-        for (key, serial) in found {
-            match self.exec_mut(key, serial).map(|exec| &mut exec.state) {
-                Some(State::Starting(way)) => way.signal = Some(Sent::KillAll),
-                _ => self.kill_tree(key, serial),
+        for container in self.containers.values_mut() {
+            for exec in container.execs.iter_mut().filter(|exec| theirs(exec)) {
+                if let State::Starting(way) = &mut exec.state {
+                    way.signal = Some(Sent::KillAll);
+                }
+            }
+            let execs = container.execs.iter().filter(|exec| theirs(exec));
+            // At once: there may be a thousand, and each look at the container's processes takes its time.
+            let running: Vec<&Child> = execs
+                .filter_map(|exec| match &exec.state {
+                    State::Running(child) => Some(child),
+                    _ => None,
+                })
+                .collect();
+            if !running.is_empty() {
+                container.kill_trees(&running);
             }
         }
     }
@@ -428,7 +435,7 @@ impl Shim {
         let Some(State::Running(child)) = exec.map(|exec| &exec.state) else {
             return;
         };
-        container.kill_tree(child);
+        container.kill_trees(&[child]);
     }
 
     /// Task.Wait for an exec.

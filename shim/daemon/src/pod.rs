@@ -20,6 +20,7 @@ use slipway_sys::cgroup::{Cgroup, CgroupPath, Resources};
 use slipway_sys::init::InitPlan;
 use slipway_sys::ns::{self, IdMap, IdMaps, Kind, NewNamespaces};
 use slipway_sys::process::{Child, Status};
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -27,6 +28,8 @@ use std::time::{Duration, Instant};
 const STOP_DEADLINE: Duration = Duration::from_secs(30);
 /// Between two looks at whether everything is gone.
 const STOP_PAUSE: Duration = Duration::from_millis(2);
+/// How long the built-in init of a pod that could not be made may take to die.
+const UNDO: Duration = Duration::from_secs(1);
 
 /// The pod's cgroup.
 #[derive(Debug)]
@@ -219,7 +222,9 @@ impl Shim {
     fn undo_pod(&mut self) {
         if let Some(init) = self.pod.init.take() {
             kill(&init.process);
-            if let Err(e) = slipway_sys::process::wait(init.process.pid) {
+            let ended = slipway_sys::process::wait_ended(init.process.pidfd.as_fd(), UNDO)
+                .and_then(|_| slipway_sys::process::try_reap(init.process.pid));
+            if let Err(e) = ended {
                 warning!("{}", Chain(&e));
             }
         }

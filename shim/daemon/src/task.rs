@@ -264,9 +264,9 @@ pub struct Container {
 }
 
 impl Container {
-    /// Kills a process of its, with what can be found of what it started.
-    pub fn kill_tree(&self, child: &Child) {
-        crate::tree::kill(child, || {
+    /// Kills processes of its, with what can be found of what they started.
+    pub fn kill_trees(&self, roots: &[&Child]) {
+        crate::tree::kill(roots, || {
             self.cgroup.procs().unwrap_or_else(|e| {
                 warning!("list the processes of container {}: {}", self.id, Chain(&e));
                 Vec::new()

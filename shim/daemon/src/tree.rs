@@ -10,19 +10,23 @@ const SIGSTOP: i32 = 19;
 /// How many lists are read at most of one that keeps starting others, or sleeps in the kernel and does not stop.
 const ROUNDS: u32 = 16;
 
-/// Kills a process and what can be found of what it started, until nothing new is found.
+/// Kills processes and what can be found of what they started, until nothing new is found.
 ///
 /// All are stopped before the first is killed: one that runs may start another between the list and its end, and the
 /// children of one that has ended are somebody else's. (The kernel lets nobody fork who has a signal to take.)
-pub fn kill(root: &Child, list: impl Fn() -> Vec<u32>) {
-    let _ = slipway_sys::process::send_signal(root.pidfd.as_fd(), SIGSTOP);
+pub fn kill(roots: &[&Child], list: impl Fn() -> Vec<u32>) {
+    for root in roots {
+        let _ = slipway_sys::process::send_signal(root.pidfd.as_fd(), SIGSTOP);
+    }
+    let pids: BTreeSet<u32> = roots.iter().map(|root| root.pid).collect();
     let mut stopped: Vec<Relation> = Vec::new();
-    let mut known = BTreeSet::from([root.pid]);
+    let mut known = pids.clone();
     for _ in 0..ROUNDS {
         // One that was already about to fork when the signal came does so: a list counts only when all were still before it.
-        let still = settle(Relation::of(root.pid).iter().chain(&stopped));
+        let first: Vec<Relation> = pids.iter().filter_map(|pid| Relation::of(*pid)).collect();
+        let still = settle(first.iter().chain(&stopped));
         let relations: Vec<Relation> = list().into_iter().filter_map(Relation::of).collect();
-        let found = descendants(root.pid, &relations, &known);
+        let found = descendants(&pids, &relations, &known);
         let before = stopped.len();
         for relation in relations {
             if found.contains(&relation.pid) && known.insert(relation.pid) {
@@ -37,7 +41,9 @@ pub fn kill(root: &Child, list: impl Fn() -> Vec<u32>) {
     for relation in stopped {
         relation.signal(SIGKILL);
     }
-    crate::create::kill(root);
+    for root in roots {
+        crate::create::kill(root);
+    }
 }
 
 /// Whether a process has ended, and waits to be reaped or is gone.
@@ -105,14 +111,13 @@ impl Relation {
     }
 }
 
-/// A process, its session, and everything below those; `known` were found before and may be gone by now.
-fn descendants(root: u32, relations: &[Relation], known: &BTreeSet<u32>) -> BTreeSet<u32> {
-    let mut found: BTreeSet<u32> = known.clone();
-    found.insert(root);
+/// Processes, their sessions, and everything below those; `known` were found before and may be gone by now.
+fn descendants(roots: &BTreeSet<u32>, relations: &[Relation], known: &BTreeSet<u32>) -> BTreeSet<u32> {
+    let mut found: BTreeSet<u32> = known | roots;
     loop {
         let before = found.len();
         for relation in relations {
-            if relation.session == root || found.contains(&relation.parent) {
+            if roots.contains(&relation.session) || found.contains(&relation.parent) {
                 found.insert(relation.pid);
             }
         }
@@ -144,7 +149,7 @@ mod tests {
             relation(14, 13, 13), // its child
             relation(20, 1, 1),   // init's
         ];
-        let found = descendants(10, &relations, &BTreeSet::new());
+        let found = descendants(&BTreeSet::from([10]), &relations, &BTreeSet::new());
         assert_eq!(found.into_iter().collect::<Vec<_>>(), [10, 11, 12, 13, 14]);
     }
 

@@ -2,7 +2,7 @@
 //! Knows single files, not trees (see [`crate::root`]).
 
 use crate::error::{failed, invalid};
-use rustix::fs::{AtFlags, CWD, FallocateFlags, FlockOperation, Mode, OFlags, XattrFlags};
+use rustix::fs::{AtFlags, CWD, FallocateFlags, FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
 use std::ffi::{CString, OsStr, OsString};
 use std::io;
@@ -78,26 +78,6 @@ pub fn try_lock_exclusive(file: impl AsFd) -> io::Result<bool> {
         Err(Errno::WOULDBLOCK) => Ok(false),
         Err(e) => Err(failed(|| "lock a file".to_string())(e)),
     }
-}
-
-/// As [`try_lock_exclusive`], but others may share.
-///
-/// # Errors
-/// What `flock(2)` says.
-pub fn try_lock_shared(file: impl AsFd) -> io::Result<bool> {
-    match rustix::fs::flock(file, FlockOperation::NonBlockingLockShared) {
-        Ok(()) => Ok(true),
-        Err(Errno::WOULDBLOCK) => Ok(false),
-        Err(e) => Err(failed(|| "share the lock of a file".to_string())(e)),
-    }
-}
-
-/// Gives a lock back early.
-///
-/// # Errors
-/// What `flock(2)` says.
-pub fn unlock(file: impl AsFd) -> io::Result<()> {
-    rustix::fs::flock(file, FlockOperation::Unlock).map_err(failed(|| "unlock a file".to_string()))
 }
 
 /// Reserves blocks for the first `len` bytes of a file, whose size grows to that.
@@ -178,28 +158,6 @@ pub fn xattrs(fd: BorrowedFd<'_>) -> io::Result<Vec<(OsString, Vec<u8>)>> {
 /// What `getxattr(2)` says, naming the attribute.
 pub fn xattr(fd: BorrowedFd<'_>, name: &OsStr) -> io::Result<Option<Vec<u8>>> {
     get_at(&proc_path(fd), name)
-}
-
-/// Sets an extended attribute on what a descriptor holds; also of an `O_PATH` one, and of a link itself.
-///
-/// # Errors
-/// What `setxattr(2)` says, naming the attribute (`EOPNOTSUPP`: the file system cannot).
-pub fn set_xattr(fd: BorrowedFd<'_>, name: &OsStr, value: &[u8]) -> io::Result<()> {
-    let act = || format!("set the extended attribute {}", name.display());
-    rustix::fs::setxattr(proc_path(fd).as_c_str(), name, value, XattrFlags::empty()).map_err(failed(act))
-}
-
-/// Removes an extended attribute; not there is fine.
-///
-/// # Errors
-/// What `removexattr(2)` says, naming the attribute.
-pub fn remove_xattr(fd: BorrowedFd<'_>, name: &OsStr) -> io::Result<()> {
-    match rustix::fs::removexattr(proc_path(fd).as_c_str(), name) {
-        Ok(()) | Err(Errno::NODATA) => Ok(()),
-        Err(e) => Err(failed(|| {
-            format!("remove the extended attribute {}", name.display())
-        })(e)),
-    }
 }
 
 /// fgetxattr refuses `O_PATH` descriptors, and links have no other; through /proc both work.

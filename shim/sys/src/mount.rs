@@ -240,28 +240,6 @@ pub fn bind(source: &Path, target: &Path, recursive: bool, read_only: bool) -> i
     attach(tree.as_fd(), target).map_err(failed(act))
 }
 
-/// As [`bind`], between what two descriptors hold (`O_PATH` will do): for targets resolved inside a [`crate::root::Root`].
-///
-/// # Errors
-/// What the calls say.
-pub fn bind_fd(
-    source: BorrowedFd<'_>,
-    target: BorrowedFd<'_>,
-    recursive: bool,
-    read_only: bool,
-) -> io::Result<()> {
-    let act = || "bind between descriptors".to_string();
-    let mut flags =
-        OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
-    flags.set(OpenTreeFlags::AT_RECURSIVE, recursive);
-    let tree = rustix::mount::open_tree(source, "", flags).map_err(failed(act))?;
-    if read_only {
-        set_attributes(tree.as_fd(), recursive, MountAttrFlags::MOUNT_ATTR_RDONLY, None)
-            .map_err(failed(act))?;
-    }
-    attach_fd(tree.as_fd(), target).map_err(failed(act))
-}
-
 /// As [`attach`], onto what a descriptor holds.
 ///
 /// # Errors

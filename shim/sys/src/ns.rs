@@ -267,18 +267,6 @@ pub fn pin_new_net(path: &Path) -> io::Result<()> {
     .map_err(failed(act))
 }
 
-/// Brings up the loopback device of a network namespace. Uses a thread of its own.
-///
-/// # Errors
-/// What the calls say.
-pub fn loopback_up_in(netns: BorrowedFd<'_>) -> io::Result<()> {
-    on_thread(|| {
-        setns(netns, libc::CLONE_NEWNET)?;
-        Ok(loopback_up()?)
-    })
-    .map_err(failed(|| "bring up the loopback device".to_string()))
-}
-
 /// Runs `f` on a fresh thread that has entered the network namespace pinned on `path`. Sockets opened there stay there.
 ///
 /// # Errors

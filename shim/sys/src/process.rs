@@ -227,15 +227,6 @@ pub fn become_subreaper() -> io::Result<()> {
         .map_err(failed(|| "become a subreaper".to_string()))
 }
 
-/// Keeps other processes of the same user from tracing us and reading our `/proc` entries and memory.
-///
-/// # Errors
-/// What `prctl(2)` says.
-pub fn set_undumpable() -> io::Result<()> {
-    rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable)
-        .map_err(failed(|| "make the process undumpable".to_string()))
-}
-
 /// Sets our own `oom_score_adj`, or as near to it as we may go; returns what holds now.
 ///
 /// # Errors

@@ -198,7 +198,7 @@ impl TestPod {
 
     /// Waits for a container's end.
     pub async fn exit_of(&self, id: &str) -> Exit {
-        tokio::time::timeout(Duration::from_secs(20), self.shim.wait(id))
+        tokio::time::timeout(Duration::from_secs(60), self.shim.wait(id))
             .await
             .expect("in time")
             .expect("an exit")

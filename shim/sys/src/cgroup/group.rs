@@ -340,20 +340,6 @@ impl Cgroup {
         Ok(join)
     }
 
-    /// Moves a process in.
-    ///
-    /// # Errors
-    /// When a hierarchy refuses.
-    pub fn add_process(&self, pid: u32) -> Result<()> {
-        for dir in &self.dirs {
-            let path = dir.path.join("cgroup.procs");
-            std::fs::write(&path, pid.to_string()).map_err(io_error(|| {
-                format!("move process {pid} into {}", dir.path.display())
-            }))?;
-        }
-        Ok(())
-    }
-
     /// Applies limits: those given; the others stay as they are.
     ///
     /// # Errors

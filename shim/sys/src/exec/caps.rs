@@ -58,17 +58,6 @@ fn bit_of(name: &str) -> Option<Bits> {
     NAMES.iter().position(|n| *n == bare).map(|n| 1 << n)
 }
 
-/// The names of a set, in the order of their numbers.
-pub(crate) fn names(bits: Bits) -> Vec<String> {
-    let has = |(n, _): &(usize, &&str)| bits & 1 << n != 0;
-    NAMES
-        .iter()
-        .enumerate()
-        .filter(has)
-        .map(|(_, name)| format!("CAP_{name}"))
-        .collect()
-}
-
 fn bits_of(names: &[String]) -> Result<Bits, ExecError> {
     names.iter().try_fold(0, |bits, name| match bit_of(name) {
         Some(bit) => Ok(bits | bit),

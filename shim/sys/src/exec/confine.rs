@@ -2,7 +2,7 @@
 //! way, by the same means as [`super::spawn`]. The caller is in all namespaces, and already the right user, with its
 //! permitted capabilities in force; the caller allocates freely.
 
-use super::caps::{self, CapSets, Limit};
+use super::caps::{CapSets, Limit};
 use super::plan::{ExecError, Process};
 use super::prepared;
 use crate::fork::{self, CArray, Stage, Sys};
@@ -11,7 +11,6 @@ use crate::seccomp::Filter;
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 use std::ffi::CString;
-use std::io;
 use std::os::fd::AsRawFd;
 use std::path::Path;
 
@@ -203,12 +202,4 @@ impl Confinement {
             _ => Ok(()),
         }
     }
-}
-
-/// The capabilities this process may use at all, as names: what "privileged" means for a runtime that itself is not.
-///
-/// # Errors
-/// What `capget(2)` says.
-pub fn own_capabilities() -> io::Result<Vec<String>> {
-    Ok(caps::names(caps::permitted()?))
 }

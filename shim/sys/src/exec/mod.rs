@@ -15,7 +15,7 @@ mod prepared;
 mod starting;
 
 pub(crate) use caps::CapSets;
-pub use confine::{Confinement, own_capabilities};
+pub use confine::Confinement;
 pub use plan::{Capabilities, ConsoleSize, ExecError, ExecPlan, Process, Rlimit, Spawned, User};
 pub use prepared::{apparmor_enabled, selinux_enabled};
 pub use starting::{Begun, Starting, begin};
