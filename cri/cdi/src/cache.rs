@@ -10,11 +10,12 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs;
-use std::io;
-use std::os::unix::fs::MetadataExt;
+use std::io::{self, Read};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use crate::annotations::AnnotationError;
 use crate::edits::EditError;
 use crate::name::{NameError, QualifiedName};
 use crate::parse::ParseError;
@@ -29,6 +30,9 @@ const MAX_FILE: u64 = 8 << 20;
 
 /// Most files that are read in one folder.
 const MAX_FILES: usize = 4096;
+
+/// fcntl.h's, the same on every architecture that we are built for.
+const O_NONBLOCK: i32 = 0o4000;
 
 /// Why a file cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -84,6 +88,9 @@ pub enum ResolveError {
         /// The files.
         files: String,
     },
+    /// An annotation names something else.
+    #[error("CDI devices by annotation")]
+    Annotation(#[from] AnnotationError),
     /// Its device nodes are not there.
     #[error("CDI devices")]
     Edit(#[from] EditError),
@@ -106,8 +113,8 @@ impl Cache {
     }
 
     /// What a container needs that gets these devices, in the order it is to be applied: for each
-    /// device its file's general edits (once a file), then its own. Device nodes are completed
-    /// through `lookup`, which is [`crate::host::lookup`] in real life.
+    /// device its file's general edits (once a file), then its own. A device named twice is given once.
+    /// Device nodes are completed through `lookup`, which is [`crate::host::lookup`] in real life.
     ///
     /// # Errors
     /// The first name that cannot be resolved, and why.
@@ -119,7 +126,12 @@ impl Cache {
         if names.is_empty() {
             return Ok(Vec::new());
         }
-        let names: Vec<QualifiedName> = names.iter().map(|n| n.parse()).collect::<Result<_, _>>()?;
+        let mut seen = HashSet::new();
+        let names: Vec<QualifiedName> = names
+            .iter()
+            .filter(|n| seen.insert(n.as_str()))
+            .map(|n| n.parse())
+            .collect::<Result<_, _>>()?;
         let mut loaded = self.current();
         if names.iter().any(|n| !loaded.devices.contains_key(&n.to_string())) {
             loaded = self.refresh();
@@ -241,10 +253,11 @@ fn listing(dirs: &[PathBuf]) -> Listing {
 
 fn read_file(path: &Path, stamp: Option<&Stamp>) -> Result<Spec, FileError> {
     let stamp = stamp.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"))?;
+    let too_large = || io::Error::new(io::ErrorKind::FileTooLarge, "larger than 8 MiB");
     if stamp.size > MAX_FILE {
-        return Err(io::Error::new(io::ErrorKind::FileTooLarge, "larger than 8 MiB").into());
+        return Err(too_large().into());
     }
-    let bytes = fs::read(path)?;
+    let bytes = read_bounded(path)?.ok_or_else(too_large)?;
     let spec = if path.extension().is_some_and(|e| e == "yaml") {
         let text = String::from_utf8(bytes).map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e))?;
         Spec::from_yaml(&text)?
@@ -253,6 +266,21 @@ fn read_file(path: &Path, stamp: Option<&Stamp>) -> Result<Spec, FileError> {
     };
     spec.validate()?;
     Ok(spec)
+}
+
+/// The file's bytes; nothing when it is too large. What it was when it was listed it need not be now: a FIFO in its place
+/// must not be waited for, nor may a file that grows be read to its end.
+fn read_bounded(path: &Path) -> io::Result<Option<Vec<u8>>> {
+    let file = fs::OpenOptions::new()
+        .read(true)
+        .custom_flags(O_NONBLOCK)
+        .open(path)?;
+    if !file.metadata()?.is_file() {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"));
+    }
+    let mut bytes = Vec::new();
+    file.take(MAX_FILE + 1).read_to_end(&mut bytes)?;
+    Ok((bytes.len() as u64 <= MAX_FILE).then_some(bytes))
 }
 
 impl Loaded {

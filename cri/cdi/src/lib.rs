@@ -8,6 +8,7 @@
 
 #![forbid(unsafe_code)]
 
+mod annotations;
 mod cache;
 mod edits;
 pub mod host;
@@ -16,6 +17,7 @@ mod parse;
 mod types;
 mod validate;
 
+pub use annotations::{ANNOTATION_PREFIX, AnnotationError, devices_in_annotations};
 pub use cache::{Cache, DEFAULT_DIRS, FileError, ResolveError};
 pub use edits::EditError;
 pub use name::{NameError, QualifiedName};

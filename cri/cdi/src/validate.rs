@@ -197,7 +197,7 @@ fn check_edits(place: &str, edits: &ContainerEdits) -> Result<(), ValidationErro
             return error(
                 "deviceNodes.path",
                 &node.path,
-                "is not an absolute path without ..",
+                "is not an absolute path without .. below the root",
             );
         }
         if !node.host_path.is_empty() && !node.host_path.starts_with('/') {
@@ -222,11 +222,17 @@ fn check_edits(place: &str, edits: &ContainerEdits) -> Result<(), ValidationErro
         if mount.host_path.is_empty() {
             return error("mounts.hostPath", &mount.container_path, "has an empty host path");
         }
+        // Sources of other file systems ("tmpfs") are only names.
+        let bind = matches!(mount.kind.as_str(), "" | "bind" | "none")
+            || mount.options.iter().any(|o| o == "bind" || o == "rbind");
+        if bind && (!mount.host_path.starts_with('/') || mount.host_path.contains('\0')) {
+            return error("mounts.hostPath", &mount.host_path, "is not absolute");
+        }
         if !is_clean_absolute(&mount.container_path) {
             return error(
                 "mounts.containerPath",
                 &mount.container_path,
-                "is not an absolute path without ..",
+                "is not an absolute path without .. below the root",
             );
         }
     }
@@ -294,10 +300,13 @@ fn check_net_devices(place: &str, edits: &ContainerEdits) -> Result<(), Validati
     Ok(())
 }
 
-/// Absolute and without `..`. More than CDI asks; a device or mount outside the container's own
-/// tree is never meant.
+/// Absolute, without `..`, and not the root. More than CDI asks; a device or mount outside the container's own tree, or in
+/// place of all of it, is never meant.
 fn is_clean_absolute(path: &str) -> bool {
-    path.starts_with('/') && !path.split('/').any(|c| c == "..") && !path.contains('\0')
+    path.starts_with('/')
+        && !path.split('/').any(|c| c == "..")
+        && path.split('/').any(|c| !matches!(c, "" | "."))
+        && !path.contains('\0')
 }
 
 #[cfg(test)]
@@ -367,6 +376,10 @@ mod tests {
             r#"{"deviceNodes":[{"path":"/dev/a","major":-1}]}"#,
             r#"{"mounts":[{"hostPath":"","containerPath":"/b"}]}"#,
             r#"{"mounts":[{"hostPath":"/a","containerPath":"/b/../../c"}]}"#,
+            r#"{"mounts":[{"hostPath":"/a","containerPath":"/./"}]}"#,
+            r#"{"mounts":[{"hostPath":"a/b","containerPath":"/b"}]}"#,
+            r#"{"mounts":[{"hostPath":"../b","containerPath":"/b","type":"none","options":["rbind"]}]}"#,
+            r#"{"deviceNodes":[{"path":"/"}]}"#,
             r#"{"hooks":[{"hookName":"never","path":"/x"}]}"#,
             r#"{"hooks":[{"hookName":"poststop","path":"x"}]}"#,
             r#"{"netDevices":[{"hostInterfaceName":"a-name-too-long-for-it","name":"b"}]}"#,

@@ -67,6 +67,7 @@ pub fn generate(input: &SpecInput) -> Result<SpecOutput, SpecError> {
     for edits in &input.cdi {
         edits.apply(&mut spec)?;
     }
+    check_hooks(&spec)?;
     Ok(SpecOutput {
         spec,
         user,
@@ -75,6 +76,24 @@ pub fn generate(input: &SpecInput) -> Result<SpecOutput, SpecError> {
         stop_signal_number: stop.number,
         volumes,
     })
+}
+
+/// What would never be run is refused, so that no hook is skipped unseen.
+fn check_hooks(spec: &oci::Spec) -> Result<(), SpecError> {
+    let hooks = spec.hooks().as_ref();
+    for (moment, list) in [
+        ("poststart", hooks.and_then(|h| h.poststart().as_ref())),
+        ("poststop", hooks.and_then(|h| h.poststop().as_ref())),
+    ] {
+        if let Some(first) = list.into_iter().flatten().next() {
+            return Err(SpecError::Unsupported {
+                field: "hooks",
+                value: format!("{moment} {}", first.path().display()),
+                reason: "hooks of that moment are not run",
+            });
+        }
+    }
+    Ok(())
 }
 
 fn linux(

@@ -364,6 +364,14 @@ pub fn tmpfs(target: &Path, size: u64, mode: u32) -> io::Result<()> {
     tmpfs_with(target, size, mode, MountFlags::NOSUID | MountFlags::NODEV)
 }
 
+/// A small tmpfs on which device nodes can be opened: nodes of a container that may not make its own.
+///
+/// # Errors
+/// What `mount(2)` says, naming `target`.
+pub fn tmpfs_of_devices(target: &Path) -> io::Result<()> {
+    tmpfs_with(target, 1 << 20, 0o755, MountFlags::NOSUID | MountFlags::NOEXEC)
+}
+
 /// As [`tmpfs`], and noexec: `/dev/shm` of a pod.
 ///
 /// # Errors

@@ -1,6 +1,7 @@
 //! The story of one create: read, put right, prepare what is ours, let libcontainer do the rest, say how it went.
 
 use crate::executor::{Confined, parse_mark};
+use crate::hook;
 use crate::normalise::{self, Facts, SpecError};
 use crate::report::{Report, chain};
 use crate::seccomp::{self, SeccompError};
@@ -80,6 +81,12 @@ pub enum CreateError {
         /// As a shell would.
         exit_code: Option<u32>,
     },
+    /// A hook of the specification.
+    #[error("{said}")]
+    Hook {
+        /// Which, how it failed, and what it said.
+        said: String,
+    },
     /// libcontainer, with what it logged.
     #[error("create the container: {error}")]
     Libcontainer {
@@ -133,13 +140,17 @@ pub fn create(asked: &Asked, report: &Report) -> Result<Created, CreateError> {
     normalise::normalise(&mut spec, &mut process, &facts)?;
     let confinement = Confinement::new(&process, filter)?;
     let warnings = prepare_self(&process, &confinement)?;
+    hook::guard(&mut spec, &stage.dir).map_err(step("make ready for hooks"))?;
     let work = Work::new(stage, &spec, process.terminal)?;
     let executor = Confined::new(
         confinement,
         report.share().map_err(step("share the report socket"))?,
     );
     let built = build(asked, &work, executor);
-    let pid = built.map_err(|e| explain(&e, &mut trace))?;
+    let pid = built.map_err(|e| match hook::failures(&work.stage.dir) {
+        said if said.is_empty() => explain(&e, &mut trace),
+        said => CreateError::Hook { said },
+    })?;
     let terminal = work.terminal()?;
     Ok(Created {
         pid,

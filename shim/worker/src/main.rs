@@ -29,6 +29,7 @@
 
 mod create;
 mod executor;
+mod hook;
 mod normalise;
 mod passwd;
 mod report;
@@ -75,6 +76,8 @@ fn main() {
             Err(e) => usage(&e),
         },
         Some("features") => features(),
+        // What libcontainer runs in place of a hook: see `hook`.
+        Some("hook") => hook::run(&args[1..]),
         _ => usage(&UsageError::Usage),
     };
     // Without running anything more: what libcontainer left in this process dies with it.

@@ -6,6 +6,7 @@
 //! <stage>/idle       the cgroup libcontainer may manage: none
 //! <stage>/mounts/N   copies of sources of the container's bind mounts
 //! <stage>/rootfs     a copy of the rootfs mount
+//! <stage>/dev/N      in a user namespace: device nodes of the container, to be bound to their places
 //! <stage>/config.json, console.sock
 //! ```
 //! Why: its cgroup managers would read the mount table a dozen times, write the pid into the cgroup it is in already (which
@@ -17,7 +18,9 @@
 //! below the state directory instead, and libcontainer's manager, which repeats what has been done.
 
 use crate::Asked;
-use libcontainer::oci_spec::runtime::{LinuxIdMapping, LinuxNamespaceType, Mount, Spec};
+use libcontainer::oci_spec::runtime::{
+    LinuxDevice, LinuxDeviceType, LinuxIdMapping, LinuxNamespaceType, Mount, Spec,
+};
 use slipway_sys::cgroup::{Facade, Layout, is_covered};
 use slipway_sys::mount::{self, Propagation};
 use slipway_sys::ns::{self, IdMap, IdMaps};
@@ -125,7 +128,7 @@ impl Stage {
 
     fn private(
         spec: &mut Spec,
-        mounts: &mut [Mount],
+        mounts: &mut Vec<Mount>,
         layout: &Layout,
         asked: &Asked,
         rootfs: &Path,
@@ -165,6 +168,9 @@ impl Stage {
             _held: held,
         };
         stage.show_copies(mounts, &copies)?;
+        if in_user_namespace {
+            stage.show_devices(spec, mounts)?;
+        }
         for m in mounts.iter_mut().filter(|m| is_cgroup(m)) {
             bind_view(m, &view.container);
         }
@@ -194,6 +200,35 @@ impl Stage {
                 options.retain(|o| o != "idmap" && o != "ridmap");
             }
         }
+        Ok(())
+    }
+
+    /// In a user namespace nodes cannot be made, only bound; libcontainer would bind whatever the host has at the path that
+    /// the container is to see, which can be another device. So the nodes are made here, as asked, and bound as files.
+    fn show_devices(&mut self, spec: &mut Spec, mounts: &mut Vec<Mount>) -> Result<(), StageError> {
+        let Some(linux) = spec.linux_mut() else {
+            return Ok(());
+        };
+        let devices = linux.devices().clone().unwrap_or_default();
+        if devices.is_empty() {
+            return Ok(());
+        }
+        let dir = self.dir.join("dev");
+        fs::create_dir(&dir).map_err(step(format!("make {}", dir.display())))?;
+        mount::tmpfs_of_devices(&dir).map_err(step("mount the device nodes"))?;
+        let owners = (ranges(linux.uid_mappings()), ranges(linux.gid_mappings()));
+        for (n, device) in devices.iter().enumerate() {
+            let node = dir.join(n.to_string());
+            make_node(&node, device, &owners)
+                .map_err(step(format!("make the device node {}", device.path().display())))?;
+            let mut m = Mount::default();
+            m.set_destination(device.path().clone())
+                .set_typ(Some("bind".into()))
+                .set_source(Some(node))
+                .set_options(Some(vec!["bind".into(), "nosuid".into(), "noexec".into()]));
+            mounts.push(m);
+        }
+        linux.set_devices(None);
         Ok(())
     }
 
@@ -261,6 +296,42 @@ fn failed_source(m: &Mount, source: io::Error) -> StageError {
         destination: m.destination().clone(),
         source,
     }
+}
+
+/// `owners` are the container's users and groups on the host.
+fn make_node(at: &Path, device: &LinuxDevice, owners: &(Vec<IdMap>, Vec<IdMap>)) -> io::Result<()> {
+    use rustix::fs::{CWD, FileType, Gid, Mode, Uid};
+    let kind = match device.typ() {
+        LinuxDeviceType::B => FileType::BlockDevice,
+        LinuxDeviceType::P => FileType::Fifo,
+        LinuxDeviceType::C | LinuxDeviceType::U => FileType::CharacterDevice,
+        LinuxDeviceType::A => return Err(io::ErrorKind::InvalidInput.into()),
+    };
+    let number = |n: i64| u32::try_from(n).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput));
+    let dev = rustix::fs::makedev(number(device.major())?, number(device.minor())?);
+    rustix::fs::mknodat(CWD, at, kind, Mode::empty(), dev)?;
+    let host = |id: Option<u32>, maps: &[IdMap]| host_id(id.unwrap_or(0), maps).or_else(|| host_id(0, maps));
+    rustix::fs::chownat(
+        CWD,
+        at,
+        host(device.uid(), &owners.0).map(Uid::from_raw),
+        host(device.gid(), &owners.1).map(Gid::from_raw),
+        rustix::fs::AtFlags::SYMLINK_NOFOLLOW,
+    )?;
+    let mode = device.file_mode().unwrap_or(0o666) & 0o777;
+    Ok(rustix::fs::chmodat(
+        CWD,
+        at,
+        Mode::from_raw_mode(mode),
+        rustix::fs::AtFlags::empty(),
+    )?)
+}
+
+fn host_id(id: u32, maps: &[IdMap]) -> Option<u32> {
+    let within = |m: &&IdMap| (m.container_id..m.container_id.saturating_add(m.length)).contains(&id);
+    maps.iter()
+        .find(within)
+        .map(|m| m.host_id.saturating_add(id - m.container_id))
 }
 
 /// In a user namespace libcontainer may not walk to where namespaces are pinned; a descriptor it may open again.
@@ -369,6 +440,19 @@ fn ranges(list: &Option<Vec<LinuxIdMapping>>) -> Vec<IdMap> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn ids_are_those_of_the_host_or_none() {
+        let map = |container_id, host_id, length| IdMap {
+            container_id,
+            host_id,
+            length,
+        };
+        let maps = [map(0, 100_000, 1000), map(1000, 5000, 1)];
+        assert_eq!(host_id(44, &maps), Some(100_044));
+        assert_eq!(host_id(1000, &maps), Some(5000));
+        assert_eq!(host_id(1001, &maps), None);
+    }
 
     #[test]
     fn a_place_that_is_needed_is_left_alone() {

@@ -162,3 +162,54 @@ fn files_that_are_not_files_do_not_hang_the_reader() {
     assert!(host.env(&["v.com/c=x"]).is_ok());
     assert!(host.cache.errors()[0].1.contains("not a regular file"));
 }
+
+#[test]
+fn a_device_named_twice_is_given_once() {
+    let host = Host::new();
+    host.devices("etc/a.json", &["x"], "1");
+    assert_eq!(
+        host.env(&["v.com/c=x", "v.com/c=x"]).unwrap(),
+        ["FILE=etc/a.json", "x=1"]
+    );
+}
+
+#[test]
+fn a_file_of_ten_megabytes_is_told_and_not_read() {
+    let host = Host::new();
+    host.devices("etc/a.json", &["x"], "1");
+    let big = fs::File::create(host.dir.path().join("etc/big.json")).unwrap();
+    big.set_len(10 << 20).unwrap();
+    assert!(host.env(&["v.com/c=x"]).is_ok());
+    let error = host.env(&["v.com/c=y"]).unwrap_err().to_string();
+    assert!(
+        error.contains("big.json cannot be used: read it: larger than 8 MiB"),
+        "{error}"
+    );
+}
+
+#[test]
+fn a_fifo_in_a_files_place_is_not_waited_for() {
+    let host = Host::new();
+    let fifo = host.dir.path().join("etc/a.json");
+    assert!(
+        std::process::Command::new("mkfifo")
+            .arg(&fifo)
+            .status()
+            .unwrap()
+            .success()
+    );
+    let error = read_bounded(&fifo).unwrap_err();
+    assert_eq!(error.kind(), io::ErrorKind::InvalidInput);
+    assert!(host.env(&["v.com/c=x"]).is_err());
+}
+
+#[test]
+fn deep_nesting_and_aliases_that_multiply_are_refused_quickly() {
+    let host = Host::new();
+    host.write("etc/deep.json", &"[".repeat(4 << 20));
+    host.write("etc/deep.yaml", &format!("a: {}", "[".repeat(100_000)));
+    host.write("etc/bomb.yaml", "a: &a [x, x]\nb: &b [*a, *a]\nc: [*b, *b]\n");
+    host.devices("etc/good.json", &["x"], "1");
+    assert!(host.env(&["v.com/c=x"]).is_ok());
+    assert_eq!(host.cache.errors().len(), 3);
+}

@@ -249,12 +249,16 @@ fn host_devices() -> Result<Vec<Device>, Error> {
         .collect())
 }
 
+/// The devices that the request's field names, then those of its annotations: as containerd has it.
 fn cdi(daemon: &Daemon, container: &Container) -> Result<Vec<slipway_cdi::ContainerEdits>, Error> {
-    daemon
-        .cdi
-        .resolve(&container.record().config.cdi_devices, &slipway_cdi::host::lookup)
-        .map_err(|source| Error::Cdi {
-            id: container.id().to_string(),
-            source: Box::new(source),
-        })
+    let config = &container.record().config;
+    let resolve = || {
+        let mut names = config.cdi_devices.clone();
+        names.extend(slipway_cdi::devices_in_annotations(&config.annotations)?);
+        daemon.cdi.resolve(&names, &slipway_cdi::host::lookup)
+    };
+    resolve().map_err(|source| Error::Cdi {
+        id: container.id().to_string(),
+        source: Box::new(source),
+    })
 }
