@@ -1,0 +1,186 @@
+//! The events file, and event sets that read along in it.
+
+use std::collections::HashMap;
+use std::fs;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use nvml_wrapper_sys::bindings as nvml;
+use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::fs::inotify;
+
+use crate::state::{self, Code};
+
+/// No instance.
+const NONE: u32 = u32::MAX;
+
+/// A line of the file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Event {
+    /// "GPU XID [GI CI]".
+    Xid {
+        /// Index.
+        gpu: usize,
+        /// Number.
+        xid: u64,
+        /// GPU and compute instance; all ones: of none.
+        instance: (u32, u32),
+    },
+    /// "GPU reset".
+    Reset {
+        /// Index.
+        gpu: usize,
+    },
+}
+
+impl Event {
+    /// Whose it is.
+    pub fn gpu(self) -> usize {
+        match self {
+            Event::Xid { gpu, .. } | Event::Reset { gpu } => gpu,
+        }
+    }
+}
+
+fn parse(line: &str) -> Option<Event> {
+    let words: Vec<&str> = line.split_whitespace().collect();
+    match words.as_slice() {
+        [gpu, "reset"] => Some(Event::Reset {
+            gpu: gpu.parse().ok()?,
+        }),
+        [gpu, xid, rest @ ..] => Some(Event::Xid {
+            gpu: gpu.parse().ok()?,
+            xid: xid.parse().ok()?,
+            instance: match rest {
+                [gi, ci] => (gi.parse().ok()?, ci.parse().ok()?),
+                _ => (NONE, NONE),
+            },
+        }),
+        _ => None,
+    }
+}
+
+/// Whole lines of the file, by their number.
+pub fn all() -> Vec<Event> {
+    let text = state::folder().and_then(|dir| fs::read_to_string(dir.join("events")).ok());
+    let text = text.unwrap_or_default();
+    let whole = text.rfind('\n').map_or("", |end| &text[..end]);
+    whole.lines().filter_map(parse).collect()
+}
+
+#[derive(Default)]
+struct Set {
+    gpus: Vec<usize>,
+    /// How many events were there before, or have been told.
+    seen: usize,
+}
+
+struct Sets {
+    next: usize,
+    all: Option<HashMap<usize, Set>>,
+}
+
+static SETS: Mutex<Sets> = Mutex::new(Sets { next: 1, all: None });
+
+fn with<T>(work: impl FnOnce(&mut HashMap<usize, Set>) -> T) -> T {
+    let mut sets = SETS.lock().unwrap_or_else(PoisonError::into_inner);
+    work(sets.all.get_or_insert_with(HashMap::new))
+}
+
+/// A new set; its token.
+pub fn create() -> usize {
+    let mut sets = SETS.lock().unwrap_or_else(PoisonError::into_inner);
+    let token = sets.next << 4;
+    sets.next += 1;
+    let seen = all().len();
+    sets.all.get_or_insert_with(HashMap::new).insert(
+        token,
+        Set {
+            gpus: Vec::new(),
+            seen,
+        },
+    );
+    token
+}
+
+/// Adds a GPU to a set.
+pub fn register(token: usize, gpu: usize) -> Code {
+    with(|sets| match sets.get_mut(&token) {
+        Some(set) => {
+            set.gpus.push(gpu);
+            nvml::nvmlReturn_enum_NVML_SUCCESS
+        }
+        None => nvml::nvmlReturn_enum_NVML_ERROR_INVALID_ARGUMENT,
+    })
+}
+
+/// Ends a set.
+pub fn free(token: usize) -> Code {
+    match with(|sets| sets.remove(&token)) {
+        Some(_) => nvml::nvmlReturn_enum_NVML_SUCCESS,
+        None => nvml::nvmlReturn_enum_NVML_ERROR_INVALID_ARGUMENT,
+    }
+}
+
+/// The next event of one of the set's GPUs.
+///
+/// # Errors
+/// TIMEOUT, or GPU_IS_LOST when one of them is and nothing is left to tell.
+pub fn wait(token: usize, limit: Duration) -> Result<Event, Code> {
+    let end = Instant::now() + limit;
+    // Watched before the file is read, so that nothing falls between.
+    let watch = inotify::init(inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK)
+        .map_err(|_| nvml::nvmlReturn_enum_NVML_ERROR_OPERATING_SYSTEM)?;
+    if let Some(dir) = state::folder() {
+        let flags = inotify::WatchFlags::MODIFY | inotify::WatchFlags::CREATE | inotify::WatchFlags::MOVED_TO;
+        let _ = inotify::add_watch(&watch, &dir, flags);
+    }
+    loop {
+        let gpus = with(|sets| -> Result<Vec<usize>, Event> {
+            let Some(set) = sets.get_mut(&token) else {
+                return Ok(Vec::new());
+            };
+            let new = all();
+            while let Some(event) = new.get(set.seen) {
+                set.seen += 1;
+                if matches!(event, Event::Xid { .. }) && set.gpus.contains(&event.gpu()) {
+                    return Err(*event);
+                }
+            }
+            Ok(set.gpus.clone())
+        });
+        match gpus {
+            Err(event) => return Ok(event),
+            Ok(gpus) if gpus.is_empty() => return Err(nvml::nvmlReturn_enum_NVML_ERROR_INVALID_ARGUMENT),
+            Ok(gpus) if gpus.iter().any(|g| state::is_lost(*g)) => {
+                return Err(nvml::nvmlReturn_enum_NVML_ERROR_GPU_IS_LOST);
+            }
+            Ok(_) => {}
+        }
+        let left = end.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(nvml::nvmlReturn_enum_NVML_ERROR_TIMEOUT);
+        }
+        let spec = Timespec {
+            tv_sec: i64::try_from(left.as_secs()).unwrap_or(i64::MAX),
+            tv_nsec: left.subsec_nanos().into(),
+        };
+        let _ = rustix::event::poll(&mut [PollFd::new(&watch, PollFlags::IN)], Some(&spec));
+        let _ = rustix::io::read(&watch, &mut [0u8; 4096]);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_are_xids_resets_or_nothing() {
+        let xid = |gpu, xid, instance| Some(Event::Xid { gpu, xid, instance });
+        assert_eq!(parse("3 79"), xid(3, 79, (NONE, NONE)));
+        assert_eq!(parse("0 94 2 1"), xid(0, 94, (2, 1)));
+        assert_eq!(parse("1 reset"), Some(Event::Reset { gpu: 1 }));
+        assert_eq!(parse("gpu 79"), None);
+        assert_eq!(parse(""), None);
+    }
+}
