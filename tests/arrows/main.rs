@@ -118,6 +118,7 @@ fn nobody_imports_a_program() {
         "slipway-cli",
         "containerd-shim-slipway-v1",
         "slipway-runc",
+        "slipway-agent",
     ];
     for (from, to) in actual(&metadata()) {
         for p in programs {

@@ -1,0 +1,201 @@
+//! The driver's files: which libraries, programs and other files of it a container gets, and where they are.
+//!
+//! The version is the file name's end: `libcuda.so.VERSION`. Everything of that version in the driver's library folders
+//! belongs to it.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use slipway_cdi::Mount;
+
+use super::{GenerateError, bind};
+
+/// Library folders, below the driver's root, in the order they are looked at; the first file of a name is taken.
+const FOLDERS: [&str; 10] = [
+    "usr/lib/x86_64-linux-gnu",
+    "usr/lib/x86_64-linux-gnu/nvidia/current",
+    "usr/lib/aarch64-linux-gnu",
+    "usr/lib64",
+    "usr/lib",
+    "lib/x86_64-linux-gnu",
+    "lib64",
+    "lib",
+    "lib/nvidia",
+    "nvidia/lib64",
+];
+const PROGRAM_FOLDERS: [&str; 3] = ["usr/bin", "bin", "usr/sbin"];
+const PROGRAMS: [&str; 7] = [
+    "nvidia-smi",
+    "nvidia-debugdump",
+    "nvidia-persistenced",
+    "nvidia-cuda-mps-control",
+    "nvidia-cuda-mps-server",
+    "nvidia-imex",
+    "nvidia-imex-ctl",
+];
+/// Files that programs look for by these names, where the driver has them.
+const CONFIGURATION: [&str; 9] = [
+    "usr/share/glvnd/egl_vendor.d/10_nvidia.json",
+    "usr/share/egl/egl_external_platform.d/15_nvidia_gbm.json",
+    "usr/share/egl/egl_external_platform.d/10_nvidia_wayland.json",
+    "usr/share/nvidia/nvoptix.bin",
+    "usr/share/vulkan/icd.d/nvidia_icd.json",
+    "usr/share/vulkan/implicit_layer.d/nvidia_layers.json",
+    "etc/vulkan/icd.d/nvidia_icd.json",
+    "etc/vulkan/implicit_layer.d/nvidia_layers.json",
+    "etc/OpenCL/vendors/nvidia.icd",
+];
+const SOCKETS: [&str; 3] = [
+    "run/nvidia-persistenced/socket",
+    "run/nvidia-fabricmanager/socket",
+    "tmp/nvidia-mps",
+];
+/// Folders below usr/lib with firmware that the driver's user space loads.
+const FIRMWARE: [&str; 2] = ["lib/firmware/nvidia", "usr/lib/firmware/nvidia"];
+
+/// The library folders that are there: the known ones, then what the root's ld.so.conf.d names.
+fn folders(root: &Path) -> Vec<PathBuf> {
+    let mut names: Vec<String> = FOLDERS.map(str::to_owned).into();
+    let mut files: Vec<PathBuf> = fs::read_dir(root.join("etc/ld.so.conf.d"))
+        .into_iter()
+        .flatten()
+        .flatten()
+        .map(|e| e.path())
+        .filter(|p| p.extension().is_some_and(|e| e == "conf"))
+        .take(256)
+        .collect();
+    files.sort();
+    for file in files {
+        let text = fs::read_to_string(file).unwrap_or_default();
+        let named = text
+            .lines()
+            .map(str::trim)
+            .filter(|l| l.starts_with('/') && !l.contains(".."));
+        names.extend(named.map(|l| l.trim_start_matches('/').to_owned()));
+    }
+    let mut seen = Vec::new();
+    let mut found = Vec::new();
+    for name in names {
+        let folder = root.join(name);
+        // /lib is often a link to /usr/lib: the same files are not taken twice.
+        let Ok(real) = fs::canonicalize(&folder) else {
+            continue;
+        };
+        if !seen.contains(&real) {
+            seen.push(real);
+            found.push(folder);
+        }
+    }
+    found
+}
+
+/// libnvidia-ml of the driver below `root`, by the name it is to be loaded by.
+pub fn find_nvml(root: &Path) -> Option<PathBuf> {
+    let mut all = folders(root).into_iter().map(|f| f.join("libnvidia-ml.so.1"));
+    all.find(|p| p.exists())
+}
+
+/// The version of the driver's libraries below `root`.
+pub fn version(root: &Path) -> Option<String> {
+    let folders = folders(root);
+    ["libcuda.so.", "libnvidia-ml.so."].iter().find_map(|name| {
+        let names = folders.iter().flat_map(|f| names_in(f));
+        let mut versions = names.filter_map(|n| n.strip_prefix(name).map(str::to_owned));
+        versions.find(|v| {
+            v.contains('.')
+                && v.split('.')
+                    .all(|p| !p.is_empty() && p.bytes().all(|b| b.is_ascii_digit()))
+        })
+    })
+}
+
+fn names_in(folder: &Path) -> Vec<String> {
+    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+    let mut names: Vec<String> = entries.filter_map(|e| e.file_name().into_string().ok()).collect();
+    names.sort();
+    names
+}
+
+/// Everything of the driver's that a container gets.
+pub fn mounts(root: &Path) -> Result<Vec<Mount>, GenerateError> {
+    let version = version(root).ok_or_else(|| GenerateError::NoLibraries(root.to_owned()))?;
+    // By their place in the container: each once.
+    let mut mounts = BTreeMap::new();
+    let mut put = |host: PathBuf, place: String| {
+        mounts.entry(place.clone()).or_insert_with(|| bind(&host, &place));
+    };
+    let inside = |path: &Path| match path.strip_prefix(root) {
+        Ok(rest) => Path::new("/").join(rest).display().to_string(),
+        Err(_) => path.display().to_string(),
+    };
+    let mut taken = Vec::new();
+    for folder in folders(root) {
+        let names = names_in(&folder);
+        for name in names.iter().filter(|n| n.ends_with(&format!(".so.{version}"))) {
+            if taken.contains(name) {
+                continue;
+            }
+            taken.push(name.clone());
+            let file = folder.join(name);
+            put(file.clone(), inside(&file));
+            // The names that link to it here are those that programs ask for.
+            for link in links_to(&folder, &names, &file) {
+                put(file.clone(), inside(&folder.join(link)));
+            }
+        }
+    }
+    for name in PROGRAMS {
+        let found = PROGRAM_FOLDERS
+            .iter()
+            .map(|f| root.join(f).join(name))
+            .find(|p| p.is_file());
+        if let Some(file) = found {
+            put(file.clone(), inside(&file));
+        }
+    }
+    for name in CONFIGURATION {
+        let file = root.join(name);
+        if file.is_file() {
+            put(file.clone(), inside(&file));
+        }
+    }
+    for folder in FIRMWARE {
+        let folder = root.join(folder).join(&version);
+        for name in names_in(&folder) {
+            let known = (name.starts_with("gsp") || name.starts_with("ucodes")) && name.ends_with(".bin");
+            if known {
+                put(
+                    folder.join(&name),
+                    format!("/lib/firmware/nvidia/{version}/{name}"),
+                );
+            }
+        }
+    }
+    let mut mounts: Vec<Mount> = mounts.into_values().collect();
+    for name in SOCKETS {
+        let path = root.join(name);
+        if path.exists() {
+            let mut mount = bind(&path, &inside(&path));
+            mount.options = ["nosuid", "nodev", "noexec", "rbind", "rprivate"]
+                .map(str::to_owned)
+                .into();
+            mounts.push(mount);
+        }
+    }
+    Ok(mounts)
+}
+
+/// Names in the folder that lead to the file, `libx.so.1` and `libx.so`.
+fn links_to(folder: &Path, names: &[String], file: &Path) -> Vec<String> {
+    let stem = |name: &str| name.split(".so").next().unwrap_or("").to_owned();
+    let own = file.file_name().and_then(|n| n.to_str()).unwrap_or("");
+    let real = fs::canonicalize(file).ok();
+    let same = |name: &&String| {
+        *name != own
+            && stem(name) == stem(own)
+            && fs::symlink_metadata(folder.join(name)).is_ok_and(|m| m.is_symlink())
+            && fs::canonicalize(folder.join(name)).ok() == real
+    };
+    names.iter().filter(same).cloned().collect()
+}

@@ -1,0 +1,290 @@
+//! The CDI file of this node: from what NVML lists and what the driver has installed to a specification that a container
+//! runtime can use. What is found here is trusted no more than to exist: nothing is executed.
+//!
+//! ```text
+//! all devices       nvidiactl, nvidia-uvm, nvidia-uvm-tools, nvidia-modeset; libraries, firmware, programs, sockets
+//! a GPU             /dev/nvidiaN, its DRM nodes
+//! a MIG device      its GPU's /dev/nvidiaN, the capability nodes of its GPU and compute instance
+//! ```
+//! There are no hooks in it: what others do with links after the container's root is made (`libcuda.so.1`) is done by
+//! mounting the library at that name too. So nothing of the container's is followed or executed on the host.
+
+mod libraries;
+mod write;
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::path::{Path, PathBuf};
+
+use slipway_cdi::{ContainerEdits, Device, DeviceEdit, Mount, Spec};
+use slipway_gpu::{Gpu, Inventory, MigDevice};
+
+pub use libraries::{find_nvml, version};
+pub use write::{FILE_NAME, remove, write};
+
+/// Where things are on the host.
+#[derive(Debug, Clone)]
+pub struct Roots {
+    /// The driver's root.
+    pub driver: PathBuf,
+    /// Its device nodes.
+    pub dev: PathBuf,
+    /// /proc.
+    pub proc: PathBuf,
+}
+
+/// Why there is no file.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum GenerateError {
+    /// The driver's libraries are not there.
+    #[error("find the driver's libraries below {}: there is neither libcuda.so.VERSION nor libnvidia-ml.so.VERSION", .0.display())]
+    NoLibraries(PathBuf),
+    /// A node that its device cannot do without.
+    #[error("find the device node {} (of {device})", path.display())]
+    Node {
+        /// On the host.
+        path: PathBuf,
+        /// Whose.
+        device: String,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// The driver does not say which nodes a MIG device has.
+    #[error("read {} (of {device})", path.display())]
+    Capability {
+        /// The driver's file.
+        path: PathBuf,
+        /// Whose.
+        device: String,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// There is nothing to give.
+    #[error("there is no GPU")]
+    NoDevices,
+    /// A folder cannot be read.
+    #[error("read {}", path.display())]
+    Read {
+        /// The folder.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// The result would not be valid: a defect of ours, or a strange name.
+    #[error("make a valid CDI file")]
+    Invalid(#[from] slipway_cdi::ValidationError),
+}
+
+/// Makes the specification.
+///
+/// # Errors
+/// There is no GPU, or something that one cannot do without is not there; the error names it.
+pub fn generate(inventory: &Inventory, roots: &Roots, kind: &str) -> Result<Spec, GenerateError> {
+    let mut devices = Vec::new();
+    let mut all = ContainerEdits::default();
+    for gpu in &inventory.gpus {
+        let edits = gpu_edits(gpu, roots)?;
+        if gpu.mig == Some(true) {
+            for slice in &gpu.mig_devices {
+                let edits = slice_edits(gpu, slice, &edits, roots)?;
+                add(&mut all, &edits);
+                devices.push(device(format!("{}:{}", gpu.index, slice.index), &edits));
+                devices.push(device(slice.uuid.clone(), &edits));
+            }
+        } else {
+            add(&mut all, &edits);
+            devices.push(device(gpu.index.to_string(), &edits));
+            devices.push(device(gpu.uuid.clone(), &edits));
+        }
+    }
+    if devices.is_empty() {
+        return Err(GenerateError::NoDevices);
+    }
+    devices.push(device("all".to_owned(), &all));
+    let mut spec = Spec {
+        cdi_version: String::new(),
+        kind: kind.to_owned(),
+        annotations: [("slipway.dev/driver".to_owned(), inventory.driver.clone())].into(),
+        devices,
+        container_edits: common(roots)?,
+    };
+    spec.cdi_version = spec.minimum_version().0.to_owned();
+    spec.validate()?;
+    Ok(spec)
+}
+
+fn device(name: String, edits: &ContainerEdits) -> Device {
+    Device {
+        name,
+        container_edits: edits.clone(),
+        ..Device::default()
+    }
+}
+
+fn add(all: &mut ContainerEdits, edits: &ContainerEdits) {
+    for node in &edits.device_nodes {
+        if !all.device_nodes.contains(node) {
+            all.device_nodes.push(node.clone());
+        }
+    }
+    for gid in &edits.additional_gids {
+        if !all.additional_gids.contains(gid) {
+            all.additional_gids.push(*gid);
+        }
+    }
+}
+
+/// What every container with a GPU gets.
+fn common(roots: &Roots) -> Result<ContainerEdits, GenerateError> {
+    let mut edits = ContainerEdits {
+        // So that NVIDIA's own runtime, where it is installed too, does not do the same again.
+        env: vec!["NVIDIA_VISIBLE_DEVICES=void".to_owned()],
+        mounts: libraries::mounts(&roots.driver)?,
+        ..ContainerEdits::default()
+    };
+    for (name, needed) in [
+        ("nvidiactl", true),
+        ("nvidia-uvm", true),
+        ("nvidia-uvm-tools", false),
+        ("nvidia-modeset", false),
+    ] {
+        match node(roots, name) {
+            Ok(found) => found.put(&mut edits),
+            Err(e) if !needed && e.kind() == io::ErrorKind::NotFound => {}
+            Err(e) => return Err(missing(roots, name, "all GPUs", e)),
+        }
+    }
+    Ok(edits)
+}
+
+fn gpu_edits(gpu: &Gpu, roots: &Roots) -> Result<ContainerEdits, GenerateError> {
+    let mut edits = ContainerEdits::default();
+    let name = format!("nvidia{}", gpu.minor);
+    let found = node(roots, &name).map_err(|e| missing(roots, &name, &gpu.uuid, e))?;
+    found.put(&mut edits);
+    // A card without a display driver has none.
+    for kind in ["card", "render"] {
+        let link = roots.dev.join(format!("dri/by-path/pci-{}-{kind}", gpu.pci));
+        let target = fs::read_link(&link).ok();
+        let name = target
+            .as_deref()
+            .and_then(Path::file_name)
+            .and_then(|n| n.to_str());
+        if let Some(name) = name
+            && let Ok(found) = node(roots, &format!("dri/{name}"))
+        {
+            found.put(&mut edits);
+        }
+    }
+    Ok(edits)
+}
+
+fn slice_edits(
+    gpu: &Gpu,
+    slice: &MigDevice,
+    of_gpu: &ContainerEdits,
+    roots: &Roots,
+) -> Result<ContainerEdits, GenerateError> {
+    let mut edits = of_gpu.clone();
+    // The display's nodes are of the whole GPU.
+    edits.device_nodes.truncate(1);
+    edits.additional_gids.clear();
+    let instance = roots.proc.join(format!(
+        "driver/nvidia/capabilities/gpu{}/mig/gi{}",
+        gpu.minor, slice.gi
+    ));
+    for file in [
+        instance.join("access"),
+        instance.join(format!("ci{}/access", slice.ci)),
+    ] {
+        let failed = |source| GenerateError::Capability {
+            path: file.clone(),
+            device: slice.uuid.clone(),
+            source,
+        };
+        let text = fs::read_to_string(&file).map_err(failed)?;
+        let minor = text.lines().find_map(|l| l.strip_prefix("DeviceFileMinor:"));
+        let minor: Option<u32> = minor.and_then(|m| m.trim().parse().ok());
+        let minor = minor.ok_or_else(|| {
+            failed(io::Error::new(
+                io::ErrorKind::InvalidData,
+                "it has no DeviceFileMinor",
+            ))
+        })?;
+        let name = format!("nvidia-caps/nvidia-cap{minor}");
+        let found = node(roots, &name).map_err(|e| missing(roots, &name, &slice.uuid, e))?;
+        found.put(&mut edits);
+    }
+    Ok(edits)
+}
+
+fn missing(roots: &Roots, name: &str, device: &str, source: io::Error) -> GenerateError {
+    GenerateError::Node {
+        path: roots.dev.join(name),
+        device: device.to_owned(),
+        source,
+    }
+}
+
+/// A node that is there.
+struct Node {
+    edit: DeviceEdit,
+    /// A group that has to be had to use it.
+    gid: Option<u32>,
+}
+
+impl Node {
+    fn put(self, edits: &mut ContainerEdits) {
+        if let Some(gid) = self.gid
+            && !edits.additional_gids.contains(&gid)
+        {
+            edits.additional_gids.push(gid);
+        }
+        edits.device_nodes.push(self.edit);
+    }
+}
+
+fn node(roots: &Roots, name: &str) -> io::Result<Node> {
+    let host = roots.dev.join(name);
+    let meta = fs::metadata(&host)?;
+    let kind = meta.file_type();
+    if !kind.is_char_device() && !kind.is_block_device() {
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidInput,
+            "it is no device node",
+        ));
+    }
+    let path = format!("/dev/{name}");
+    let host_path = host.display().to_string();
+    let world = meta.mode() & 0o006 == 0o006 || meta.mode() & 0o666 == 0o444;
+    Ok(Node {
+        edit: DeviceEdit {
+            // Said only where it is another one: older versions of CDI do not have it.
+            host_path: if host_path == path {
+                String::new()
+            } else {
+                host_path
+            },
+            path,
+            ..DeviceEdit::default()
+        },
+        gid: (!world && meta.mode() & 0o060 != 0 && meta.gid() != 0).then_some(meta.gid()),
+    })
+}
+
+/// A file or folder of the driver's, read-only in the container.
+fn bind(host: &Path, container: &str) -> Mount {
+    Mount {
+        host_path: host.display().to_string(),
+        container_path: container.to_owned(),
+        options: ["ro", "nosuid", "nodev", "rbind", "rprivate"]
+            .map(str::to_owned)
+            .into(),
+        ..Mount::default()
+    }
+}

@@ -1,0 +1,219 @@
+//! The program's verbs, and what each prints.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::{Context, Result, bail};
+use clap::{Parser, Subcommand};
+use slipway_cdi::{Cache, Spec};
+use slipway_gpu::Supervisor;
+
+use crate::config::{Config, DEFAULT_PATH, DEFAULT_TOML, LogFormat};
+use crate::{cdi, run};
+
+/// The GPUs of a node, for kubelet and for container runtimes. Without a verb: runs as the node's agent.
+#[derive(Debug, Parser)]
+#[command(name = "slipway-agent", version)]
+struct Args {
+    /// The configuration file.
+    #[arg(long, value_name = "FILE", help = format!("The configuration file [default: {DEFAULT_PATH}, if there is one]"))]
+    config: Option<PathBuf>,
+    #[command(subcommand)]
+    verb: Option<Verb>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// The configuration.
+    Config {
+        #[command(subcommand)]
+        verb: ConfigVerb,
+    },
+    /// CDI files, by which container runtimes give devices to containers.
+    Cdi {
+        #[command(subcommand)]
+        verb: CdiVerb,
+    },
+    /// The GPUs that NVML lists, as JSON.
+    List,
+    /// Talks to NVML for the agent.
+    #[command(hide = true)]
+    NvmlChild { library: PathBuf, sys: PathBuf },
+}
+
+#[derive(Debug, Subcommand)]
+enum ConfigVerb {
+    /// Prints the file that says what holds without one.
+    Default,
+    /// Checks the file that would be read.
+    Check,
+}
+
+#[derive(Debug, Subcommand)]
+enum CdiVerb {
+    /// Makes the file of this node's GPUs.
+    Generate {
+        /// Where to: a folder. Without it the file is printed.
+        #[arg(long, value_name = "FOLDER")]
+        output: Option<PathBuf>,
+    },
+    /// Lists the devices that a runtime would find, and the files that it could not use.
+    List {
+        /// A folder of CDI files, may be repeated; later ones win.
+        #[arg(long = "spec-dir", value_name = "FOLDER")]
+        dirs: Vec<PathBuf>,
+    },
+    /// Checks files.
+    Validate {
+        /// The files, .json or .yaml.
+        #[arg(required = true)]
+        files: Vec<PathBuf>,
+    },
+}
+
+/// The program.
+///
+/// # Errors
+/// For one line to the operator.
+pub fn main() -> Result<ExitCode> {
+    let args = Args::parse();
+    let load = || Config::load(args.config.as_deref());
+    match args.verb {
+        None => {
+            let config = load()?;
+            log(&config)?;
+            runtime()?.block_on(run::run(config))?;
+        }
+        Some(Verb::Config {
+            verb: ConfigVerb::Default,
+        }) => print(DEFAULT_TOML)?,
+        Some(Verb::Config {
+            verb: ConfigVerb::Check,
+        }) => {
+            load()?;
+            print("the configuration is valid\n")?;
+        }
+        Some(Verb::List) => {
+            let config = load()?;
+            let found = runtime()?.block_on(async {
+                let (supervisor, _events) = Supervisor::start(run::launch(&config)?);
+                Ok::<_, anyhow::Error>(supervisor.inventory().await?)
+            })?;
+            print(&format!("{}\n", serde_json::to_string_pretty(&found)?))?;
+        }
+        Some(Verb::Cdi {
+            verb: CdiVerb::Generate { output },
+        }) => generate(&load()?, output.as_deref())?,
+        Some(Verb::Cdi {
+            verb: CdiVerb::List { dirs },
+        }) => return list(dirs),
+        Some(Verb::Cdi {
+            verb: CdiVerb::Validate { files },
+        }) => return validate(&files),
+        Some(Verb::NvmlChild { library, sys }) => {
+            slipway_gpu::child::serve(&library, &sys).context("talk to the agent")?;
+            // Threads may hang in the driver: nothing is waited for.
+            std::process::exit(0);
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn runtime() -> Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("start the runtime")
+}
+
+fn log(config: &Config) -> Result<()> {
+    let level: tracing::Level = config.log.level.parse()?;
+    let builder = tracing_subscriber::fmt()
+        .with_max_level(level)
+        .with_writer(std::io::stderr);
+    let done = match config.log.format {
+        LogFormat::Text => builder.with_ansi(false).try_init(),
+        LogFormat::Json => builder.json().try_init(),
+    };
+    done.map_err(|e| anyhow::anyhow!("start the log: {e}"))
+}
+
+/// A reader that goes away is no error.
+fn print(text: &str) -> Result<()> {
+    match std::io::stdout().write_all(text.as_bytes()) {
+        Err(e) if e.kind() != std::io::ErrorKind::BrokenPipe => Err(e).context("write to stdout"),
+        _ => Ok(()),
+    }
+}
+
+fn generate(config: &Config, output: Option<&Path>) -> Result<()> {
+    let inventory = runtime()?.block_on(async {
+        let (supervisor, _events) = Supervisor::start(run::launch(config)?);
+        Ok::<_, anyhow::Error>(supervisor.inventory().await?)
+    })?;
+    for failed in &inventory.failed {
+        eprintln!(
+            "slipway-agent: GPU {} is left out: {}",
+            failed.index, failed.error
+        );
+    }
+    let spec = cdi::generate(&inventory, &run::roots(config), &config.cdi.kind)?;
+    match output {
+        None => print(&format!("{}\n", serde_json::to_string_pretty(&spec)?)),
+        Some(folder) => {
+            cdi::write(&spec, folder)
+                .with_context(|| format!("write the CDI file into {}", folder.display()))?;
+            print(&format!("{}\n", folder.join(cdi::FILE_NAME).display()))
+        }
+    }
+}
+
+fn list(dirs: Vec<PathBuf>) -> Result<ExitCode> {
+    let dirs = if dirs.is_empty() {
+        slipway_cdi::DEFAULT_DIRS.map(PathBuf::from).into()
+    } else {
+        dirs
+    };
+    let cache = Cache::new(dirs);
+    let text: String = cache.devices().iter().map(|d| format!("{d}\n")).collect();
+    print(&text)?;
+    let errors = cache.errors();
+    for (path, error) in &errors {
+        eprintln!("slipway-agent: {} cannot be used: {error}", path.display());
+    }
+    Ok(if errors.is_empty() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}
+
+fn validate(files: &[PathBuf]) -> Result<ExitCode> {
+    let mut code = ExitCode::SUCCESS;
+    for file in files {
+        match check(file) {
+            Ok(spec) => print(&format!(
+                "{}: valid, {} of {}\n",
+                file.display(),
+                spec.devices.len(),
+                spec.kind
+            ))?,
+            Err(e) => {
+                eprintln!("slipway-agent: {}: {e:#}", file.display());
+                code = ExitCode::FAILURE;
+            }
+        }
+    }
+    Ok(code)
+}
+
+fn check(file: &Path) -> Result<Spec> {
+    let spec = match file.extension().and_then(|e| e.to_str()) {
+        Some("json") => Spec::from_json(&std::fs::read(file).context("read it")?)?,
+        Some("yaml") => Spec::from_yaml(&std::fs::read_to_string(file).context("read it")?)?,
+        _ => bail!("its name ends neither in .json nor in .yaml: no runtime reads it"),
+    };
+    spec.validate()?;
+    Ok(spec)
+}

@@ -1,0 +1,24 @@
+//! slipway-agent: the GPUs of a node, for kubelet and for container runtimes.
+//!
+//! ```text
+//!  NVML ─ child process ─ slipway_gpu::Supervisor ─▶ run ─▶ node (what may be handed out) ─▶ plugin ─▶ kubelet
+//!                                                     └─▶ cdi ─▶ /var/run/cdi/*.json ─▶ slipwayd, containerd, CRI-O
+//! ```
+//! `run` is the story of the daemon; `node` is pure. The agent and the runtime meet in CDI files only.
+
+#![forbid(unsafe_code)]
+
+pub mod cdi;
+mod cli;
+pub mod config;
+pub mod node;
+pub mod plugin;
+mod run;
+
+/// The device plugin API.
+#[allow(missing_docs, clippy::unwrap_used, reason = "generated")]
+pub mod v1beta1 {
+    tonic::include_proto!("v1beta1");
+}
+
+pub use cli::main;

@@ -1,0 +1,234 @@
+//! The CDI file, and the verbs around it.
+
+use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
+
+use slipway_cdi::Spec;
+use slipway_fake_gpu::Topology;
+
+use crate::node::{Node, root};
+
+fn generated(node: &Node) -> Spec {
+    let spec = Spec::from_json(node.ok(&["cdi", "generate"]).as_bytes()).unwrap();
+    spec.validate().unwrap();
+    spec
+}
+
+fn names(spec: &Spec) -> Vec<&str> {
+    spec.devices.iter().map(|d| d.name.as_str()).collect()
+}
+
+fn nodes<'a>(spec: &'a Spec, device: &str) -> Vec<&'a str> {
+    let device = spec.devices.iter().find(|d| d.name == device).unwrap();
+    device
+        .container_edits
+        .device_nodes
+        .iter()
+        .map(|n| n.path.as_str())
+        .collect()
+}
+
+#[test]
+fn the_default_configuration_is_printed_and_checked_and_unknown_keys_are_refused() {
+    let node = Node::new("h200", "");
+    std::fs::write(node.config(), node.ok(&["config", "default"])).unwrap();
+    assert!(node.ok(&["config", "check"]).contains("valid"));
+    std::fs::write(node.config(), "[driver]\nroots = \"/\"\n").unwrap();
+    let out = node.run(&["config", "check"]);
+    let said = String::from_utf8_lossy(&out.stderr);
+    assert!(
+        !out.status.success() && said.contains("roots") && said.contains("agent.toml"),
+        "{said}"
+    );
+}
+
+#[test]
+fn root_the_file_has_what_one_gpu_needs() {
+    if !root() {
+        return;
+    }
+    let node = Node::new("h200", "");
+    let spec = generated(&node);
+    let uuid = Topology::named("h200").unwrap().gpus[0].uuid.clone();
+    assert_eq!(
+        (spec.kind.as_str(), names(&spec)),
+        ("nvidia.com/gpu", vec!["0", &uuid, "all"])
+    );
+    assert_eq!(
+        nodes(&spec, "0"),
+        ["/dev/nvidia0", "/dev/dri/card0", "/dev/dri/renderD128"]
+    );
+    let common = &spec.container_edits;
+    assert_eq!(common.env, ["NVIDIA_VISIBLE_DEVICES=void"]);
+    let all: Vec<_> = common.device_nodes.iter().map(|n| n.path.as_str()).collect();
+    assert_eq!(
+        all,
+        [
+            "/dev/nvidiactl",
+            "/dev/nvidia-uvm",
+            "/dev/nvidia-uvm-tools",
+            "/dev/nvidia-modeset"
+        ]
+    );
+    let driver = node.driver.root().display().to_string();
+    let places: BTreeSet<&str> = common.mounts.iter().map(|m| m.container_path.as_str()).collect();
+    for place in [
+        "/usr/lib/x86_64-linux-gnu/libcuda.so.580.95.05",
+        "/usr/lib/x86_64-linux-gnu/libcuda.so.1",
+        "/usr/lib/x86_64-linux-gnu/libcuda.so",
+        "/usr/lib/x86_64-linux-gnu/libnvidia-ml.so.1",
+        "/usr/bin/nvidia-smi",
+        "/lib/firmware/nvidia/580.95.05/gsp_ga10x.bin",
+        "/etc/OpenCL/vendors/nvidia.icd",
+    ] {
+        assert!(places.contains(place), "{place} is not in {places:?}");
+    }
+    assert_eq!(places.len(), common.mounts.len(), "each place once");
+    for mount in &common.mounts {
+        assert!(mount.host_path.starts_with(&driver), "{mount:?}");
+        assert!(mount.options.contains(&"ro".to_owned()) && mount.options.contains(&"nosuid".to_owned()));
+    }
+    assert!(common.hooks.is_empty());
+}
+
+#[test]
+fn root_devices_follow_minor_numbers_and_not_the_order() {
+    if !root() {
+        return;
+    }
+    let spec = generated(&Node::new("workstation", ""));
+    assert_eq!(nodes(&spec, "0")[0], "/dev/nvidia1");
+    assert_eq!(nodes(&spec, "1")[0], "/dev/nvidia0");
+    assert_eq!(nodes(&spec, "all").len(), 6);
+}
+
+#[test]
+fn root_a_mig_device_has_its_parents_node_and_its_two_capabilities() {
+    if !root() {
+        return;
+    }
+    let topology = Topology::named("a100x4-mig").unwrap();
+    let spec = generated(&Node::new("a100x4-mig", ""));
+    // 4 and 5 slices, 2 whole GPUs, each by two names, and all.
+    assert_eq!(spec.devices.len(), (4 + 5 + 2) * 2 + 1);
+    assert!(names(&spec).contains(&"1:5") && !names(&spec).contains(&"0"));
+    let slice = &topology.gpus[1].mig.as_ref().unwrap().devices[4];
+    // 3 + minor * 135 + gi * 9, and the compute instance's after it.
+    let caps = 3 + 135 + slice.gi * 9;
+    assert_eq!(
+        nodes(&spec, &slice.uuid),
+        [
+            "/dev/nvidia1".to_owned(),
+            format!("/dev/nvidia-caps/nvidia-cap{caps}"),
+            format!("/dev/nvidia-caps/nvidia-cap{}", caps + 1)
+        ]
+    );
+}
+
+#[test]
+fn root_the_file_is_written_whole_listed_and_validated() {
+    if !root() {
+        return;
+    }
+    let node = Node::new("h100x8", "");
+    let folder = node.cdi().display().to_string();
+    let file = node.ok(&["cdi", "generate", "--output", &folder]);
+    assert!(
+        node.ok(&["cdi", "validate", file.trim()])
+            .contains("17 of nvidia.com/gpu")
+    );
+    let listed = node.ok(&["cdi", "list", "--spec-dir", &folder]);
+    assert_eq!(listed.lines().count(), 17);
+    assert!(listed.lines().any(|l| l == "nvidia.com/gpu=7"));
+    let left: Vec<_> = std::fs::read_dir(node.cdi()).unwrap().collect();
+    assert_eq!(left.len(), 1, "nothing is left beside it: {left:?}");
+
+    // A link in the place of the file that is being written is not followed.
+    let precious = node.dir.path().join("precious");
+    std::fs::write(&precious, "as it was").unwrap();
+    std::os::unix::fs::symlink(&precious, node.cdi().join(".slipway-gpu.json.new")).unwrap();
+    std::fs::remove_file(file.trim()).unwrap();
+    node.ok(&["cdi", "generate", "--output", &folder]);
+    assert_eq!(std::fs::read_to_string(&precious).unwrap(), "as it was");
+
+    std::fs::write(node.cdi().join("bad.json"), "{}").unwrap();
+    let out = node.run(&["cdi", "list", "--spec-dir", &folder]);
+    assert!(!out.status.success() && String::from_utf8_lossy(&out.stderr).contains("bad.json"));
+    assert_eq!(String::from_utf8_lossy(&out.stdout).lines().count(), 17);
+    let out = node.run(&["cdi", "validate", &format!("{folder}/bad.json")]);
+    assert!(!out.status.success());
+}
+
+#[test]
+fn root_what_is_missing_is_named() {
+    if !root() {
+        return;
+    }
+    let node = Node::new("h200", "");
+    std::fs::remove_file(node.driver.dev().join("nvidia0")).unwrap();
+    let out = node.run(&["cdi", "generate"]);
+    let said = String::from_utf8_lossy(&out.stderr);
+    assert!(
+        !out.status.success() && said.contains("nvidia0") && said.contains("GPU-"),
+        "{said}"
+    );
+
+    let folder = node.dir.path().join("file");
+    std::fs::write(&folder, "").unwrap();
+    let node = Node::new("h200", "");
+    let out = node.run(&["cdi", "generate", "--output", &folder.display().to_string()]);
+    assert!(!out.status.success());
+
+    std::fs::remove_dir_all(node.driver.root()).unwrap();
+    let said = String::from_utf8_lossy(&node.run(&["cdi", "generate"]).stderr).into_owned();
+    assert!(said.contains("libnvidia-ml.so.1"), "{said}");
+}
+
+#[test]
+fn a_driver_that_hangs_or_fails_is_an_error_within_its_deadline() {
+    let node = Node::new("h100x8", "");
+    node.driver.override_with(&["nvmlDeviceGetName hang 3"]).unwrap();
+    let began = Instant::now();
+    let out = node.run(&["list"]);
+    let said = String::from_utf8_lossy(&out.stderr);
+    assert!(
+        !out.status.success() && said.contains("no answer within 1500 ms"),
+        "{said}"
+    );
+    assert!(began.elapsed() < Duration::from_secs(10));
+
+    // One GPU that fails is left out; the others are there.
+    node.driver.override_with(&["nvmlDeviceGetName 15 3"]).unwrap();
+    let found: slipway_gpu::Inventory = serde_json::from_str(&node.ok(&["list"])).unwrap();
+    assert_eq!(
+        (found.gpus.len(), found.failed.len(), found.failed[0].index),
+        (7, 1, 3)
+    );
+
+    // A driver that fails at everything.
+    node.driver.override_with(&["* 999"]).unwrap();
+    let out = node.run(&["list"]);
+    assert!(!out.status.success());
+}
+
+#[test]
+fn the_inventory_has_links_nodes_and_slices() {
+    let node = Node::new("a100x4-mig", "");
+    let found: slipway_gpu::Inventory = serde_json::from_str(&node.ok(&["list"])).unwrap();
+    assert_eq!((found.driver.as_str(), found.cuda), ("550.163.01", (12, 4)));
+    let gpu = &found.gpus[0];
+    assert_eq!(
+        (gpu.compute_capability, gpu.numa, gpu.mig),
+        ((8, 0), Some(0), Some(true))
+    );
+    assert_eq!(gpu.links.peers.iter().map(|(_, n)| n).sum::<u32>(), 12);
+    let slice = &gpu.mig_devices[1];
+    assert_eq!((slice.profile.as_str(), slice.gi, slice.ci), ("2g.10gb", 3, 0));
+    assert_eq!(found.gpus[2].mig, Some(false));
+    let node = Node::new("h100x8", "");
+    let found: slipway_gpu::Inventory = serde_json::from_str(&node.ok(&["list"])).unwrap();
+    assert_eq!((found.gpus[0].links.switch, found.gpus[7].numa), (18, Some(1)));
+    let node = Node::new("workstation", "");
+    let found: slipway_gpu::Inventory = serde_json::from_str(&node.ok(&["list"])).unwrap();
+    assert_eq!((found.gpus[1].numa, found.gpus[1].mig), (None, None));
+}

@@ -1,0 +1,8 @@
+//! slipway-agent as a program, on a fake driver and before a stand-in kubelet.
+#![allow(clippy::unwrap_used)] // a failure is a failed test
+
+mod cdi;
+mod kubelet;
+mod node;
+mod plugin;
+mod sick;

@@ -1,0 +1,149 @@
+//! A node for one test: a fake driver, the agent's folders, and the agent.
+
+use std::path::PathBuf;
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use slipway_fake_gpu::{Driver, FOLDER, Topology};
+
+/// Device nodes have to be made: says so loudly when that cannot be.
+pub fn root() -> bool {
+    let root = rustix::process::geteuid().is_root();
+    if !root {
+        eprintln!("\n*** SKIPPED: this test needs root, to make device nodes ***\n");
+    }
+    root
+}
+
+pub struct Node {
+    pub dir: tempfile::TempDir,
+    pub driver: Driver,
+    agent: Option<Child>,
+}
+
+impl Node {
+    /// With the topology of this name; `more` is the end of the configuration file.
+    pub fn new(topology: &str, more: &str) -> Node {
+        let topology = Topology::named(topology).unwrap();
+        Node::of(&topology, more)
+    }
+
+    pub fn of(topology: &Topology, more: &str) -> Node {
+        let dir = tempfile::tempdir().unwrap();
+        let driver = Driver::lay_out(&dir.path().join("driver"), topology).unwrap();
+        let node = Node {
+            dir,
+            driver,
+            agent: None,
+        };
+        std::fs::create_dir(node.kubelet()).unwrap();
+        let path = |p: &PathBuf| format!("{:?}", p.display().to_string());
+        let config = format!(
+            "[driver]\nroot = {}\ndev = {}\ndeadline_ms = 1500\n[paths]\nproc = {}\nsys = {}\nstate = {}\nkubelet = {}\ncdi = {}\n{more}",
+            path(&node.driver.root()),
+            path(&node.driver.dev()),
+            path(&node.driver.proc()),
+            path(&node.driver.sys()),
+            path(&node.dir.path().join("state")),
+            path(&node.kubelet()),
+            path(&node.cdi()),
+        );
+        std::fs::write(node.config(), config).unwrap();
+        node
+    }
+
+    pub fn config(&self) -> PathBuf {
+        self.dir.path().join("agent.toml")
+    }
+
+    /// kubelet's folder.
+    pub fn kubelet(&self) -> PathBuf {
+        self.dir.path().join("kubelet")
+    }
+
+    /// The CDI folder.
+    pub fn cdi(&self) -> PathBuf {
+        self.dir.path().join("cdi")
+    }
+
+    pub fn command(&self, args: &[&str]) -> Command {
+        let mut c = Command::new(env!("CARGO_BIN_EXE_slipway-agent"));
+        c.arg("--config")
+            .arg(self.config())
+            .args(args)
+            .env(FOLDER, self.driver.nvml())
+            .stdin(Stdio::null());
+        c
+    }
+
+    /// Runs a verb to its end.
+    pub fn run(&self, args: &[&str]) -> Output {
+        self.command(args).output().unwrap()
+    }
+
+    /// What a verb prints; it must succeed.
+    pub fn ok(&self, args: &[&str]) -> String {
+        let out = self.run(args);
+        assert!(
+            out.status.success(),
+            "{args:?}: {}",
+            String::from_utf8_lossy(&out.stderr)
+        );
+        String::from_utf8(out.stdout).unwrap()
+    }
+
+    /// Starts the agent as a daemon; its log goes to `log`.
+    pub fn start(&mut self) {
+        let log = std::fs::OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(self.dir.path().join("log"))
+            .unwrap();
+        self.agent = Some(self.command(&[]).stderr(log).spawn().unwrap());
+    }
+
+    /// Kills it, as a crash would.
+    pub fn kill(&mut self) {
+        if let Some(mut agent) = self.agent.take() {
+            agent.kill().unwrap();
+            agent.wait().unwrap();
+        }
+    }
+
+    /// Whether it still runs.
+    pub fn runs(&mut self) -> bool {
+        self.agent
+            .as_mut()
+            .is_some_and(|a| a.try_wait().unwrap().is_none())
+    }
+
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.dir.path().join("log")).unwrap_or_default()
+    }
+
+    /// Waits for something; its log is told when it does not come.
+    pub async fn wait(&self, what: &str, mut there: impl FnMut() -> bool) -> Duration {
+        let began = Instant::now();
+        while !there() {
+            assert!(
+                began.elapsed() < Duration::from_secs(30),
+                "{what} did not come:\n{}",
+                self.log()
+            );
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        began.elapsed()
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        if let Some(mut agent) = self.agent.take() {
+            let _ = agent.kill();
+            let _ = agent.wait();
+        }
+        if std::thread::panicking() {
+            eprintln!("--- the agent's log\n{}", self.log());
+        }
+    }
+}

@@ -1,0 +1,168 @@
+//! The child process that talks to NVML: one line of JSON a message, requests on stdin, answers and events on stdout.
+//!
+//! Requests are done one after another. Each GPU is watched by a thread of its own; all of them end with the process, which
+//! ends with its stdin: whatever hangs in the driver, the parent is rid of it by closing a pipe and sending a signal.
+
+use std::io::{self, BufRead, Write};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use serde::{Deserialize, Serialize};
+
+use crate::model::{Inventory, Probe};
+use crate::nvml::{GpuEvent, Library};
+
+/// The longest line that is understood; an inventory of sixteen GPUs with MIG has some 40 KiB.
+pub const MAX_LINE: usize = 4 << 20;
+
+/// What the parent asks.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Ask {
+    /// All that there is.
+    Inventory,
+    /// Whether this GPU is well.
+    Probe(String),
+    /// Tell what happens to this GPU from now on.
+    Watch(String),
+}
+
+/// A request.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Request {
+    /// Which answer belongs to it.
+    pub id: u64,
+    /// What.
+    pub ask: Ask,
+}
+
+/// An answer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Answer {
+    /// To [`Ask::Inventory`].
+    Inventory(Inventory),
+    /// To [`Ask::Probe`].
+    Probe(Probe),
+    /// To [`Ask::Watch`].
+    Watching,
+    /// NVML cannot be loaded, or said this instead.
+    Failed(String),
+}
+
+/// A line to the parent.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Line {
+    /// An answer to the request of this number.
+    Answer(u64, Answer),
+    /// Something happened.
+    Event(GpuEvent),
+}
+
+/// What the child process runs: serves until stdin ends. `library` is the path of libnvidia-ml, `sys` of /sys.
+///
+/// # Errors
+/// stdin or stdout broke.
+pub fn serve(library: &Path, sys: &Path) -> io::Result<()> {
+    let mut served = Served {
+        library: library.to_owned(),
+        sys: sys.to_owned(),
+        nvml: None,
+    };
+    for line in io::stdin().lock().lines() {
+        let request: Request = serde_json::from_str(&line?)?;
+        let answer = served.answer(request.ask);
+        say(&Line::Answer(request.id, answer))?;
+    }
+    Ok(())
+}
+
+/// Whole lines, whoever says them.
+fn say(line: &Line) -> io::Result<()> {
+    static OUT: Mutex<()> = Mutex::new(());
+    let mut text = serde_json::to_vec(line)?;
+    text.push(b'\n');
+    let _one = OUT.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut out = io::stdout().lock();
+    out.write_all(&text)?;
+    out.flush()
+}
+
+struct Served {
+    library: PathBuf,
+    sys: PathBuf,
+    /// Once it is loaded: a driver that is not there yet is tried for again with the next request.
+    nvml: Option<Arc<Library>>,
+}
+
+impl Served {
+    fn answer(&mut self, ask: Ask) -> Answer {
+        let nvml = match &self.nvml {
+            Some(nvml) => Arc::clone(nvml),
+            None => match Library::open(&self.library) {
+                Ok(nvml) => Arc::clone(self.nvml.insert(Arc::new(nvml))),
+                Err(e) => return Answer::Failed(format!("load {}: {e}", self.library.display())),
+            },
+        };
+        match ask {
+            Ask::Inventory => match nvml.inventory(&self.sys) {
+                Ok(found) => Answer::Inventory(found),
+                Err(e) => Answer::Failed(e.to_string()),
+            },
+            Ask::Probe(uuid) => Answer::Probe(nvml.probe(&uuid)),
+            Ask::Watch(uuid) => watch(nvml, uuid),
+        }
+    }
+}
+
+/// Answers when the GPU is watched: from then on nothing is missed.
+fn watch(nvml: Arc<Library>, uuid: String) -> Answer {
+    let (to, ready) = std::sync::mpsc::channel();
+    let work = move || {
+        let tell = |begun: Result<(), _>| {
+            drop(to.send(begun.map_err(|e: nvml_wrapper::error::NvmlError| e.to_string())))
+        };
+        nvml.watch(&uuid, tell, &|event| {
+            // The parent is gone: the main thread sees it too.
+            let _ = say(&Line::Event(event));
+        });
+    };
+    let thread = std::thread::Builder::new()
+        .name("watch".into())
+        .stack_size(128 << 10);
+    match thread.spawn(work).map_err(|e| e.to_string()) {
+        Err(e) => Answer::Failed(format!("start a thread: {e}")),
+        Ok(_) => match ready.recv() {
+            Ok(Ok(())) => Answer::Watching,
+            Ok(Err(e)) => Answer::Failed(e),
+            Err(_) => Answer::Failed("the thread that was to watch ended".into()),
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::nvml::EventKind;
+
+    #[test]
+    fn lines_are_what_the_other_side_reads() {
+        for line in [
+            Line::Answer(7, Answer::Failed("no".into())),
+            Line::Answer(8, Answer::Watching),
+            Line::Event(GpuEvent {
+                uuid: "GPU-1".into(),
+                kind: EventKind::Xid {
+                    xid: 79,
+                    instance: Some((1, 0)),
+                    recovery: None,
+                },
+            }),
+        ] {
+            let text = serde_json::to_string(&line).expect("JSON");
+            assert!(!text.contains('\n'));
+            assert_eq!(serde_json::from_str::<Line>(&text).expect("a line"), line);
+        }
+    }
+}

@@ -1,0 +1,234 @@
+//! NVML, asked once and in full. Runs in the child process only.
+
+mod raw;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+
+use nvml_wrapper::Nvml;
+use nvml_wrapper::error::NvmlError;
+use serde::{Deserialize, Serialize};
+
+use crate::model::{Failed, Gpu, Inventory, Links, MigDevice, Probe};
+
+/// NVML's largest number of links a GPU.
+const MAX_LINKS: u32 = 18;
+
+/// Something that happened to a GPU.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GpuEvent {
+    /// The GPU's UUID.
+    pub uuid: String,
+    /// What.
+    pub kind: EventKind,
+}
+
+/// What happened.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum EventKind {
+    /// The driver reported an error.
+    Xid {
+        /// Its number.
+        xid: u64,
+        /// GPU and compute instance, when it is of one.
+        instance: Option<(u32, u32)>,
+        /// The driver's recovery action right after it; none: it tells none.
+        recovery: Option<u32>,
+    },
+    /// The GPU can be watched no longer.
+    Lost {
+        /// What NVML said.
+        error: String,
+    },
+}
+
+/// The library, loaded and initialised.
+pub struct Library {
+    nvml: Nvml,
+}
+
+impl Library {
+    /// Loads and initialises the library.
+    pub fn open(path: &Path) -> Result<Library, NvmlError> {
+        Ok(Library {
+            nvml: Nvml::builder().lib_path(path.as_os_str()).init()?,
+        })
+    }
+
+    /// All that there is. A GPU that does not answer is listed as such; the others are not affected.
+    pub fn inventory(&self, sys: &Path) -> Result<Inventory, NvmlError> {
+        let cuda = self.nvml.sys_cuda_driver_version()?;
+        let part = |n: i32| u32::try_from(n).unwrap_or(0);
+        let mut found = Inventory {
+            driver: self.nvml.sys_driver_version()?,
+            cuda: (part(cuda / 1000), part(cuda % 1000 / 10)),
+            ..Inventory::default()
+        };
+        for index in 0..self.nvml.device_count()? {
+            match self.gpu(index, sys) {
+                Ok(gpu) => found.gpus.push(gpu),
+                Err(e) => found.failed.push(Failed {
+                    index,
+                    error: e.to_string(),
+                }),
+            }
+        }
+        Ok(found)
+    }
+
+    fn gpu(&self, index: u32, sys: &Path) -> Result<Gpu, NvmlError> {
+        let device = self.nvml.device_by_index(index)?;
+        let info = device.pci_info()?;
+        let pci = address(info.domain, info.bus, info.device);
+        let capability = device.cuda_compute_capability()?;
+        let mig = supported(device.mig_mode())?.map(|m| m.current == 1);
+        let mut gpu = Gpu {
+            index,
+            uuid: device.uuid()?,
+            name: device.name()?,
+            minor: device.minor_number()?,
+            numa: numa_node(sys, &pci),
+            pci,
+            memory: device.memory_info()?.total,
+            compute_capability: (capability.major, capability.minor),
+            mig,
+            ..Gpu::default()
+        };
+        if mig == Some(true) {
+            // A maximum: there are holes.
+            for slot in 0..device.mig_device_count()? {
+                match device.mig_device_by_index(slot) {
+                    Ok(slice) => gpu.mig_devices.push(self.slice(&slice, slot)?),
+                    Err(NvmlError::NotFound | NvmlError::InvalidArg) => {}
+                    Err(e) => return Err(e),
+                }
+            }
+        }
+        gpu.links = self.links(&device)?;
+        Ok(gpu)
+    }
+
+    fn links(&self, device: &nvml_wrapper::Device<'_>) -> Result<Links, NvmlError> {
+        let (mut peers, mut switch) = (BTreeMap::<String, u32>::new(), 0);
+        for number in 0..MAX_LINKS {
+            let link = device.link_wrapper_for(number);
+            // No such link on this card, and so none after it.
+            let Some(active) = supported(link.is_active())? else {
+                break;
+            };
+            if !active {
+                continue;
+            }
+            if supported(raw::leads_to_switch(&self.nvml, device, number))? == Some(true) {
+                switch += 1;
+            } else {
+                let other = link.remote_pci_info()?;
+                *peers
+                    .entry(address(other.domain, other.bus, other.device))
+                    .or_default() += 1;
+            }
+        }
+        Ok(Links {
+            peers: peers.into_iter().collect(),
+            switch,
+        })
+    }
+
+    fn slice(&self, slice: &nvml_wrapper::Device<'_>, index: u32) -> Result<MigDevice, NvmlError> {
+        let name = slice.name()?;
+        let (gi, ci) = raw::instances(&self.nvml, slice)?;
+        let profile = match name.rsplit_once("MIG ") {
+            Some((_, profile)) => profile.to_owned(),
+            // Older drivers' names do not tell it.
+            None => profile_of(&slice.attributes()?),
+        };
+        Ok(MigDevice {
+            index,
+            uuid: slice.uuid()?,
+            profile,
+            gi,
+            ci,
+            memory: slice.memory_info()?.total,
+        })
+    }
+
+    /// Whether the GPU answers, and what it says of itself.
+    pub fn probe(&self, uuid: &str) -> Probe {
+        let ask = || {
+            let device = self.nvml.device_by_uuid(uuid)?;
+            device.memory_info()?;
+            let rows = supported(raw::remap_failed(&self.nvml, &device))?;
+            Ok::<_, NvmlError>((raw::recovery_action(&self.nvml, &device), rows.unwrap_or(false)))
+        };
+        match ask() {
+            Ok((recovery, remap_failed)) => Probe {
+                error: None,
+                recovery,
+                remap_failed,
+            },
+            Err(e) => Probe {
+                error: Some(e.to_string()),
+                ..Probe::default()
+            },
+        }
+    }
+
+    /// Tells `heard` what happens to one GPU, on a set of its own so that no other GPU's trouble ends it, until it can be
+    /// watched no longer. `ready` is told when it is watched, or that it cannot be.
+    pub fn watch(&self, uuid: &str, ready: impl FnOnce(Result<(), NvmlError>), heard: &dyn Fn(GpuEvent)) {
+        let event = |kind| GpuEvent {
+            uuid: uuid.to_owned(),
+            kind,
+        };
+        let begun = self.nvml.device_by_uuid(uuid).and_then(|device| {
+            let set = raw::EventSet::of(&self.nvml, &device)?;
+            Ok((device, set))
+        });
+        let (device, set) = match begun {
+            Ok(begun) => begun,
+            Err(e) => return ready(Err(e)),
+        };
+        ready(Ok(()));
+        loop {
+            match set.wait() {
+                Ok(Some((xid, instance))) => heard(event(EventKind::Xid {
+                    xid,
+                    instance,
+                    recovery: raw::recovery_action(&self.nvml, &device),
+                })),
+                Ok(None) => {}
+                Err(e) => return heard(event(EventKind::Lost { error: e.to_string() })),
+            }
+        }
+    }
+}
+
+fn supported<T>(answer: Result<T, NvmlError>) -> Result<Option<T>, NvmlError> {
+    match answer {
+        Ok(value) => Ok(Some(value)),
+        Err(NvmlError::NotSupported | NvmlError::FailedToLoadSymbol(_) | NvmlError::FunctionNotFound) => {
+            Ok(None)
+        }
+        Err(e) => Err(e),
+    }
+}
+
+fn address(domain: u32, bus: u32, device: u32) -> String {
+    format!("{domain:04x}:{bus:02x}:{device:02x}.0")
+}
+
+/// As NVIDIA writes profiles; compute instances that have less than their GPU instance are said before it.
+fn profile_of(a: &nvml_wrapper::struct_wrappers::device::DeviceAttributes) -> String {
+    let memory = a.memory_size_mb.div_ceil(1024);
+    let (gi, ci) = (a.gpu_instance_slice_count, a.compute_instance_slice_count);
+    let compute = if ci < gi { format!("{ci}c.") } else { String::new() };
+    format!("{compute}{gi}g.{memory}gb")
+}
+
+fn numa_node(sys: &Path, pci: &str) -> Option<u32> {
+    let path = sys.join("bus/pci/devices").join(pci).join("numa_node");
+    // -1 where the firmware does not say.
+    fs::read_to_string(path).ok()?.trim().parse().ok()
+}
