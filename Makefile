@@ -6,7 +6,7 @@ SHELL := /bin/bash
 
 export SLIPWAY_CACHE ?= $(if $(XDG_CACHE_HOME),$(XDG_CACHE_HOME),$(HOME)/.cache)/slipway
 export CARGO_TARGET_DIR ?= $(SLIPWAY_CACHE)/target
-# The four programs, side by side, as they would be installed.
+# The programs, side by side, as they would be installed.
 export SLIPWAY_BIN := $(CARGO_TARGET_DIR)/dist
 
 ARCH := $(shell uname -m)
@@ -23,14 +23,14 @@ run: build ## Build a training image from a Dockerfile and run it as a pod, leav
 	@tests/demo/run.sh
 
 .PHONY: build
-build: ## Release builds of slipwayd, slipway, the shim and its worker, into $(SLIPWAY_BIN)
+build: ## Release builds of slipwayd, slipway, slipway-agent, the shim and its worker, into $(SLIPWAY_BIN)
 	@$(SETUP)/build-deps.sh
-	cargo build --release -p slipwayd -p slipway-cli
+	cargo build --release -p slipwayd -p slipway-cli -p slipway-agent
 	cargo build --profile shim --target $(ARCH)-unknown-linux-musl -p containerd-shim-slipway-v1
 	RUSTFLAGS="-C target-feature=+crt-static" LIBSECCOMP_LINK_TYPE=static LIBSECCOMP_LIB_PATH=/usr/lib/$(ARCH)-linux-gnu \
 	  cargo rustc --release --target $(ARCH)-unknown-linux-gnu -p slipway-runc --bin slipway-runc -- -C relocation-model=static
 	@mkdir -p $(SLIPWAY_BIN)
-	@cd $(CARGO_TARGET_DIR) && for f in release/slipwayd release/slipway \
+	@cd $(CARGO_TARGET_DIR) && for f in release/slipwayd release/slipway release/slipway-agent \
 	  $(ARCH)-unknown-linux-musl/shim/containerd-shim-slipway-v1 $(ARCH)-unknown-linux-gnu/release/slipway-runc; do \
 	    cmp -s $$f $(SLIPWAY_BIN)/$${f##*/} || install -m 755 $$f $(SLIPWAY_BIN)/; done
 

@@ -1,17 +1,19 @@
 #!/usr/bin/env bash
-# install.sh PROGRAMS DESTDIR PREFIX SYSCONFDIR UNITDIR: programs, systemd unit, CNI and kubelet snippets to where a node has
+# install.sh PROGRAMS DESTDIR PREFIX SYSCONFDIR UNITDIR: programs, systemd units, CNI and kubelet snippets to where a node has
 # them. Files below SYSCONFDIR that are there already are the administrator's: the new one is put beside as NAME.new.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 programs=$1 dest=$2 prefix=$3 etc=$4 units=$5
 
 install -d "$dest$prefix/bin" "$dest$units"
-for p in slipwayd slipway containerd-shim-slipway-v1 slipway-runc; do
+for p in slipwayd slipway slipway-agent containerd-shim-slipway-v1 slipway-runc; do
   # By rename: a running program's file cannot be written to.
   install -m 755 "$programs/$p" "$dest$prefix/bin/$p.new"
   mv -f "$dest$prefix/bin/$p.new" "$dest$prefix/bin/$p"
 done
-sed "s#@PREFIX@#$prefix#" "$here/slipwayd.service" > "$dest$units/slipwayd.service"
+for unit in slipwayd.service slipway-agent.service; do
+  sed "s#@PREFIX@#$prefix#" "$here/$unit" > "$dest$units/$unit"
+done
 
 config() { # config FILE TARGET
   local to=$dest$etc/$2

@@ -38,6 +38,26 @@ impl World {
         Ok(World { lab, daemon, cri })
     }
 
+    /// The same, with CDI folders of its own: `cdi-static` and, of higher priority, `cdi-dynamic` below the lab.
+    ///
+    /// # Errors
+    /// As [`World::new`].
+    pub async fn with_cdi(what: &str) -> Result<World> {
+        let lab = Lab::new(what)?;
+        let dirs = ["cdi-static", "cdi-dynamic"].map(|d| lab.join(d));
+        for dir in &dirs {
+            std::fs::create_dir_all(dir)?;
+        }
+        image::busybox(&lab)?;
+        let setup = Setup {
+            config: format!("[cdi]\nspec_dirs = {:?}\n", dirs.map(|d| d.display().to_string())),
+            ..Setup::default()
+        };
+        let daemon = Daemon::start(&lab, &setup).await?;
+        let cri = daemon.cri().await?;
+        Ok(World { lab, daemon, cri })
+    }
+
     /// Starts slipwayd again on the same root and state, after a kill or a stop.
     ///
     /// # Errors

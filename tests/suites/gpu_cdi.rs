@@ -7,32 +7,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use harness::cri::{container_config, pod_config};
-use harness::daemon::Setup;
 use harness::image::BUSYBOX;
 use harness::{World, v1};
-
-/// A world whose CDI folders lie in the lab.
-async fn world(what: &str) -> Result<World> {
-    // The lab's path is known only when it is made, and the configuration is written then.
-    let lab = harness::Lab::new(what)?;
-    let dirs = ["cdi-static", "cdi-dynamic"].map(|d| lab.join(d));
-    for dir in &dirs {
-        std::fs::create_dir_all(dir)?;
-    }
-    harness::image::busybox(&lab)?;
-    let config = format!(
-        "[cdi]\nspec_dirs = [{:?}, {:?}]\n",
-        dirs[0].display().to_string(),
-        dirs[1].display().to_string()
-    );
-    let setup = Setup {
-        config,
-        ..Setup::default()
-    };
-    let daemon = harness::daemon::Daemon::start(&lab, &setup).await?;
-    let cri = daemon.cri().await?;
-    Ok(World { lab, daemon, cri })
-}
 
 fn devices(c: &mut v1::ContainerConfig, names: &[&str]) {
     c.cdi_devices = names
@@ -80,7 +56,7 @@ const LOOK: &str = "echo $VISIBLE $GPU_0$GPU_1 $PATH; cat /usr/lib/fake/libfake.
 
 #[tokio::test]
 async fn a_device_brings_its_node_mounts_and_variables_and_opens_no_other() -> Result<()> {
-    let w = world("g-cdi").await?;
+    let w = World::with_cdi("g-cdi").await?;
     two_and_zero(&w)?;
     let ask = |c: &mut v1::ContainerConfig| {
         devices(c, &["slipway.test/gpu=0", "slipway.test/gpu=zero"]);
@@ -115,7 +91,7 @@ async fn a_device_brings_its_node_mounts_and_variables_and_opens_no_other() -> R
 
 #[tokio::test]
 async fn annotations_of_the_container_name_devices_too_and_none_is_given_twice() -> Result<()> {
-    let w = world("g-note").await?;
+    let w = World::with_cdi("g-note").await?;
     two_and_zero(&w)?;
     let ask = |c: &mut v1::ContainerConfig| {
         devices(c, &["slipway.test/gpu=0"]);
@@ -151,7 +127,7 @@ fn code(e: &anyhow::Error) -> Option<tonic::Code> {
 
 #[tokio::test]
 async fn an_unknown_device_fails_the_creation_with_its_name_and_is_found_when_its_file_comes() -> Result<()> {
-    let w = world("g-miss").await?;
+    let w = World::with_cdi("g-miss").await?;
     w.lab.write(
         "cdi-static/bad.json",
         "{\"cdiVersion\": \"0.7.0\", \"kind\": \"slipway.test/gpu\", \"unknown\": 1}",
@@ -188,7 +164,7 @@ async fn an_unknown_device_fails_the_creation_with_its_name_and_is_found_when_it
 
 #[tokio::test]
 async fn a_file_that_leads_out_of_the_container_is_refused() -> Result<()> {
-    let w = world("g-evil").await?;
+    let w = World::with_cdi("g-evil").await?;
     for (n, edits) in [
         serde_json::json!({"mounts": [{"hostPath": "/etc", "containerPath": "/x/../../../etc"}]}),
         serde_json::json!({"mounts": [{"hostPath": "/etc", "containerPath": "/"}]}),
@@ -267,7 +243,7 @@ async fn run_with(w: &World, name: &str) -> Result<String> {
 /// CVE-2025-23266: nothing of the container's environment reaches a hook.
 #[tokio::test]
 async fn a_hook_runs_with_its_own_environment_only_and_the_state_on_its_stdin() -> Result<()> {
-    let w = world("g-hook").await?;
+    let w = World::with_cdi("g-hook").await?;
     let out = w.lab.join("hook-out").display().to_string();
     let script = format!("env > {out}; cat >> {out}; echo >> {out}; echo $0 $1 >> {out}");
     for moment in ["createRuntime", "createContainer", "prestart"] {
@@ -297,7 +273,7 @@ async fn a_hook_runs_with_its_own_environment_only_and_the_state_on_its_stdin() 
 
 #[tokio::test]
 async fn a_hook_that_fails_or_hangs_fails_the_container_with_what_it_said() -> Result<()> {
-    let w = world("g-hookbad").await?;
+    let w = World::with_cdi("g-hookbad").await?;
     let fails = program(&w, "hooks/fails", "echo the driver is not loaded >&2; exit 9")?;
     with_hook(
         &w,
@@ -356,7 +332,7 @@ async fn a_hook_that_fails_or_hangs_fails_the_container_with_what_it_said() -> R
 
 #[tokio::test]
 async fn in_a_user_namespace_a_device_is_the_one_that_was_asked_for() -> Result<()> {
-    let w = world("g-userns").await?;
+    let w = World::with_cdi("g-userns").await?;
     two_and_zero(&w)?;
     // What the container sees as /dev/random is zeros: not what the host has by that name.
     let edits = serde_json::json!({"deviceNodes": [{"path": "/dev/hwrng", "type": "c", "major": 1, "minor": 5, "fileMode": 0o640, "gid": 44}]});

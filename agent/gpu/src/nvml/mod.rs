@@ -193,7 +193,7 @@ impl Library {
         ready(Ok(()));
         loop {
             match set.wait() {
-                Ok(Some((xid, instance))) => heard(event(EventKind::Xid {
+                Ok(Some(raw::Xid { xid, instance })) => heard(event(EventKind::Xid {
                     xid,
                     instance,
                     recovery: raw::recovery_action(&self.nvml, &device),

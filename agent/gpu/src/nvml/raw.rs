@@ -70,6 +70,14 @@ pub fn recovery_action(nvml: &Nvml, device: &Device<'_>) -> Option<u32> {
     Some(unsafe { value.value.uiVal })
 }
 
+/// An error that the driver reported.
+pub struct Xid {
+    /// Its number.
+    pub xid: u64,
+    /// GPU and compute instance, when it is of one.
+    pub instance: Option<(u32, u32)>,
+}
+
 /// A set of events of one GPU.
 pub struct EventSet<'nvml> {
     nvml: &'nvml Nvml,
@@ -91,8 +99,8 @@ impl<'nvml> EventSet<'nvml> {
         Ok(set)
     }
 
-    /// The next XID, with its instance; none when none came in a while.
-    pub fn wait(&self) -> Result<Option<(u64, Option<(u32, u32)>)>, NvmlError> {
+    /// The next XID; none when none came in a while.
+    pub fn wait(&self) -> Result<Option<Xid>, NvmlError> {
         let call = nvml_sym(self.nvml.lib().nvmlEventSetWait_v2.as_ref())?;
         // SAFETY: a structure of a pointer and plain numbers.
         let mut data: sys::nvmlEventData_t = unsafe { std::mem::zeroed() };
@@ -102,7 +110,10 @@ impl<'nvml> EventSet<'nvml> {
             Ok(()) => {
                 let instance = (data.gpuInstanceId, data.computeInstanceId);
                 let of_one = instance.0 != NO_INSTANCE && instance.1 != NO_INSTANCE;
-                Ok(Some((data.eventData, of_one.then_some(instance))))
+                Ok(Some(Xid {
+                    xid: data.eventData,
+                    instance: of_one.then_some(instance),
+                }))
             }
             Err(NvmlError::Timeout) => Ok(None),
             Err(e) => Err(e),
