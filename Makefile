@@ -51,12 +51,14 @@ test: build ## Every test, with real registries, CNI plugins, crictl and contain
 # Where the cluster of `make cluster` lies.
 CLUSTER := /var/tmp/slipway-cluster
 NODES ?= 1
+# GPUs that each of its nodes has, by a driver made for tests.
+GPUS ?= 0
 
 .PHONY: cluster
-cluster: build ## A Kubernetes cluster on this machine with slipwayd under it, left for play (NODES=2: two nodes)
+cluster: build ## A Kubernetes cluster on this machine with slipwayd under it, left for play (NODES=2: two nodes; GPUS=4: with GPUs, not real ones)
 	@$(SETUP)/test-deps.sh
 	cargo build -q -p slipway-tests --bin cluster
-	@$(CARGO_TARGET_DIR)/debug/cluster up $(CLUSTER) $(NODES)
+	@$(CARGO_TARGET_DIR)/debug/cluster up $(CLUSTER) $(NODES) $(GPUS)
 
 .PHONY: cluster-examples
 cluster-examples: ## Make ready in that cluster what manifests/examples needs, and say how to run them

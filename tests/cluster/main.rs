@@ -1,6 +1,6 @@
 //! `make cluster` and `make cluster-down`: a Kubernetes cluster on this machine with slipwayd under it.
 //!
-//! `cluster up DIR NODES`, `cluster examples DIR`, `cluster down DIR`, `cluster dns ADDRESS KUBECTL KUBECONFIG` (the DNS server of one, run by `up`).
+//! `cluster up DIR NODES [GPUS]`, `cluster examples DIR`, `cluster down DIR`, `cluster dns ADDRESS KUBECTL KUBECONFIG` (the DNS server of one, run by `up`).
 #![forbid(unsafe_code)]
 
 use std::path::{Path, PathBuf};
@@ -23,7 +23,8 @@ async fn run() -> Result<()> {
     let args: Vec<String> = std::env::args().skip(1).collect();
     let args: Vec<&str> = args.iter().map(String::as_str).collect();
     match args[..] {
-        ["up", dir, nodes] => up(Path::new(dir), nodes).await,
+        ["up", dir, nodes] => up(Path::new(dir), nodes, "0").await,
+        ["up", dir, nodes, gpus] => up(Path::new(dir), nodes, gpus).await,
         ["examples", dir] => examples(Path::new(dir)),
         ["down", dir] => down(Path::new(dir)).await,
         ["dns", listen, kubectl, kubeconfig] => dns::serve(
@@ -35,17 +36,22 @@ async fn run() -> Result<()> {
             dns::upstream(),
         ),
         _ => bail!(
-            "usage: cluster up DIR NODES | cluster examples DIR | cluster down DIR | cluster dns ADDRESS KUBECTL KUBECONFIG"
+            "usage: cluster up DIR NODES [GPUS] | cluster examples DIR | cluster down DIR | cluster dns ADDRESS KUBECTL KUBECONFIG"
         ),
     }
 }
 
-async fn up(dir: &Path, nodes: &str) -> Result<()> {
+async fn up(dir: &Path, nodes: &str, gpus: &str) -> Result<()> {
     let count: usize = nodes
         .parse()
         .ok()
         .filter(|n| (1..=3).contains(n))
         .with_context(|| format!("NODES is 1, 2 or 3, not {nodes:?}"))?;
+    let gpus: usize = gpus
+        .parse()
+        .ok()
+        .filter(|n| (0..=8).contains(n))
+        .with_context(|| format!("GPUS is from 0 to 8, not {gpus:?}"))?;
     if Cluster::find(dir)?.is_some() {
         bail!(
             "a cluster is up already, in {}: `make cluster-down` takes it down",
@@ -71,6 +77,20 @@ async fn up(dir: &Path, nodes: &str) -> Result<()> {
         took.ready.as_secs_f64(),
         dir.join("log").display()
     );
+    if gpus > 0 {
+        let mut topology = slipway_fake_gpu::Topology::named("h100x8")?;
+        topology.gpus.truncate(gpus);
+        for n in cluster.nodes() {
+            cluster.start_gpus(n, &topology)?;
+            cluster
+                .wait_allocatable(n, "nvidia.com/gpu", gpus, std::time::Duration::from_secs(60))
+                .await?;
+        }
+        println!(
+            "each node has {gpus} GPUs that are not real; `echo 0 79 >> {}/nvml/events` makes the first fall off its bus",
+            cluster.node_dir(1).join("driver").display()
+        );
+    }
     let bin: PathBuf = harness::lab::tool("kubectl");
     println!("\nexport KUBECONFIG={}", cluster.kubeconfig().display());
     println!(

@@ -111,7 +111,7 @@ fn with(c: &mut v1::ContainerConfig, device: &str) {
 
 /// What a container has, loads, and may open. The devices have no driver: opening one that is allowed says so.
 const LOOK: &str = "ls /dev | grep nvidia | tr '\\n' ' '; echo; opens; echo $NVIDIA_VISIBLE_DEVICES; \
-    cat /dev/nvidia1 2>&1; for minor in 0 2 3; do mknod /dev/shm/other$minor c 195 $minor 2>/dev/null && cat /dev/shm/other$minor 2>&1; done; \
+    cat /dev/nvidia1 2>&1; for minor in 0 2 3; do mknod /dev/other$minor c 195 $minor 2>/dev/null && cat /dev/other$minor 2>&1; done; \
     touch /usr/lib/x86_64-linux-gnu/libcuda.so.1 2>/dev/null || echo read-only";
 
 #[tokio::test]
@@ -125,7 +125,7 @@ async fn a_container_has_its_own_gpu_and_the_drivers_library_and_opens_no_other(
             security(c).readonly_rootfs = read_only;
         };
         let (_, lines) = w.shell(&format!("one{read_only}"), set, LOOK).await?;
-        let denied = |n| format!("cat: can't open '/dev/shm/other{n}': Operation not permitted");
+        let denied = |n| format!("cat: can't open '/dev/other{n}': Operation not permitted");
         assert_eq!(
             lines,
             [

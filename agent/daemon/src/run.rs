@@ -404,7 +404,26 @@ impl Agent {
                 return None;
             }
         }
+        self.check_alone(&spec);
         Some(spec)
+    }
+
+    /// Another file of the same folder with the same devices makes both unusable: every container would fail.
+    fn check_alone(&mut self, spec: &slipway_cdi::Spec) {
+        let folder = &self.config.paths.cdi;
+        let cache = slipway_cdi::Cache::new(vec![folder.clone()]);
+        let first = spec.devices.first().map(|d| format!("{}={}", spec.kind, d.name));
+        let names: Vec<String> = first.into_iter().collect();
+        let absent = |_: &Path| Err(std::io::ErrorKind::NotFound.into());
+        if let Err(e @ slipway_cdi::ResolveError::Conflict { .. }) = cache.resolve(&names, &absent) {
+            let error = &e as &dyn std::error::Error;
+            if self.warned.insert(e.to_string()) {
+                tracing::error!(
+                    error,
+                    "no container can have a GPU: remove the other file, or set cdi.kind to another name"
+                );
+            }
+        }
     }
 }
 

@@ -5,7 +5,8 @@
 //!   cluster.json         what was asked for and which ports were taken; who finds it can take the cluster down
 //!   pki/                 the authority, certificates, kubeconfigs (admin.conf is the user's)
 //!   etcd/  log/  pid/    of every process
-//!   node1/ node2/ …      kubelet.yaml, kubelet/, podlogs/, static/; slipwayd's root/ state/ config.toml; cni/ ipam/ certs.d/
+//!   node1/ node2/ …      kubelet.yaml, kubelet/, podlogs/, static/; slipwayd's root/ state/ config.toml; cni/ ipam/ certs.d/ cdi/;
+//!                        with GPUs: driver/ (a fake one), slipway-agent's agent/ agent.toml
 //! ```
 //! Node 1 is the host; every further node is a network namespace with a runtime and a kubelet of its own. There is no
 //! kube-proxy: a Service needs to be headless, and its names come from the cluster's own DNS server.
@@ -195,7 +196,7 @@ impl Cluster {
         1..=self.options.net.count
     }
 
-    /// Its processes: etcd, kube-apiserver, kube-controller-manager, kube-scheduler, dns; slipwayd1, kubelet1, …
+    /// Its processes: etcd, kube-apiserver, kube-controller-manager, kube-scheduler, dns; slipwayd1, kubelet1, agent1, …
     pub fn processes(&self) -> Processes {
         Processes::of(self.dir())
     }
@@ -429,6 +430,7 @@ impl Cluster {
         let short = Duration::from_secs(2);
         for n in self.nodes() {
             p.end(&format!("kubelet{n}"), Duration::from_secs(5))?;
+            p.end(&format!("agent{n}"), Duration::from_secs(2))?;
         }
         let mut wrong = Vec::new();
         for n in self.nodes() {

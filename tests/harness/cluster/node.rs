@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use slipway_fake_gpu::{Driver, Topology};
 
 use super::Cluster;
 use super::pki::Pki;
@@ -35,7 +36,7 @@ impl Cluster {
     pub(super) fn prepare_node(&self, n: usize, pki: &Pki) -> Result<()> {
         let dir = self.node_dir(n);
         for d in [
-            "root", "state", "static", "podlogs", "kubelet", "plugins", "certs.d",
+            "root", "state", "static", "podlogs", "kubelet", "plugins", "certs.d", "cdi",
         ] {
             std::fs::create_dir_all(dir.join(d))?;
         }
@@ -45,12 +46,13 @@ impl Cluster {
         std::fs::write(
             dir.join("config.toml"),
             format!(
-                "root = \"{}\"\nstate = \"{}\"\n[runtime]\ncgroup_root = \"/{name}/node{n}/slipway\"\n[network]\nconf_dir = \"{}\"\nbin_dirs = [\"{}\"]\n[images]\ncerts_dir = \"{}\"\n{}",
+                "root = \"{}\"\nstate = \"{}\"\n[runtime]\ncgroup_root = \"/{name}/node{n}/slipway\"\n[network]\nconf_dir = \"{}\"\nbin_dirs = [\"{}\"]\n[images]\ncerts_dir = \"{}\"\n[cdi]\nspec_dirs = [\"{}\"]\n{}",
                 at("root"),
                 at("state"),
                 at("cni"),
                 lab::cni_bin().display(),
                 at("certs.d"),
+                at("cdi"),
                 self.options.slipwayd
             ),
         )?;
@@ -152,6 +154,76 @@ impl Cluster {
             .arg(format!("--node-ip={}", self.net().node(n)))
             .arg("--v=2");
         self.processes().start(&format!("kubelet{n}"), &c)
+    }
+
+    /// Gives node `n` a GPU driver with this topology, and starts slipway-agent on it.
+    ///
+    /// # Errors
+    /// A file could not be written, or it could not be started.
+    pub fn start_gpus(&self, n: usize, topology: &Topology) -> Result<Driver> {
+        let dir = self.node_dir(n);
+        let driver = Driver::lay_out(&dir.join("driver"), topology)?;
+        let config = format!(
+            "[driver]\nroot = {:?}\ndev = {:?}\n[paths]\nproc = {:?}\nsys = {:?}\nstate = {:?}\nkubelet = {:?}\ncdi = {:?}\n[health]\nprobe_seconds = 2\n",
+            driver.root(),
+            driver.dev(),
+            driver.proc(),
+            driver.sys(),
+            dir.join("agent"),
+            dir.join("kubelet/device-plugins"),
+            dir.join("cdi"),
+        );
+        std::fs::write(dir.join("agent.toml"), config)?;
+        self.start_agent(n)?;
+        Ok(driver)
+    }
+
+    /// Starts node `n`'s slipway-agent, whose driver is there ([`Cluster::start_gpus`]).
+    ///
+    /// # Errors
+    /// It could not be started.
+    pub fn start_agent(&self, n: usize) -> Result<()> {
+        let dir = self.node_dir(n);
+        let mut c = self.on(n, &lab::bin("slipway-agent"));
+        c.arg("--config")
+            .arg(dir.join("agent.toml"))
+            .env(slipway_fake_gpu::FOLDER, dir.join("driver/nvml"));
+        self.processes().start(&format!("agent{n}"), &c)
+    }
+
+    /// Waits until node `n`'s kubelet says that it may hand out `count` of `resource`; how long that took.
+    ///
+    /// # Errors
+    /// It does not within `limit`: the end of the agent's log.
+    pub async fn wait_allocatable(
+        &self,
+        n: usize,
+        resource: &str,
+        count: usize,
+        limit: Duration,
+    ) -> Result<Duration> {
+        let began = Instant::now();
+        let path = format!(
+            "jsonpath={{.status.allocatable.{}}}",
+            resource.replace('.', "\\.")
+        );
+        loop {
+            let o = self.kubectl_for(
+                &["get", "node", &format!("node{n}"), "-o", &path],
+                Duration::from_secs(10),
+            )?;
+            if o.stdout.trim() == count.to_string() {
+                return Ok(began.elapsed());
+            }
+            if began.elapsed() > limit {
+                bail!(
+                    "node{n} has {:?} {resource} after {limit:?}, not {count}\n{}",
+                    o.stdout.trim(),
+                    self.processes().tail(&format!("agent{n}"), 30)
+                );
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
     }
 
     /// Waits until node `n` is Ready.

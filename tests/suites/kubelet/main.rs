@@ -14,6 +14,7 @@ use anyhow::{Context, Result, bail};
 use harness::cluster::{Cluster, Net, Options};
 
 mod eviction;
+mod gpu;
 mod kube;
 mod lifecycle;
 mod network;
@@ -70,6 +71,7 @@ fn all() -> Vec<Test> {
     list.extend(tests![true:
         restarts::a_running_container_never_notices_restarts_of_kubelet_and_slipwayd,
         restarts::the_node_is_ready_soon_after_slipwayd_is_up,
+        gpu::pods_get_gpus_of_their_own_and_a_sick_one_is_not_given_again,
         eviction::unused_images_are_collected_when_the_disk_is_full,
     ]);
     list

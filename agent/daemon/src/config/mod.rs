@@ -44,7 +44,7 @@ pub enum ConfigError {
 }
 
 /// The whole configuration.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
     /// Where the driver is.
@@ -165,19 +165,6 @@ pub enum LogFormat {
     Text,
     /// For programs.
     Json,
-}
-
-impl Default for Config {
-    fn default() -> Config {
-        Config {
-            driver: Driver::default(),
-            paths: Paths::default(),
-            resources: Resources::default(),
-            cdi: Cdi::default(),
-            health: Health::default(),
-            log: Log::default(),
-        }
-    }
 }
 
 impl Default for Driver {

@@ -4,7 +4,7 @@ use slipway_agent::v1beta1::{
     AllocateRequest, ContainerAllocateRequest, ContainerPreferredAllocationRequest, PreStartContainerRequest,
     PreferredAllocationRequest,
 };
-use slipway_fake_gpu::{Driver, Topology};
+use slipway_fake_gpu::Topology;
 
 use crate::kubelet::Kubelet;
 use crate::node::{Node, root};
@@ -272,7 +272,21 @@ async fn root_without_a_driver_or_kubelet_the_agent_waits_and_is_there_when_they
     let kubelet = Kubelet::start(&node.kubelet());
     node.wait("a list of one", || kubelet.ids(GPU, true).len() == 1)
         .await;
-    let topology = Topology::named("workstation").unwrap();
-    let other = tempfile::tempdir().unwrap();
-    assert!(Driver::lay_out(other.path(), &topology).is_ok());
+}
+
+#[tokio::test]
+async fn root_another_file_with_the_same_devices_is_told() {
+    if !root() {
+        return;
+    }
+    let mut node = Node::new("h200", "");
+    std::fs::create_dir_all(node.cdi()).unwrap();
+    let other = r#"{"cdiVersion":"0.5.0","kind":"nvidia.com/gpu","devices":[{"name":"0","containerEdits":{"env":["A=b"]}}]}"#;
+    std::fs::write(node.cdi().join("nvidia.json"), other).unwrap();
+    node.start();
+    node.wait("word of it", || {
+        node.log().contains("is defined by several files")
+    })
+    .await;
+    assert!(node.log().contains("nvidia.json") && node.runs());
 }
