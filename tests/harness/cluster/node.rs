@@ -11,6 +11,11 @@ use super::pki::Pki;
 use crate::cri::Cri;
 use crate::{image, lab};
 
+/// kubelet's socket for device plugins is in one place, whatever its root is: each kubelet of this machine sees a folder of
+/// its own there. The folder, then the program with its arguments.
+const PLUGINS_OF_ITS_OWN: &str = "at=/var/lib/kubelet/device-plugins; mkdir -p $at; \
+    mount --make-private $(stat -c %m $at); mount --bind $1 $at; shift; exec \"$@\"";
+
 impl Cluster {
     /// Node `n`'s directory.
     pub fn node_dir(&self, n: usize) -> PathBuf {
@@ -141,19 +146,43 @@ impl Cluster {
     /// It could not be started.
     pub fn start_kubelet(&self, n: usize) -> Result<()> {
         let dir = self.node_dir(n);
-        let mut c = self.on(n, &lab::tool("kubelet"));
-        c.arg("--config")
-            .arg(dir.join("kubelet.yaml"))
-            .arg("--kubeconfig")
-            .arg(self.dir().join(format!("pki/node{n}.conf")))
-            .arg("--root-dir")
-            .arg(dir.join("kubelet"))
-            .arg("--cert-dir")
-            .arg(dir.join("kubelet-pki"))
-            .arg(format!("--hostname-override=node{n}"))
-            .arg(format!("--node-ip={}", self.net().node(n)))
-            .arg("--v=2");
+        self.share_kubelet_root(n)?;
+        let mut c = self.on(n, Path::new("unshare"));
+        c.args([
+            "--mount",
+            "--propagation",
+            "unchanged",
+            "sh",
+            "-ec",
+            PLUGINS_OF_ITS_OWN,
+            "sh",
+        ])
+        .arg(dir.join("kubelet/device-plugins"))
+        .arg(lab::tool("kubelet"))
+        .arg("--config")
+        .arg(dir.join("kubelet.yaml"))
+        .arg("--kubeconfig")
+        .arg(self.dir().join(format!("pki/node{n}.conf")))
+        .arg("--root-dir")
+        .arg(dir.join("kubelet"))
+        .arg("--cert-dir")
+        .arg(dir.join("kubelet-pki"))
+        .arg(format!("--hostname-override=node{n}"))
+        .arg(format!("--node-ip={}", self.net().node(n)))
+        .arg("--v=2");
         self.processes().start(&format!("kubelet{n}"), &c)
+    }
+
+    /// What kubelet mounts below its root has to be seen by slipwayd: it is a mount that both have, before kubelet gets a
+    /// mount namespace of its own.
+    fn share_kubelet_root(&self, n: usize) -> Result<()> {
+        let root = self.node_dir(n).join("kubelet");
+        std::fs::create_dir_all(root.join("device-plugins"))?;
+        let root = root.display();
+        crate::cmd::sh(&format!(
+            "mountpoint -q '{root}' || {{ mount --bind '{root}' '{root}' && mount --make-rshared '{root}'; }}"
+        ))?;
+        Ok(())
     }
 
     /// Gives node `n` a GPU driver with this topology, and starts slipway-agent on it.

@@ -270,6 +270,7 @@ const EXPECTED: &[&str] = &[
     "connect: no such file or directory",
     "connect: connection refused",
     "code = Unavailable desc = error reading from server: EOF",
+    "code = Unavailable desc = error reading from server: connection reset by peer",
     "container runtime is down",
     "container runtime status check may not have completed yet",
 ];
