@@ -330,50 +330,79 @@ async fn a_hook_that_fails_or_hangs_fails_the_container_with_what_it_said() -> R
     w.finish().await
 }
 
-#[tokio::test]
-async fn in_a_user_namespace_a_device_is_the_one_that_was_asked_for() -> Result<()> {
-    let w = World::with_cdi("g-userns").await?;
-    two_and_zero(&w)?;
-    // What the container sees as /dev/random is zeros: not what the host has by that name.
-    let edits = serde_json::json!({"deviceNodes": [{"path": "/dev/hwrng", "type": "c", "major": 1, "minor": 5, "fileMode": 0o640, "gid": 44}]});
-    let more = serde_json::json!([{"name": "named", "containerEdits": edits}]);
-    spec(&w, "cdi-static/named.json", &more, &serde_json::json!({}))?;
-    let map = |host_id| v1::IdMapping {
-        host_id,
+/// A pod's configuration and its user namespace.
+fn with_users(w: &World, name: &str) -> (v1::PodSandboxConfig, v1::UserNamespace) {
+    let map = v1::IdMapping {
+        host_id: 1_000_000,
         container_id: 0,
         length: 65536,
     };
     let user = v1::UserNamespace {
         mode: v1::NamespaceMode::Pod as i32,
-        uids: vec![map(1_000_000)],
-        gids: vec![map(1_000_000)],
+        uids: vec![map],
+        gids: vec![map],
     };
-    let mut config = pod_config("userns", &w.lab, false);
-    let options =
-        |s: &mut Option<v1::NamespaceOption>| s.get_or_insert_default().userns_options = Some(user.clone());
-    options(
-        &mut config
-            .linux
-            .get_or_insert_default()
-            .security_context
-            .get_or_insert_default()
-            .namespace_options,
-    );
+    let mut config = pod_config(name, &w.lab, false);
+    config
+        .linux
+        .get_or_insert_default()
+        .security_context
+        .get_or_insert_default()
+        .namespace_options
+        .get_or_insert_default()
+        .userns_options = Some(user.clone());
+    (config, user)
+}
+
+/// The log of a container that runs `script` in a pod with users of its own.
+async fn in_user_namespace(
+    w: &World,
+    name: &str,
+    script: &str,
+    change: impl FnOnce(&mut v1::ContainerConfig),
+) -> Result<Vec<String>> {
+    let (mut config, user) = with_users(w, name);
+    let mut c = container_config(name, BUSYBOX, &["sh", "-c", script]);
+    c.linux
+        .get_or_insert_default()
+        .security_context
+        .get_or_insert_default()
+        .namespace_options
+        .get_or_insert_default()
+        .userns_options = Some(user);
+    change(&mut c);
+    let privileged = |l: &v1::LinuxContainerConfig| l.security_context.as_ref().is_some_and(|s| s.privileged);
+    if let Some(s) = config.linux.as_mut().and_then(|l| l.security_context.as_mut()) {
+        s.privileged = c.linux.as_ref().is_some_and(privileged);
+    }
     let pod = w.cri.run_pod(config.clone()).await?;
-    let script = "head -c 4 /dev/hwrng | hexdump -e '4/1 \"%x\"'; echo; stat -c '%u %g %a' /dev/hwrng; cat /dev/gpu0 2>&1; ls /dev | grep gpu; mknod /dev/other c 195 1 2>/dev/null || echo refused";
-    let mut c = container_config("userns", BUSYBOX, &["sh", "-c", script]);
-    options(
-        &mut c
-            .linux
-            .get_or_insert_default()
-            .security_context
-            .get_or_insert_default()
-            .namespace_options,
-    );
-    devices(&mut c, &["slipway.test/gpu=0", "slipway.test/gpu=named"]);
     let id = w.cri.run(&pod, c, config).await?;
     w.cri.wait_exit(&id, Duration::from_secs(20)).await?;
-    let lines: Vec<_> = w.log("userns")?.into_iter().map(|l| l.text).collect();
+    Ok(w.log(name)?.into_iter().map(|l| l.text).collect())
+}
+
+#[tokio::test]
+async fn in_a_user_namespace_a_device_is_the_one_that_was_asked_for() -> Result<()> {
+    let w = World::with_cdi("g-userns").await?;
+    two_and_zero(&w)?;
+    // What the container sees by that name is zeros: not what the host has there.
+    let edits = serde_json::json!({"deviceNodes": [{"path": "/dev/hwrng", "type": "c", "major": 1, "minor": 5, "fileMode": 0o640, "gid": 44}]});
+    let hook = program(&w, "hooks/fine", "exit 0")?;
+    let hooks = serde_json::json!({"hooks": [{"hookName": "createContainer", "path": hook}]});
+    let more = serde_json::json!([{"name": "named", "containerEdits": edits}, {"name": "hook", "containerEdits": hooks}]);
+    spec(&w, "cdi-static/named.json", &more, &serde_json::json!({}))?;
+    let script = "head -c 4 /dev/hwrng | hexdump -e '4/1 \"%x\"'; echo; stat -c '%u %g %a' /dev/hwrng; cat /dev/gpu0 2>&1; ls /dev | grep gpu; mknod /dev/other c 195 1 2>/dev/null || echo refused";
+    let lines = in_user_namespace(&w, "userns", script, |c| {
+        devices(
+            c,
+            &[
+                "slipway.test/gpu=0",
+                "slipway.test/gpu=named",
+                "slipway.test/gpu=hook",
+            ],
+        );
+    })
+    .await?;
     assert_eq!(
         lines,
         [
@@ -384,5 +413,23 @@ async fn in_a_user_namespace_a_device_is_the_one_that_was_asked_for() -> Result<
             "refused"
         ]
     );
+    w.finish().await
+}
+
+#[tokio::test]
+async fn in_a_user_namespace_a_privileged_containers_devices_stay_the_hosts() -> Result<()> {
+    let w = World::with_cdi("g-priv").await?;
+    // Every container has those of its own: null, zero, full, random, urandom, tty, console.
+    let script = "cd /dev; for d in $(find . -type c -o -type b); do [ $(stat -c %u $d) = 0 ] && echo $d; done | grep -vE '^./(null|zero|full|random|urandom|tty|console|ptmx|pts/.*)$'; ls | wc -l";
+    let lines = in_user_namespace(&w, "priv", script, |c| {
+        c.linux
+            .get_or_insert_default()
+            .security_context
+            .get_or_insert_default()
+            .privileged = true;
+    })
+    .await?;
+    let owned = &lines[..lines.len().saturating_sub(1)];
+    assert!(owned.is_empty(), "root of the pod owns {owned:?}");
     w.finish().await
 }

@@ -19,7 +19,7 @@
 
 use crate::Asked;
 use libcontainer::oci_spec::runtime::{
-    LinuxDevice, LinuxDeviceType, LinuxIdMapping, LinuxNamespaceType, Mount, Spec,
+    LinuxDevice, LinuxDeviceCgroup, LinuxDeviceType, LinuxIdMapping, LinuxNamespaceType, Mount, Spec,
 };
 use slipway_sys::cgroup::{Facade, Layout, is_covered};
 use slipway_sys::mount::{self, Propagation};
@@ -32,6 +32,16 @@ use std::path::{Path, PathBuf};
 
 /// Directories that a stage may cover: where a system has things of its users, not of its own.
 const PLACES: [&str; 7] = ["/mnt", "/media", "/srv", "/home", "/opt", "/tmp", "/var"];
+
+/// Character devices that libcontainer binds into every container.
+const EVERY_CONTAINERS: [(&str, i64, i64); 6] = [
+    ("/dev/null", 1, 3),
+    ("/dev/zero", 1, 5),
+    ("/dev/full", 1, 7),
+    ("/dev/random", 1, 8),
+    ("/dev/urandom", 1, 9),
+    ("/dev/tty", 5, 0),
+];
 
 /// Where libcontainer works.
 #[derive(Debug)]
@@ -209,17 +219,22 @@ impl Stage {
         let Some(linux) = spec.linux_mut() else {
             return Ok(());
         };
-        let devices = linux.devices().clone().unwrap_or_default();
+        let mut devices = linux.devices().clone().unwrap_or_default();
+        // libcontainer gives these to every container, and stumbles over one that is there already.
+        devices.retain(|d| !EVERY_CONTAINERS.contains(&(&*d.path().to_string_lossy(), d.major(), d.minor())));
         if devices.is_empty() {
+            linux.set_devices(None);
             return Ok(());
         }
         let dir = self.dir.join("dev");
         fs::create_dir(&dir).map_err(step(format!("make {}", dir.display())))?;
         mount::tmpfs_of_devices(&dir).map_err(step("mount the device nodes"))?;
         let owners = (ranges(linux.uid_mappings()), ranges(linux.gid_mappings()));
+        let rules = linux.resources().as_ref().and_then(|r| r.devices().clone());
         for (n, device) in devices.iter().enumerate() {
             let node = dir.join(n.to_string());
-            make_node(&node, device, &owners)
+            let owners = is_granted(device, rules.as_deref().unwrap_or_default()).then_some(&owners);
+            make_node(&node, device, owners)
                 .map_err(step(format!("make the device node {}", device.path().display())))?;
             let mut m = Mount::default();
             m.set_destination(device.path().clone())
@@ -298,8 +313,22 @@ fn failed_source(m: &Mount, source: io::Error) -> StageError {
     }
 }
 
-/// `owners` are the container's users and groups on the host.
-fn make_node(at: &Path, device: &LinuxDevice, owners: &(Vec<IdMap>, Vec<IdMap>)) -> io::Result<()> {
+/// Whether a rule names just this device. A privileged container has all of the host's devices, and a rule for everything.
+fn is_granted(device: &LinuxDevice, rules: &[LinuxDeviceCgroup]) -> bool {
+    let kind = match device.typ() {
+        LinuxDeviceType::U => LinuxDeviceType::C,
+        other => other,
+    };
+    let this = |r: &&LinuxDeviceCgroup| {
+        r.typ() == Some(kind) && r.major() == Some(device.major()) && r.minor() == Some(device.minor())
+    };
+    rules.iter().filter(this).any(|r| r.allow())
+}
+
+/// Who owns a node says who may open it. A device that the container was given by name belongs to its users, as without a
+/// user namespace; `owners` are they on the host. Any other stays the host's, so that being root in a user namespace opens
+/// none of the host's disks.
+fn make_node(at: &Path, device: &LinuxDevice, owners: Option<&(Vec<IdMap>, Vec<IdMap>)>) -> io::Result<()> {
     use rustix::fs::{CWD, FileType, Gid, Mode, Uid};
     let kind = match device.typ() {
         LinuxDeviceType::B => FileType::BlockDevice,
@@ -311,11 +340,15 @@ fn make_node(at: &Path, device: &LinuxDevice, owners: &(Vec<IdMap>, Vec<IdMap>))
     let dev = rustix::fs::makedev(number(device.major())?, number(device.minor())?);
     rustix::fs::mknodat(CWD, at, kind, Mode::empty(), dev)?;
     let host = |id: Option<u32>, maps: &[IdMap]| host_id(id.unwrap_or(0), maps).or_else(|| host_id(0, maps));
+    let (uid, gid) = match owners {
+        Some((uids, gids)) => (host(device.uid(), uids), host(device.gid(), gids)),
+        None => (Some(device.uid().unwrap_or(0)), Some(device.gid().unwrap_or(0))),
+    };
     rustix::fs::chownat(
         CWD,
         at,
-        host(device.uid(), &owners.0).map(Uid::from_raw),
-        host(device.gid(), &owners.1).map(Gid::from_raw),
+        uid.map(Uid::from_raw),
+        gid.map(Gid::from_raw),
         rustix::fs::AtFlags::SYMLINK_NOFOLLOW,
     )?;
     let mode = device.file_mode().unwrap_or(0o666) & 0o777;
@@ -440,6 +473,23 @@ fn ranges(list: &Option<Vec<LinuxIdMapping>>) -> Vec<IdMap> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_device_is_granted_by_a_rule_of_its_own_only() {
+        let rules = |json: &str| -> Vec<LinuxDeviceCgroup> { serde_json::from_str(json).expect("rules") };
+        let mut device = LinuxDevice::default();
+        device.set_typ(LinuxDeviceType::C).set_major(195).set_minor(2);
+        let own = r#"[{"allow":false,"access":"rwm"},{"allow":true,"type":"c","major":195,"minor":2,"access":"rw"}]"#;
+        assert!(is_granted(&device, &rules(own)));
+        for other in [
+            r#"[{"allow":true,"type":"a","access":"rwm"}]"#,
+            r#"[{"allow":true,"type":"c","major":195,"access":"rwm"}]"#,
+            r#"[{"allow":true,"type":"b","major":195,"minor":2,"access":"rwm"}]"#,
+            r#"[{"allow":false,"type":"c","major":195,"minor":2,"access":"rwm"}]"#,
+        ] {
+            assert!(!is_granted(&device, &rules(other)), "{other}");
+        }
+    }
 
     #[test]
     fn ids_are_those_of_the_host_or_none() {

@@ -147,7 +147,7 @@ fn an_xid_wakes_its_own_set_at_once_and_79_loses_the_gpu() {
                 let heard = Instant::now();
                 heard - raised.join().unwrap()
             });
-            assert!(took < Duration::from_millis(200), "{took:?}");
+            assert!(took < Duration::from_secs(1), "{took:?}");
             assert!(
                 matches!(three.wait(1), Err(NvmlError::Timeout)),
                 "another GPU's set hears nothing"
