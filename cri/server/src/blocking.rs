@@ -9,8 +9,7 @@ where
     F: FnOnce() -> Result<T, Error> + Send + 'static,
 {
     let span = tracing::Span::current();
-    match tokio::task::spawn_blocking(move || span.in_scope(work)).await {
-        Ok(result) => result,
-        Err(_) => Err(Error::Panicked),
-    }
+    let done = tokio::task::spawn_blocking(move || span.in_scope(work)).await;
+    crate::memory::used();
+    done.unwrap_or(Err(Error::Panicked))
 }

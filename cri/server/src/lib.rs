@@ -48,7 +48,7 @@ const WORKERS: usize = 2;
 /// Threads for files, mounts and SQLite: a burst of pods uses some, an idle node keeps none. Each pull holds one while it
 /// waits for those that write its layers, so there are many more than [`daemon::PULLS`].
 const BLOCKING: usize = 128;
-const BLOCKING_IDLE: Duration = Duration::from_secs(3);
+const BLOCKING_IDLE: Duration = Duration::from_secs(1);
 
 /// The whole program, but for its exit code's way out.
 ///

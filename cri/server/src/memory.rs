@@ -1,16 +1,23 @@
-//! How the C library's allocator is told to be thrifty: through the environment, before the first thread.
+//! How little of the memory that a burst of work took is kept: the C library is told to be thrifty through the
+//! environment, before the first thread, and to give back what is free whenever work has been done.
 //!
 //! glibc gives each thread an arena of its own and keeps what is freed in it; measured after 20 pods at once, that is
-//! 7 MiB instead of 4. The settings are read when a program starts, so slipwayd starts itself once more (a millisecond).
-//! Setting them in process would take unsafe code.
+//! 7 MiB instead of 4. It also keeps the stacks of threads that have ended, half a megabyte after those 20 pods. The settings
+//! are read when a program starts, so slipwayd starts itself once more (a millisecond).
+//! What remains is holes: records that live on lie between what was needed for a moment, and glibc gives back by itself
+//! only the end of the heap. Of 4.3 MiB of heap after 20 pods 1.8 are in use.
 
 use std::os::unix::process::CommandExt;
 use std::process::Command;
+use std::time::Duration;
 
-/// All of them, as mallopt(3) documents them. The thresholds also switch off glibc's own moving of them, which would let
-/// a large buffer, once freed, stay in the heap for good.
-const SETTINGS: [(&str, &str); 3] = [
+use tokio::sync::Notify;
+
+/// All of them, as mallopt(3) and the C library's manual ("POSIX Thread Tunables") document them. The thresholds also
+/// switch off glibc's own moving of them, which would let a large buffer, once freed, stay in the heap for good.
+const SETTINGS: [(&str, &str); 4] = [
     ("MALLOC_ARENA_MAX", "1"),
+    ("GLIBC_TUNABLES", "glibc.pthread.stack_cache_size=0"),
     ("MALLOC_TRIM_THRESHOLD_", "131072"),
     ("MALLOC_MMAP_THRESHOLD_", "131072"),
 ];
@@ -31,4 +38,26 @@ pub fn settle() {
         .envs(SETTINGS)
         .exec();
     eprintln!("slipwayd: cannot start itself again to save memory: {error}");
+}
+
+/// Work was done since the last look. One for the process, as its heap is.
+static USED: Notify = Notify::const_new();
+
+/// Between work and giving back, so that a burst is one piece of work: 0.3 ms of a processor.
+const PAUSE: Duration = Duration::from_secs(1);
+
+/// Work was done that may have left holes in the heap.
+pub fn used() {
+    USED.notify_one();
+}
+
+/// Gives free memory back a moment after work, until slipwayd ends.
+pub async fn give_back() {
+    loop {
+        USED.notified().await;
+        tokio::time::sleep(PAUSE).await;
+        // Others wait for the heap's lock meanwhile, which is no business of a thread that waits for events. An error
+        // means that the runtime is ending.
+        let _ = tokio::task::spawn_blocking(slipway_sys::memory::trim_heap).await;
+    }
 }

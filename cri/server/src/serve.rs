@@ -15,6 +15,7 @@ use tonic::transport::Server;
 use crate::config::Config;
 use crate::daemon::Daemon;
 use crate::instance::Instance;
+use crate::memory;
 use crate::recover::{self, janitor};
 use crate::rpc::{Cri, deadline};
 use crate::stream;
@@ -48,6 +49,7 @@ pub async fn serve(config: Config) -> anyhow::Result<()> {
     daemon.background.spawn(janitor::run(daemon.clone()));
     daemon.background.spawn(janitor::builds(daemon.clone()));
     daemon.background.spawn(crate::pod::upkeep::run(daemon.clone()));
+    daemon.background.spawn(memory::give_back());
     let streams = stream::bind(&daemon).await?;
     let cri = Cri::new(daemon.clone(), streams.urls());
     // Its sessions end first: what they run is ended by verbs that end after them.
@@ -61,6 +63,8 @@ pub async fn serve(config: Config) -> anyhow::Result<()> {
         "serving"
     );
 
+    // This is the first thread, and starting went deeper than serving will.
+    slipway_sys::memory::trim_stack();
     systemd::notify("READY=1");
     let ending = CancellationToken::new();
     let server = Server::builder()
