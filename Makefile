@@ -22,10 +22,16 @@ run: build ## Build a training image from a Dockerfile and run it as a pod, leav
 	@$(SETUP)/run-deps.sh
 	@tests/demo/run.sh
 
+# slipwayd's text is most of its memory: it is optimised as one, and its addresses are kept packed where the C library unpacks
+# them (2.36): a seventh and a megabyte less.
+LEAN := -C lto=fat $(shell printf '2.36\n%s\n' "$$(getconf GNU_LIBC_VERSION | cut -d' ' -f2)" | sort -VC \
+  && echo -C link-arg=-Wl,-z,pack-relative-relocs)
+
 .PHONY: build
 build: ## Release builds of slipwayd, slipway, slipway-agent, the shim and its worker, into $(SLIPWAY_BIN)
 	@$(SETUP)/build-deps.sh
-	cargo build --release -p slipwayd -p slipway-cli -p slipway-agent
+	cargo build --release -p slipwayd -p slipway-cli -p slipway-agent --bin slipway --bin slipway-agent
+	cargo rustc --release -p slipwayd --bin slipwayd -- $(LEAN)
 	cargo build --profile shim --target $(ARCH)-unknown-linux-musl -p containerd-shim-slipway-v1
 	RUSTFLAGS="-C target-feature=+crt-static" LIBSECCOMP_LINK_TYPE=static LIBSECCOMP_LIB_PATH=/usr/lib/$(ARCH)-linux-gnu \
 	  cargo rustc --release --target $(ARCH)-unknown-linux-gnu -p slipway-runc --bin slipway-runc -- -C relocation-model=static
