@@ -105,6 +105,8 @@ pub enum Timer {
     Leave,
     /// Look again whether the pod's processes are gone.
     PodStop,
+    /// Something was done a moment ago: give back the memory that it took.
+    Quiet,
 }
 
 /// What to look at on a descriptor.

@@ -29,6 +29,8 @@ use std::time::{Duration, Instant};
 pub const SCRATCH: usize = 8 * 1024;
 /// How long nobody is let in when there are no descriptors left.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
+/// How long after something happened the stack and the buffer that it took are given back: 20 KiB a pod.
+const QUIET: Duration = Duration::from_secs(1);
 /// Clients at once.
 const MAX_CONNS: usize = 64;
 /// Exits of processes nobody has claimed, kept while something is being created.
@@ -101,6 +103,8 @@ pub struct Shim {
     next: u32,
     /// Asked to end: at the latest then.
     leaving: Option<Instant>,
+    /// Something has happened, and the memory that it takes was not given back yet.
+    stirred: bool,
 }
 
 impl Shim {
@@ -129,7 +133,7 @@ impl Shim {
             pumps: BTreeMap::new(),
             sinks: BTreeMap::new(),
             publisher,
-            scratch: vec![0; SCRATCH],
+            scratch: Vec::new(),
             early: BTreeMap::new(),
             fading: Vec::new(),
             polls: Vec::new(),
@@ -140,6 +144,7 @@ impl Shim {
             identity: Identity::of(std::process::id()),
             next: 1,
             leaving: None,
+            stirred: false,
         })
     }
 
@@ -157,11 +162,21 @@ impl Shim {
         let mut happened = Vec::new();
         while !self.may_leave() {
             self.reactor.wait(&mut happened)?;
+            if !self.stirred {
+                self.stirred = true;
+                self.scratch = vec![0; SCRATCH];
+                self.reactor.after(QUIET, Timer::Quiet);
+            }
             for (source, ready) in happened.drain(..) {
                 self.on(source, ready);
             }
             while let Some(timer) = self.reactor.due() {
                 self.on_timer(timer);
+            }
+            // Only now: another moment that came with this one may have needed it.
+            if !self.stirred {
+                self.scratch = Vec::new();
+                slipway_sys::memory::trim_stack();
             }
         }
         Ok(())
@@ -222,6 +237,7 @@ impl Shim {
             }
             Timer::Leave => {}
             Timer::PodStop => self.look_at_stopping(),
+            Timer::Quiet => self.stirred = false,
         }
     }
 
