@@ -7,7 +7,7 @@ use crate::report::{Report, chain};
 use crate::seccomp::{self, SeccompError};
 use crate::stage::{Stage, StageError};
 use crate::trace::Trace;
-use crate::{Asked, passwd};
+use crate::{Asked, passwd, points};
 use libcontainer::container::builder::ContainerBuilder;
 use libcontainer::error::LibcontainerError;
 use libcontainer::oci_spec::runtime::{LinuxNamespaceType, Spec};
@@ -130,6 +130,7 @@ pub fn create(asked: &Asked, report: &Report) -> Result<Created, CreateError> {
     normalise::check_cwd(&process.cwd)?;
     let filter = filter(&spec, &asked.bundle)?;
     make_cwd(&root, &spec, &process)?;
+    points::make(&root, &spec);
     spec.root_mut().get_or_insert_default().set_path(rootfs.clone());
     let stage = Stage::build(&mut spec, asked, &rootfs)?;
     let facts = Facts {

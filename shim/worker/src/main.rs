@@ -32,6 +32,7 @@ mod executor;
 mod hook;
 mod normalise;
 mod passwd;
+mod points;
 mod report;
 mod seccomp;
 mod stage;

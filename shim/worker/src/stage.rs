@@ -437,7 +437,8 @@ fn bind_view(m: &mut Mount, view: &Path) {
         .set_options(Some(options));
 }
 
-fn has_user_namespace(spec: &Spec) -> bool {
+/// Whether it has a user namespace, of its own or another's.
+pub fn has_user_namespace(spec: &Spec) -> bool {
     let namespaces = spec.linux().as_ref().and_then(|l| l.namespaces().as_ref());
     namespaces
         .into_iter()
@@ -449,7 +450,8 @@ fn is_cgroup(m: &Mount) -> bool {
     matches!(m.typ().as_deref(), Some("cgroup" | "cgroup2"))
 }
 
-fn is_bind(m: &Mount) -> bool {
+/// Whether a mount shows something that is elsewhere already.
+pub fn is_bind(m: &Mount) -> bool {
     m.typ().as_deref() == Some("bind") || has(m, &["bind", "rbind"])
 }
 
