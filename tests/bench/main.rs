@@ -20,6 +20,7 @@ async fn main() -> Result<()> {
     let rounds = rounds.first().map_or(Ok(3), |text| text.parse())?;
     let wanted = |part: &str| only.is_empty() || only.iter().any(|o| o == part);
     let lab = harness::Lab::new("bench")?;
+    let in_memory = peers::state_in_memory(&lab)?;
     let outcome = async {
         harness::image::busybox(&lab)?;
         let mut containerd = peers::containerd(&lab).await?;
@@ -46,6 +47,7 @@ async fn main() -> Result<()> {
     for bridge in peers::bridges(&lab) {
         harness::leftovers::remove_bridge(&bridge);
     }
+    drop(in_memory);
     outcome?;
     // containerd leaves the cgroups of its pods to the kubelet, which made them in its life.
     for parent in harness::leftovers::cgroups_named(lab.cgroup().trim_start_matches('/')) {

@@ -28,6 +28,34 @@ enum Inner {
     Containerd { child: Child, socket: PathBuf },
 }
 
+/// A directory in memory, where what does not survive a reboot lies on a node (`/run`). Gone when dropped.
+pub struct InMemory(PathBuf);
+
+impl InMemory {
+    /// Makes `dir` one.
+    pub fn new(dir: PathBuf) -> Result<InMemory> {
+        std::fs::create_dir_all(&dir)?;
+        let flags = rustix::mount::MountFlags::empty();
+        rustix::mount::mount("tmpfs", &dir, "tmpfs", flags, Some(c"mode=0700"))
+            .with_context(|| format!("mounting a tmpfs on {}", dir.display()))?;
+        Ok(InMemory(dir))
+    }
+}
+
+impl Drop for InMemory {
+    fn drop(&mut self) {
+        let _ = rustix::mount::unmount(&self.0, rustix::mount::UnmountFlags::empty());
+    }
+}
+
+/// The state directories of both runtimes, in memory.
+pub fn state_in_memory(lab: &Lab) -> Result<[InMemory; 2]> {
+    Ok([
+        InMemory::new(lab.join("state"))?,
+        InMemory::new(lab.join("ctrd/run"))?,
+    ])
+}
+
 /// The bridges both made.
 pub fn bridges(lab: &Lab) -> [String; 2] {
     [lab.bridge(), format!("ct{}", lab.tag())]
