@@ -75,7 +75,7 @@ fn train(lab: &Lab, registry: &Registry) -> Result<PathBuf> {
     .context("building the Python base (tests/setup/base-image.sh makes its file tree)")?;
     let fixture = lab::repo().join("tests/fixtures/train-digits");
     for file in ["requirements.txt", "train.py"] {
-        lab.write(&format!("train/{file}"), std::fs::read(fixture.join(file))?)?;
+        lab.write(format!("train/{file}"), std::fs::read(fixture.join(file))?)?;
     }
     let dockerfile = std::fs::read_to_string(fixture.join("Dockerfile"))?
         .replace("ARG BASE=slipway.local/python:3", &format!("ARG BASE={base}"));
