@@ -4,7 +4,8 @@
 //! <root>/cache-mounts/<hash of its identity>[-<n>]/   0700
 //!   lock                                        flock: shared by `sharing=shared`, alone by the others;
 //!                                               its mtime is the last use
-//!   fs                                          what is mounted
+//!   fs                                          what is mounted; appears whole
+//!   new                                         what a new one is filled in, by whoever has the directory alone
 //! ```
 
 use std::fs::File;
@@ -82,6 +83,33 @@ impl CacheDir {
             }
             _ => Ok(None),
         }
+    }
+
+    /// Gives others their part of a directory that was taken alone. `None`: somebody else has it now.
+    pub fn share(self) -> io::Result<Option<CacheDir>> {
+        // A lock is not turned into another one at once: in between it belongs to nobody.
+        if rustix::fs::flock(&self.lock, FlockOperation::NonBlockingLockShared).is_err() {
+            return Ok(None);
+        }
+        let same = match std::fs::metadata(self.dir.join("lock")) {
+            Ok(now) => now.ino() == self.lock.metadata()?.ino(),
+            Err(_) => false,
+        };
+        Ok(Some(self).filter(|cache| same && cache.fs().exists()))
+    }
+
+    /// Where a new cache is filled before it is what is mounted. Whoever calls this has the directory alone: what others
+    /// began to fill and gave up is removed.
+    pub fn fresh(&self) -> io::Result<PathBuf> {
+        for entry in std::fs::read_dir(&self.dir)? {
+            let entry = entry?;
+            if entry.file_name().as_encoded_bytes().starts_with(b"new") {
+                std::fs::remove_dir_all(entry.path())?;
+            }
+        }
+        let fresh = self.dir.join("new");
+        std::fs::create_dir(&fresh)?;
+        Ok(fresh)
     }
 
     /// What is mounted.
@@ -256,5 +284,31 @@ mod tests {
         assert!(CacheDir::try_take(&dir, false).unwrap().is_none());
         drop(first);
         assert!(CacheDir::try_take(&dir, false).unwrap().is_some());
+    }
+
+    #[test]
+    fn what_was_taken_alone_can_be_shared_once_it_is_filled_and_leftovers_go() {
+        let root = tempfile::tempdir().unwrap();
+        let dir = CacheDir::path(root.path(), &identity("pip"));
+        let alone = CacheDir::try_take(&dir, false).unwrap().unwrap();
+        std::fs::create_dir_all(dir.join("new-old/left")).unwrap();
+        let fresh = alone.fresh().unwrap();
+        std::fs::write(fresh.join("half"), "x").unwrap();
+        assert_eq!(alone.fresh().unwrap(), fresh);
+        assert_eq!(
+            std::fs::read_dir(&dir).unwrap().count(),
+            2,
+            "the lock and an empty one"
+        );
+        std::fs::rename(&fresh, alone.fs()).unwrap();
+        assert!(CacheDir::try_take(&dir, true).unwrap().is_none());
+        let shared = alone.share().unwrap().unwrap();
+        assert!(CacheDir::try_take(&dir, true).unwrap().is_some());
+        assert!(CacheDir::try_take(&dir, false).unwrap().is_none());
+        drop(shared);
+        // One that was taken away before it could be shared is not there.
+        let alone = CacheDir::try_take(&dir, false).unwrap().unwrap();
+        std::fs::remove_dir_all(&dir).unwrap();
+        assert!(alone.share().unwrap().is_none());
     }
 }

@@ -1,5 +1,5 @@
 //! The caches of a RUN: which directory each is, taking all of them without waiting in a circle, and how a new one
-//! begins.
+//! begins: filled by one step that has it alone, and shared only then.
 //!
 //! Lock order: the directories of `shared` and `locked` mounts in the order of their paths, each once a command; then
 //! those of `private` ones, which nobody waits for.
@@ -65,27 +65,31 @@ pub(super) async fn take(
 ) -> Result<Vec<Arc<CacheDir>>, StepError> {
     let root = cx.build.store.root();
     // Alone, when any mount of the directory wants it so.
-    let mut waited: BTreeMap<PathBuf, bool> = BTreeMap::new();
+    let mut waited: BTreeMap<PathBuf, (&CacheMount, bool)> = BTreeMap::new();
     for cache in caches.iter().filter(|cache| cache.sharing != Sharing::Private) {
-        *waited.entry(cache.dir(root)).or_default() |= cache.sharing == Sharing::Locked;
+        let (_, alone) = waited.entry(cache.dir(root)).or_insert((*cache, false));
+        *alone |= cache.sharing == Sharing::Locked;
     }
     let mut taken = BTreeMap::new();
-    for (dir, alone) in waited {
-        let cache = Arc::new(wait_for(cx, &dir, alone).await?);
-        taken.insert(dir, cache);
+    for (dir, (cache, alone)) in waited {
+        let held = Arc::new(wait_for(cx, cache, &dir, alone).await?);
+        taken.insert(dir, held);
     }
     let mut all = Vec::with_capacity(caches.len());
     for cache in caches {
         let own = cache.dir(root);
-        let dir = match taken.get(&own).filter(|_| cache.sharing != Sharing::Private) {
-            Some(dir) => Arc::clone(dir),
-            None => Arc::new(a_free_one(&own)?),
-        };
-        let fs = dir.fs();
-        if !fs.exists() {
-            fill(cx, cache, &dir.dir, &fs).await?;
-        }
-        all.push(dir);
+        all.push(
+            match taken.get(&own).filter(|_| cache.sharing != Sharing::Private) {
+                Some(dir) => Arc::clone(dir),
+                None => {
+                    let dir = a_free_one(&own)?;
+                    if !dir.fs().exists() {
+                        fill(cx, cache, &dir).await?;
+                    }
+                    Arc::new(dir)
+                }
+            },
+        );
     }
     Ok(all)
 }
@@ -99,11 +103,33 @@ fn failed(dir: &Path) -> impl FnOnce(std::io::Error) -> StepError {
     }
 }
 
-async fn wait_for(cx: &StepContext<'_>, dir: &Path, alone: bool) -> Result<CacheDir, StepError> {
+/// Takes a directory, filled.
+async fn wait_for(
+    cx: &StepContext<'_>,
+    cache: &CacheMount,
+    dir: &Path,
+    alone: bool,
+) -> Result<CacheDir, StepError> {
     let mut told = false;
     loop {
-        if let Some(taken) = CacheDir::try_take(dir, !alone).map_err(failed(dir))? {
-            return Ok(taken);
+        let new = !dir.join("fs").exists();
+        let taken = CacheDir::try_take(dir, !alone && !new).map_err(failed(dir))?;
+        let held = match taken {
+            Some(taken) if alone || new => {
+                if !taken.fs().exists() {
+                    fill(cx, cache, &taken).await?;
+                }
+                match alone {
+                    true => Some(taken),
+                    false => taken.share().map_err(failed(dir))?,
+                }
+            }
+            // It may have been pruned between our looking and taking it.
+            Some(taken) => Some(taken).filter(|taken| taken.fs().exists()),
+            None => None,
+        };
+        if let Some(held) = held {
+            return Ok(held);
         }
         if !std::mem::replace(&mut told, true) {
             cx.remark("another step uses the cache mount; waiting for it");
@@ -131,49 +157,54 @@ fn a_free_one(own: &Path) -> Result<CacheDir, StepError> {
     })
 }
 
-/// Makes a new cache: empty, or a copy of what it is to start with.
-async fn fill(cx: &StepContext<'_>, cache: &CacheMount, dir: &Path, fs: &Path) -> Result<(), StepError> {
+/// Makes a new cache, which we have alone: empty, or a copy of what it is to start with.
+async fn fill(cx: &StepContext<'_>, cache: &CacheMount, dir: &CacheDir) -> Result<(), StepError> {
+    let fs = dir.fs();
     let io = |source| StepError::Io {
         act: "make the cache",
-        path: fs.to_path_buf(),
+        path: fs.clone(),
         source,
     };
-    let fresh = dir.join(format!("new-{}", cx.build.id));
-    match std::fs::remove_dir_all(&fresh) {
-        Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(io(e)),
-        _ => {}
+    let fresh = dir.fresh().map_err(io)?;
+    let made = match &cache.start {
+        Some(start) => copy_start(cx, start, &fresh).await,
+        None => Ok(()),
+    };
+    let placed = made.and_then(|()| {
+        use std::os::unix::fs::PermissionsExt;
+        std::fs::set_permissions(&fresh, std::fs::Permissions::from_mode(cache.mode)).map_err(io)?;
+        std::os::unix::fs::chown(&fresh, Some(cache.owner.0), Some(cache.owner.1)).map_err(io)?;
+        std::fs::rename(&fresh, &fs).map_err(io)
+    });
+    if placed.is_err()
+        && let Err(error) = std::fs::remove_dir_all(&fresh)
+    {
+        tracing::debug!(%error, path = %fresh.display(), "goes when the cache is made by somebody else");
     }
-    std::fs::create_dir(&fresh).map_err(io)?;
-    if let Some(start) = &cache.start {
-        let (view, point) = view(cx, &start.tip).await?;
-        let (from, to, source, cancel) = (
-            point.clone(),
-            fresh.clone(),
-            start.source.clone(),
-            cx.build.cancel.clone(),
-        );
-        let copied = cx
-            .blocking(move || {
-                let tree = Tree::open(&from, None, Owners::Kept, "the cache's source")?;
-                let found = resolve_one(&tree, &source)?;
-                let entries = tree.list(&found, &All)?;
-                let selection = Selection {
-                    contents_only: found.is_dir(),
-                    found,
-                    entries,
-                };
-                copy_plain(&to, "/", true, &tree, &selection, &cancel)
-            })
-            .await;
-        drop_view(cx, view, point).await?;
-        copied?;
-    }
-    use std::os::unix::fs::PermissionsExt;
-    std::fs::set_permissions(&fresh, std::fs::Permissions::from_mode(cache.mode)).map_err(io)?;
-    std::os::unix::fs::chown(&fresh, Some(cache.owner.0), Some(cache.owner.1)).map_err(io)?;
-    match std::fs::rename(&fresh, fs) {
-        // Another build was faster.
-        Err(_) if fs.exists() => std::fs::remove_dir_all(&fresh).map_err(io),
-        renamed => renamed.map_err(io),
-    }
+    placed
+}
+
+async fn copy_start(cx: &StepContext<'_>, start: &Start, to: &Path) -> Result<(), StepError> {
+    let (view, point) = view(cx, &start.tip).await?;
+    let (from, to, source, cancel) = (
+        point.clone(),
+        to.to_path_buf(),
+        start.source.clone(),
+        cx.build.cancel.clone(),
+    );
+    let copied = cx
+        .blocking(move || {
+            let tree = Tree::open(&from, None, Owners::Kept, "the cache's source")?;
+            let found = resolve_one(&tree, &source)?;
+            let entries = tree.list(&found, &All)?;
+            let selection = Selection {
+                contents_only: found.is_dir(),
+                found,
+                entries,
+            };
+            copy_plain(&to, "/", true, &tree, &selection, &cancel)
+        })
+        .await;
+    drop_view(cx, view, point).await?;
+    copied
 }
