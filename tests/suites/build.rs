@@ -80,8 +80,8 @@ fn the_context_stands_anywhere_and_flags_are_spelled_as_docker_does() -> Result<
         o.code != 0 && o.stderr.contains("other.dockerfile"),
         "it suggests what is there: {o:?}"
     );
-    let o = build(&lab, &["--secret", "id=x", &dir])?;
-    assert!(o.code != 0 && o.stderr.contains("secret"), "{o:?}");
+    let o = build(&lab, &["--ssh", "default", &dir])?;
+    assert!(o.code != 0 && o.stderr.contains("ssh"), "{o:?}");
     lab.finish()
 }
 

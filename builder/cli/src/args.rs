@@ -169,6 +169,9 @@ pub struct BuildArgs {
     /// Network of RUN: through CNI where it is configured, the host's, or none
     #[arg(long, value_enum, default_value = "default", value_name = "NETWORK")]
     pub network: NetworkMode,
+    /// A secret that RUN --mount=type=secret may see: of a file, or of a variable; in no layer, key or log
+    #[arg(long, value_name = "id=ID[,src=FILE|,env=NAME]")]
+    pub secret: Vec<String>,
     /// Let RUN ask for what a Dockerfile cannot give itself: network.host
     #[arg(long, value_name = "GRANT")]
     pub allow: Vec<String>,
@@ -253,7 +256,7 @@ not_built! {
         cpu_shares = "cpu-shares", cpuset_cpus = "cpuset-cpus", cpuset_mems = "cpuset-mems",
         isolation = "isolation", memory = "memory", memory_swap = "memory-swap",
         metadata_file = "metadata-file", no_cache_filter = "no-cache-filter", output = "output",
-        secret = "secret", security_opt = "security-opt",
+        security_opt = "security-opt",
         shm_size = "shm-size", ssh = "ssh", ulimit = "ulimit";
     switches:
         check = "check", squash = "squash", compress = "compress", debug = "debug",
@@ -475,8 +478,8 @@ mod tests {
 
     #[test]
     fn flags_that_are_not_built_are_known_by_name() {
-        let args = build(&["--secret", "id=x", ".", "--squash", "-o", "type=tar"]);
-        assert_eq!(args.not_built.given(), ["--secret", "--squash", "-o"]);
+        let args = build(&["--ssh", "default", ".", "--squash", "-o", "type=tar"]);
+        assert_eq!(args.not_built.given(), ["--ssh", "--squash", "-o"]);
         assert!(args.context.is_some());
     }
 

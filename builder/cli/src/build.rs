@@ -145,6 +145,7 @@ fn request(args: &BuildArgs, cancel: &Cancel) -> Result<BuildRequest> {
         },
         allow_host_network,
         build_args: args_by_name,
+        secrets: crate::secrets::read(&args.secret)?,
     })
 }
 

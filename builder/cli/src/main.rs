@@ -19,6 +19,7 @@ mod display;
 mod images;
 mod inspect;
 mod places;
+mod secrets;
 mod text;
 mod transfer;
 

@@ -218,7 +218,7 @@ impl Write for Stoppable<'_> {
     }
 }
 
-/// Writes a file that is there whole or not at all.
+/// Writes a file that is there whole or not at all, also after a loss of power.
 fn write_whole(path: &Path, stop: &Cancel, write: impl FnOnce(&mut dyn Write) -> Result<()>) -> Result<()> {
     let name = path
         .file_name()
@@ -228,9 +228,13 @@ fn write_whole(path: &Path, stop: &Cancel, write: impl FnOnce(&mut dyn Write) ->
         let file = File::create(&beside).with_context(|| format!("cannot create {}", beside.display()))?;
         let mut out = BufWriter::new(Stoppable { file, stop });
         write(&mut out)?;
-        out.flush()
-            .with_context(|| format!("cannot write {}", path.display()))?;
-        std::fs::rename(&beside, path).with_context(|| format!("cannot write {}", path.display()))
+        let failed = || format!("cannot write {}", path.display());
+        out.flush().with_context(failed)?;
+        out.get_ref().file.sync_all().with_context(failed)?;
+        std::fs::rename(&beside, path).with_context(failed)?;
+        let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty());
+        let dir = File::open(dir.unwrap_or(Path::new(".")));
+        dir.and_then(|dir| dir.sync_all()).with_context(failed)
     })();
     if written.is_err() {
         let _ = std::fs::remove_file(&beside);

@@ -489,7 +489,12 @@ impl Build {
         let outside = self.sandbox.end().await;
         let (store, left) = (self.store.clone(), self.actives().clone());
         let inside = blocking("remove the build's snapshots", move || {
-            left.iter().try_for_each(|key| store.remove_active(key))
+            // One that will not go keeps none of the others.
+            let mut result = Ok(());
+            for key in &left {
+                result = result.and(store.remove_active(key));
+            }
+            result
         })
         .await;
         outside.map_err(Box::new)?;

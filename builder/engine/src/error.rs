@@ -210,6 +210,17 @@ pub enum StepError {
         #[source]
         source: slipway_snapshot::SnapshotError,
     },
+    /// A secret that the step needs was not given to the build.
+    #[error(
+        "the build has no secret {id}, which the step requires: give it with --secret id={id},src=FILE (or env=NAME)"
+    )]
+    NoSecret {
+        /// Which.
+        id: String,
+    },
+    /// A secret cannot be the value of a variable.
+    #[error("a secret that is to be a variable is not text without NUL bytes: mount it as a file instead")]
+    BinarySecret,
     /// A file of the build's own.
     #[error("cannot {act} {}", path.display())]
     Io {

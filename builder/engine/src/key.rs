@@ -8,6 +8,7 @@
 //! mounts are in it, proxies are not. Contents have no times.
 
 use sha2::{Digest as _, Sha256};
+use slipway_dockerfile::instruction::MountKind;
 use slipway_dockerfile::step::Source;
 use slipway_dockerfile::{Action, Platform};
 use slipway_image::{ChainId, Digest};
@@ -45,7 +46,8 @@ pub fn image(chain: Option<&ChainId>) -> Digest {
 }
 
 impl Scope {
-    /// The key of a step by the contents of the files it takes (`contents` is empty for RUN and WORKDIR).
+    /// The key of a step by the contents of the files it takes (`contents` is empty for WORKDIR; of a RUN it has one for
+    /// each bind and each cache mount).
     #[must_use]
     pub fn step(&self, below: &Digest, action: &Action, contents: &[[u8; 32]]) -> Digest {
         self.key(b"contents", below, action, contents)
@@ -93,6 +95,15 @@ fn anonymous(action: &Action) -> Action {
             copy.from = Source::Scratch;
             Action::Copy(copy)
         }
+        Action::Run(run) => {
+            let mut run = run.clone();
+            for mount in &mut run.mounts {
+                if let MountKind::Bind { from, .. } | MountKind::Cache { from, .. } = &mut mount.kind {
+                    *from = Source::Scratch;
+                }
+            }
+            Action::Run(run)
+        }
         other => other.clone(),
     }
 }
@@ -110,7 +121,8 @@ fn hash(parts: &[&[u8]]) -> Digest {
 mod tests {
     use super::*;
     use slipway_dockerfile::StageId;
-    use slipway_dockerfile::step::{CopySource, CopyStep, WorkdirStep};
+    use slipway_dockerfile::instruction::Mount;
+    use slipway_dockerfile::step::{CopySource, CopyStep, RunStep, WorkdirStep};
 
     fn scope() -> Scope {
         Scope {
@@ -182,6 +194,66 @@ mod tests {
         assert_eq!(
             scope().step(&scratch(), &step, &[]),
             host.step(&scratch(), &step, &[])
+        );
+    }
+
+    fn run(mounts: Vec<Mount>) -> Action {
+        Action::Run(Box::new(RunStep {
+            argv: vec!["true".into()],
+            env: vec![],
+            proxy_env: vec![],
+            cwd: "/".into(),
+            user: String::new(),
+            mounts,
+            network: slipway_dockerfile::instruction::Network::Default,
+            security: slipway_dockerfile::instruction::Security::Sandbox,
+            devices: vec![],
+            script: None,
+        }))
+    }
+
+    fn mount(kind: MountKind) -> Mount {
+        Mount {
+            target: Some("/m".into()),
+            read_only: true,
+            kind,
+        }
+    }
+
+    #[test]
+    fn a_mounts_contents_are_in_the_key_and_the_stages_number_and_the_images_name_are_not() {
+        let bind = |from| {
+            let source = "/".to_owned();
+            run(vec![mount(MountKind::Bind { from, source })])
+        };
+        let cache = |from| {
+            run(vec![mount(MountKind::Cache {
+                id: "c".into(),
+                sharing: slipway_dockerfile::instruction::Sharing::Shared,
+                from,
+                source: "/".into(),
+                mode: None,
+                uid: None,
+                gid: None,
+            })])
+        };
+        let froms = [
+            Source::Stage(StageId(1)),
+            Source::Stage(StageId(2)),
+            Source::Image("a:1".into()),
+        ];
+        let actions: [&dyn Fn(Source) -> Action; 2] = [&bind, &cache];
+        for action in actions {
+            let key =
+                |from: &Source, content| scope().step(&scratch(), &action(from.clone()), &[[content; 32]]);
+            for from in &froms {
+                assert_eq!(key(from, 7), key(&froms[0], 7));
+                assert_ne!(key(from, 7), key(from, 8));
+            }
+        }
+        assert_ne!(
+            scope().step(&scratch(), &bind(Source::Scratch), &[[7; 32]]),
+            scope().step(&scratch(), &cache(Source::Scratch), &[[7; 32]])
         );
     }
 }

@@ -42,7 +42,7 @@ pub use estate::{Estate, EstateError, sweep};
 pub use layer::SealError;
 pub use output::printable;
 pub use progress::{Event, Outcome, Progress, Silent, StepId, StepLabel};
-pub use request::{BuildRequest, ContextSource, DockerfileSource, Interruptible, Network, Stream};
+pub use request::{BuildRequest, ContextSource, DockerfileSource, Interruptible, Network, Secret, Stream};
 pub use sandbox::Surroundings;
 
 /// An error with its causes on one line.

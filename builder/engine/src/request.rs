@@ -1,6 +1,7 @@
 //! What a build is asked to do, already read and checked by whoever asks. Knows no command line.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::fs::File;
 use std::io::{self, Read};
 use std::path::PathBuf;
@@ -10,6 +11,7 @@ use rustix::event::{PollFd, PollFlags, Timespec};
 use slipway_image::Reference;
 
 use crate::cancel::Cancel;
+use crate::error::StepError;
 
 /// A build.
 #[derive(Debug, Clone)]
@@ -34,6 +36,41 @@ pub struct BuildRequest {
     pub network: Network,
     /// Whether a RUN may ask for the host's network: a Dockerfile cannot give it to itself.
     pub allow_host_network: bool,
+    /// `--secret`, by id.
+    pub secrets: BTreeMap<String, Secret>,
+}
+
+/// What a RUN may see with `--mount=type=secret`, and nobody else: it has no `Display`, and its `Debug` shows nothing.
+#[derive(Clone)]
+pub struct Secret(Arc<[u8]>);
+
+impl Secret {
+    /// The most bytes a secret may have: BuildKit's limit.
+    pub const MOST: usize = 500 << 10;
+
+    /// Takes the bytes, which may be anything.
+    #[must_use]
+    pub fn new(bytes: Vec<u8>) -> Secret {
+        Secret(bytes.into())
+    }
+
+    pub(crate) fn expose(&self) -> &[u8] {
+        &self.0
+    }
+
+    /// As the value of a variable.
+    pub(crate) fn text(&self) -> Result<String, StepError> {
+        match std::str::from_utf8(&self.0) {
+            Ok(text) if !text.contains('\0') => Ok(text.to_owned()),
+            _ => Err(StepError::BinarySecret),
+        }
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Secret(…)")
+    }
 }
 
 impl BuildRequest {
@@ -161,5 +198,14 @@ mod tests {
         cancel.set();
         assert_eq!(waiting.join().unwrap().unwrap_err(), "cancelled");
         drop(writer);
+    }
+
+    #[test]
+    fn a_secret_is_not_shown_and_only_text_is_a_variables_value() {
+        let secret = Secret::new(b"hush".to_vec());
+        assert_eq!(format!("{secret:?}"), "Secret(…)");
+        assert_eq!(secret.text().unwrap(), "hush");
+        assert!(Secret::new(b"a\0b".to_vec()).text().is_err());
+        assert!(Secret::new(vec![0xff]).text().is_err());
     }
 }

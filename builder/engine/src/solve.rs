@@ -118,7 +118,7 @@ fn refuse_what_cannot_run(build: &Build, program: &Program) -> Result<(), BuildE
                 .map(|what| StepError::Unsupported { what })
                 .or_else(|| crate::steps::not_granted(&build.request, step));
             if let Some(error) = wrong {
-                let label = label(build, stage, step);
+                let label = label(stage, step);
                 return Err(BuildError::Step(failure(build, step, label, error, Vec::new())));
             }
         }
@@ -143,8 +143,7 @@ fn failure(
     })
 }
 
-fn label(build: &Build, stage: &StageProgram, step: &Step) -> StepLabel {
-    let _ = build;
+fn label(stage: &StageProgram, step: &Step) -> StepLabel {
     StepLabel {
         stage: Some(stage.name.clone()).filter(|n| !n.is_empty()),
         number: u32::try_from(step.number.unwrap_or(0)).unwrap_or(0),
@@ -182,7 +181,7 @@ async fn run_steps(
             }
             continue;
         }
-        let label = label(build, stage, step);
+        let label = label(stage, step);
         let tail = Arc::new(Tail::default());
         let id = build.step();
         if build.cancel.is_set() {

@@ -284,3 +284,69 @@ fn files_are_taken_from_the_image_of_the_targets_platform() {
     lab.build(&["-t", "t:1", &dir]).ok();
     assert_eq!(lab.inspect("t:1")["platform"], format!("linux/{other}"));
 }
+
+#[test]
+fn mounts_lie_in_each_other_whatever_their_kinds_and_order() {
+    let Some(lab) = Lab::new() else { return };
+    lab.write("c/req.txt", "numpy");
+    let dir = lab.context(
+        "c",
+        &format!(
+            "FROM {BASE}\n\
+             RUN --mount=type=tmpfs,target=/tmp --mount=type=bind,source=req.txt,target=/tmp/req.txt cat /tmp/req.txt; touch /tmp/x\n\
+             RUN --mount=type=bind,source=req.txt,target=/a/b/req.txt --mount=type=cache,target=/a/c --mount=type=tmpfs,target=/a \
+             cat /a/b/req.txt; touch /a/c/kept /a/gone\n\
+             RUN --mount=type=cache,target=/a/c ls /a/c /a\n"
+        ),
+    );
+    let said = lab.build(&["-t", "t:1", &dir]).ok();
+    assert_eq!(said.out.matches(" numpy").count(), 2, "{}", said.out);
+    assert!(
+        said.out.contains(" kept") && !said.out.contains(" gone"),
+        "{}",
+        said.out
+    );
+    assert_eq!(lab.look("t:1", "ls -d /tmp /a 2>/dev/null; true"), "");
+}
+
+#[test]
+fn a_new_cache_is_filled_once_however_many_steps_and_builds_want_it_at_once() {
+    let Some(lab) = Lab::new() else { return };
+    let mut dockerfile = format!(
+        "FROM {BASE} AS seed\nRUN mkdir /seed; i=0; while [ $i -lt 300 ]; do echo $i > /seed/$i; i=$((i+1)); done\n"
+    );
+    let mut last = String::from("FROM scratch\n");
+    for n in 0..4 {
+        dockerfile.push_str(&format!(
+            "FROM {BASE} AS s{n}\nARG WHO\n\
+             RUN --mount=type=cache,id=c,target=/c,from=seed,source=/seed test $(ls /c | grep -c '^[0-9]*$') = 300 && echo {n} > /c/by-$WHO-{n} && echo {n} > /o\n"
+        ));
+        last.push_str(&format!("COPY --from=s{n} /o /o{n}\n"));
+    }
+    dockerfile.push_str(&last);
+    dockerfile.push_str(&format!(
+        "FROM {BASE}\nCOPY --from={} / /all\nRUN --mount=type=cache,id=c,target=/c,from=seed,source=/seed ls /c | grep -c ^by-\n",
+        4 + 1
+    ));
+    let dir = lab.context("c", &dockerfile);
+    let whose = ["a", "b"];
+    let mut builds: Vec<_> = whose
+        .iter()
+        .map(|who| lab.start(&["--build-arg", &format!("WHO={who}"), &dir], who))
+        .collect();
+    for (build, who) in builds.iter_mut().zip(whose) {
+        let code = build.wait().unwrap();
+        let said = std::fs::read_to_string(lab.path(who)).unwrap();
+        assert!(code.success(), "{said}");
+    }
+    let mounts = std::fs::read_dir(lab.path("root/cache-mounts")).unwrap();
+    let mounts: Vec<_> = mounts.map(|entry| entry.unwrap().path()).collect();
+    assert_eq!(mounts.len(), 1, "{mounts:?}");
+    let kept = std::fs::read_dir(mounts[0].join("fs")).unwrap().count();
+    assert_eq!(kept, 300 + 8, "nobody wrote into a directory that was put away");
+    let names: Vec<_> = std::fs::read_dir(&mounts[0])
+        .unwrap()
+        .map(|e| e.unwrap().file_name())
+        .collect();
+    assert_eq!(names.len(), 2, "the lock and what is mounted: {names:?}");
+}

@@ -10,3 +10,4 @@ mod lab;
 mod language;
 mod network;
 mod results;
+mod secrets;

@@ -343,3 +343,21 @@ fn an_interrupted_save_leaves_no_file() {
         code => assert!(code == Some(130) && left.is_empty(), "{code:?}, {left:?}"),
     }
 }
+
+#[test]
+fn a_stage_more_and_another_name_of_an_image_change_no_step_that_mounts_from_them() {
+    let Some(lab) = Lab::new() else { return };
+    lab.run(&["tag", BASE, "test/renamed:1"]).ok();
+    let text = |first: &str, image: &str| {
+        format!(
+            "{first}FROM {BASE} AS a\nRUN echo same > /taken\nFROM {BASE}\n\
+             RUN --mount=from=a,target=/m cat /m/taken\n\
+             RUN --mount=from={image},target=/m ls /m\n\
+             RUN --mount=type=cache,target=/m,from=a ls /m\n"
+        )
+    };
+    lab.build(&[&lab.context("c", &text("", BASE))]).ok();
+    let other = text(&format!("FROM {BASE} AS unrelated\nRUN true\n"), "test/renamed:1");
+    let said = lab.build(&[&lab.context("c", &other)]).ok();
+    assert_eq!(said.out.matches("CACHED").count(), 4, "{}", said.out);
+}

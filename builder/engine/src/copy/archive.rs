@@ -1,6 +1,7 @@
 //! ADD's unpacking of local archives: found by content, unpacked below the destination. Everything the archive names
 //! stays below it, symlinks included. Whiteouts mean nothing here: it is no layer.
 
+use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::io::{self, BufReader, Read, Write};
 use std::os::fd::OwnedFd;
@@ -19,6 +20,8 @@ use super::tree::Tree;
 use crate::cancel::Cancel;
 
 const BUFFER: usize = 256 * 1024;
+/// Bytes of names of directories whose times come last.
+const MOST_REMEMBERED: usize = 128 << 20;
 
 /// How an archive is packed, by its first bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -226,7 +229,8 @@ pub fn unpack(
     let mut extract = Extract {
         root: Root::from_fd(fd.into(), &dir),
         owner: to.owner,
-        directories: Vec::new(),
+        directories: BTreeMap::new(),
+        remembered: 0,
         last: None,
         cancel,
     };
@@ -268,7 +272,8 @@ pub fn unpack_into(dir: &Path, stream: Unpacked, cancel: &Cancel) -> Result<(), 
     let mut extract = Extract {
         root,
         owner: None,
-        directories: Vec::new(),
+        directories: BTreeMap::new(),
+        remembered: 0,
         last: None,
         cancel,
     };
@@ -324,8 +329,10 @@ impl From<TarError> for ExtractError {
 struct Extract<'a> {
     root: Root,
     owner: Option<(u32, u32)>,
-    /// Their times come last.
-    directories: Vec<(PathBuf, Timestamps)>,
+    /// Their times come last. What an entry takes the place of is no longer among them.
+    directories: BTreeMap<PathBuf, Timestamps>,
+    /// Bytes of their names.
+    remembered: usize,
     /// The directory of the last entry: the next one is nearly always in it as well.
     last: Option<(PathBuf, OwnedFd)>,
     cancel: &'a Cancel,
@@ -342,12 +349,44 @@ impl Extract<'_> {
             next = reader.next_entry()?;
         }
         for (path, times) in self.directories.iter().rev() {
-            let dir = self
-                .root
-                .open_file(path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC)?;
-            rustix::fs::futimens(&dir, times)?;
+            let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            match self.root.open_file(path, flags) {
+                Ok(dir) => rustix::fs::futimens(&dir, times)?,
+                // It was reached through a link, and an entry has taken its place under its other name.
+                Err(e) if is_no_directory(&e) => {}
+                Err(e) => return Err(e.into()),
+            }
         }
         Ok(())
+    }
+
+    /// An entry takes the place of what is there.
+    fn forget(&mut self, path: &Path) {
+        let below: Vec<PathBuf> = self
+            .directories
+            .range(path.to_path_buf()..)
+            .map(|(known, _)| known)
+            .take_while(|known| known.starts_with(path))
+            .cloned()
+            .collect();
+        for known in below {
+            self.remembered -= known.as_os_str().len();
+            self.directories.remove(&known);
+        }
+    }
+
+    fn remember(&mut self, path: PathBuf, times: Timestamps) -> Result<(), ExtractError> {
+        let length = path.as_os_str().len();
+        if self.directories.insert(path, times).is_none() {
+            self.remembered += length;
+        }
+        match self.remembered <= MOST_REMEMBERED {
+            true => Ok(()),
+            false => {
+                let why = "the names of its directories take more than 128 MiB";
+                Err(io::Error::new(io::ErrorKind::InvalidData, why).into())
+            }
+        }
     }
 
     fn one(&mut self, header: &Header, reader: &mut Reader<impl Read>) -> Result<(), ExtractError> {
@@ -361,6 +400,7 @@ impl Extract<'_> {
             let there = FileType::from_raw_mode(stat.st_mode) == FileType::Directory;
             if !(there && header.kind == Kind::Directory) {
                 self.root.remove_all(&path)?;
+                self.forget(&path);
                 // It may have been on the way to the directory that is kept open.
                 self.last = None;
             }
@@ -463,8 +503,7 @@ impl Extract<'_> {
             }
         }
         if header.kind == Kind::Directory {
-            self.directories.push((path, times));
-            return Ok(());
+            return self.remember(path, times);
         }
         Ok(rustix::fs::utimensat(
             dir,
@@ -473,6 +512,26 @@ impl Extract<'_> {
             AtFlags::SYMLINK_NOFOLLOW,
         )?)
     }
+}
+
+fn is_no_directory(error: &io::Error) -> bool {
+    use rustix::io::Errno;
+    let expected = [Errno::NOENT, Errno::NOTDIR, Errno::LOOP].map(Errno::raw_os_error);
+    let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);
+    while let Some(error) = cause {
+        let code = error
+            .downcast_ref::<io::Error>()
+            .and_then(io::Error::raw_os_error);
+        if code.is_some_and(|code| expected.contains(&code)) {
+            return true;
+        }
+        // An error inside another is not its source, but what its source would be.
+        cause = match error.downcast_ref::<io::Error>().and_then(io::Error::get_ref) {
+            Some(inner) => Some(inner),
+            None => error.source(),
+        };
+    }
+    false
 }
 
 /// A name of the archive as an absolute path below the destination.

@@ -686,3 +686,48 @@ fn what_overlay_would_take_for_its_own_marks_does_not_get_into_a_layer() {
         crate::chain(&error)
     );
 }
+
+#[test]
+fn a_directory_of_an_archive_that_is_replaced_later_is_forgotten() {
+    let Some(case) = Case::new() else { return };
+    use slipway_snapshot::tar::{Header, Kind, Time};
+    let entry = |path: &str, kind: Kind, link: &str| Header {
+        mode: 0o755,
+        link: link.into(),
+        mtime: Time {
+            seconds: 1_000_000_000,
+            nanos: 0,
+        },
+        ..Header::new(path, kind)
+    };
+    // A directory, one inside it, and what takes its place: a file, a link to a directory that has its own time.
+    for (n, (kind, link)) in [(Kind::File, ""), (Kind::Symlink, "../usr")]
+        .into_iter()
+        .enumerate()
+    {
+        let to = format!("to{n}");
+        case.there(&format!("usr/{to}/x"), "");
+        let before = case.meta("usr").modified().unwrap();
+        let inside = case.meta(&format!("usr/{to}")).modified().unwrap();
+        let bytes = tar(|writer| {
+            for header in [
+                entry("d", Kind::Directory, ""),
+                entry(&format!("d/{to}"), Kind::Directory, ""),
+                entry("d", kind, link),
+                entry("alias", Kind::Symlink, "e"),
+                entry("e", Kind::Directory, ""),
+                entry("alias/f", Kind::Directory, ""),
+                entry("e/f", Kind::File, ""),
+                entry("g", Kind::Directory, ""),
+            ] {
+                writer.file(&header, &mut &b""[..]).unwrap();
+            }
+        });
+        std::fs::write(case.context("a.tar"), bytes).unwrap();
+        assert!(unpack(&case, "a.tar").unwrap());
+        assert_eq!(case.meta("usr").modified().unwrap(), before);
+        assert_eq!(case.meta(&format!("usr/{to}")).modified().unwrap(), inside);
+        let old = std::time::UNIX_EPOCH + std::time::Duration::from_secs(1_000_000_000);
+        assert_eq!(case.meta("to/g").modified().unwrap(), old);
+    }
+}

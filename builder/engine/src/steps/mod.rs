@@ -79,9 +79,6 @@ pub(crate) fn not_built(step: &Step) -> Option<String> {
             }
             run.mounts.iter().find_map(|mount| match &mount.kind {
                 MountKind::Ssh { .. } => Some("RUN --mount=type=ssh".to_owned()),
-                MountKind::Secret {
-                    required: true, id, ..
-                } => Some(format!("RUN --mount=type=secret (id {id}, required)")),
                 MountKind::Bind {
                     from: Source::Named(name),
                     ..

@@ -1,5 +1,5 @@
 //! `RUN --mount`: what is mounted into a command besides the step's own files. Binds of the context, of stages and
-//! of images; caches that outlive the build; memory. Secrets and ssh agents cannot be given to a build yet.
+//! of images; caches that outlive the build; memory; secrets. Ssh agents cannot be given to a build yet.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -21,7 +21,11 @@ use crate::copy::select::resolve;
 use crate::copy::tree::{All, Owners, Tree};
 use crate::error::StepError;
 use crate::layer::Tip;
+use crate::request::Secret;
 use crate::sandbox::{Point, Stubs};
+
+/// Of a secret's file that does not say.
+const SECRET_MODE: u32 = 0o400;
 
 /// What the mounts of a step need, looked up before its cache key is known.
 #[derive(Default)]
@@ -29,6 +33,10 @@ pub(super) struct Inputs {
     /// What they contribute to the key.
     pub contents: Vec<[u8; 32]>,
     list: Vec<Input>,
+    /// Variables that get a secret.
+    pub env: Vec<(String, Secret)>,
+    /// Secrets that have to be there and are not; no matter where the step comes from the cache.
+    missing: Vec<String>,
 }
 
 enum Input {
@@ -49,6 +57,13 @@ enum Input {
     },
     /// A directory that stays.
     Cache(Box<CacheMount>),
+    /// A file that only the command sees.
+    Secret {
+        target: PathBuf,
+        secret: Secret,
+        mode: u32,
+        owner: (u32, u32),
+    },
 }
 
 /// Something that can be bind-mounted now.
@@ -65,6 +80,8 @@ pub(super) struct Mounted {
     view: Option<(Active, PathBuf)>,
     /// A cache, held while it is used.
     _cache: Option<Arc<CacheDir>>,
+    /// Memory that holds a secret, mounted here.
+    secret: Option<PathBuf>,
 }
 
 /// Looks up what the mounts name.
@@ -136,6 +153,9 @@ pub(super) async fn prepare(cx: &StepContext<'_>, step: &RunStep) -> Result<Inpu
                         })
                     }
                 };
+                // One for each mount that could have a source, so that they are told apart by their places.
+                let key = start.as_ref().map_or_else(crate::key::scratch, |start| start.key);
+                inputs.contents.push(*key.as_bytes());
                 inputs.list.push(Input::Cache(Box::new(CacheMount {
                     target,
                     read_only,
@@ -146,13 +166,31 @@ pub(super) async fn prepare(cx: &StepContext<'_>, step: &RunStep) -> Result<Inpu
                     owner: (uid.unwrap_or(0), gid.unwrap_or(0)),
                 })));
             }
-            // Nobody can give a build a secret yet: one that is not required is simply not there.
-            MountKind::Secret { required: false, .. } => {}
-            MountKind::Secret { id, .. } => {
-                return Err(StepError::Unsupported {
-                    what: format!("RUN --mount=type=secret (id {id})"),
-                });
-            }
+            // Not in the key: it is what gets something done, and no part of what is made.
+            MountKind::Secret {
+                id,
+                env,
+                required,
+                mode,
+                uid,
+                gid,
+            } => match cx.build.request.secrets.get(id) {
+                Some(secret) => {
+                    inputs
+                        .env
+                        .extend(env.iter().map(|env| (env.clone(), secret.clone())));
+                    if mount.target.is_some() {
+                        inputs.list.push(Input::Secret {
+                            target,
+                            secret: secret.clone(),
+                            mode: mode.unwrap_or(SECRET_MODE),
+                            owner: (uid.unwrap_or(0), gid.unwrap_or(0)),
+                        });
+                    }
+                }
+                None if *required => inputs.missing.push(id.clone()),
+                None => {}
+            },
             MountKind::Ssh { .. } => {
                 return Err(StepError::Unsupported {
                     what: "RUN --mount=type=ssh".to_owned(),
@@ -198,6 +236,9 @@ async fn tip_of(cx: &StepContext<'_>, from: &Source) -> Result<(Tip, Digest, Str
 
 /// Makes everything ready to be bind-mounted.
 pub(super) async fn mount(cx: &StepContext<'_>, inputs: &Inputs) -> Result<Vec<Mounted>, StepError> {
+    if let Some(id) = inputs.missing.first() {
+        return Err(StepError::NoSecret { id: id.clone() });
+    }
     let caches = inputs.list.iter().filter_map(|input| match input {
         Input::Cache(cache) => Some(&**cache),
         _ => None,
@@ -240,6 +281,7 @@ async fn one(
                     is_file,
                     view: Some((view, point)),
                     _cache: None,
+                    secret: None,
                 }),
                 Err(error) => {
                     drop_view(cx, view, point).await?;
@@ -267,6 +309,26 @@ async fn one(
                 is_file: !selection.found.is_dir(),
                 view: Some((view, point)),
                 _cache: None,
+                secret: None,
+            })
+        }
+        Input::Secret {
+            target,
+            secret,
+            mode,
+            owner,
+        } => {
+            let dir = cx.build.sandbox.fresh_dir("secret")?;
+            let (at, secret, mode, owner) = (dir.clone(), secret.clone(), *mode, *owner);
+            let source = cx.blocking(move || in_memory(&at, &secret, mode, owner)).await?;
+            Ok(Mounted {
+                target: target.clone(),
+                source,
+                read_only: true,
+                is_file: true,
+                view: None,
+                _cache: None,
+                secret: Some(dir),
             })
         }
         Input::Cache(cache) => {
@@ -280,6 +342,7 @@ async fn one(
                 is_file: false,
                 view: None,
                 _cache: Some(taken),
+                secret: None,
             })
         }
     }
@@ -366,8 +429,48 @@ pub(super) async fn unmount(cx: &StepContext<'_>, mounted: Vec<Mounted>) -> Resu
         if let Some((view, point)) = one.view {
             result = result.and(drop_view(cx, view, point).await);
         }
+        if let Some(dir) = one.secret {
+            result = result.and(cx.blocking(move || forget_memory(&dir)).await);
+        }
     }
     result
+}
+
+/// Writes a secret into memory of its own, mounted at `dir`; the file. It is on no disk.
+fn in_memory(dir: &Path, secret: &Secret, mode: u32, owner: (u32, u32)) -> Result<PathBuf, StepError> {
+    use rustix::mount::MountFlags;
+    use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+    let path = dir.join("secret");
+    let io = |act: &'static str| {
+        let path = path.clone();
+        move |source: std::io::Error| StepError::Io { act, path, source }
+    };
+    let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
+    rustix::mount::mount("tmpfs", dir, "tmpfs", flags, c"mode=0700,size=1m")
+        .map_err(|e| io("mount memory for")(e.into()))?;
+    let write = || {
+        let mut file = std::fs::OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(&path)?;
+        std::io::Write::write_all(&mut file, secret.expose())?;
+        std::os::unix::fs::fchown(&file, Some(owner.0), Some(owner.1))?;
+        file.set_permissions(std::fs::Permissions::from_mode(mode & 0o7777))
+    };
+    write().map_err(io("write the secret into")).inspect_err(|_| {
+        if let Err(error) = forget_memory(dir) {
+            tracing::warn!(%error, dir = %dir.display(), "goes with the build");
+        }
+    })?;
+    Ok(path)
+}
+
+fn forget_memory(dir: &Path) -> Result<(), StepError> {
+    slipway_snapshot::unmount(dir).map_err(|source| StepError::Mount {
+        act: "unmount",
+        source,
+    })
 }
 
 /// tmpfs mounts go straight into the specification.
@@ -406,6 +509,8 @@ pub(super) fn add_tmpfs(
             })?;
         list.push(built);
     }
+    // What lies in another mount comes after it, whatever their kinds; among equals the order is as it was.
+    list.sort_by_key(|mount| mount.destination().components().count());
     spec.set_mounts(Some(list));
     Ok(())
 }

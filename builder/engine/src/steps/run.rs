@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::pipe::{PipeFlags, pipe_with};
-use slipway_dockerfile::instruction::{Network, Security};
+use slipway_dockerfile::instruction::Network;
 use slipway_dockerfile::step::RunStep;
 use slipway_shim_client::{CreateContainer, Exit, Output, Shim, Stdin};
 use slipway_snapshot::Root;
@@ -26,16 +26,6 @@ const LAST_OUTPUT: Duration = Duration::from_secs(3);
 const DYING: Duration = Duration::from_secs(20);
 
 pub(super) async fn execute(cx: &StepContext<'_>, step: &RunStep) -> Result<StepResult, StepError> {
-    if step.security == Security::Insecure {
-        return Err(StepError::Unsupported {
-            what: "RUN --security=insecure".to_owned(),
-        });
-    }
-    if let Some(device) = step.devices.first() {
-        return Err(StepError::Unsupported {
-            what: format!("RUN --device={}", device.name),
-        });
-    }
     let inputs = mounts::prepare(cx, step).await?;
     let key = cx
         .build
@@ -43,7 +33,7 @@ pub(super) async fn execute(cx: &StepContext<'_>, step: &RunStep) -> Result<Step
         .step(&cx.key, &cx.step.action, &inputs.contents);
     cx.cached_or(vec![key], async |point: &Path| {
         let mounted = mounts::mount(cx, &inputs).await?;
-        let ran = run(cx, step, point, &mounted).await;
+        let ran = run(cx, step, point, &mounted, &inputs.env).await;
         let unmounted = mounts::unmount(cx, mounted).await;
         ran.and(unmounted)
     })
@@ -55,6 +45,7 @@ async fn run(
     step: &RunStep,
     rootfs: &Path,
     mounted: &[mounts::Mounted],
+    secrets: &[(String, request::Secret)],
 ) -> Result<(), StepError> {
     let root = Root::open(rootfs).map_err(|source| StepError::Io {
         act: "open",
@@ -62,7 +53,7 @@ async fn run(
         source,
     })?;
     let mut stubs = Stubs::default();
-    let ran = run_in(cx, step, rootfs, &root, &mut stubs, mounted).await;
+    let ran = run_in(cx, step, rootfs, &root, &mut stubs, mounted, secrets).await;
     let cleaned = cx.blocking(move || stubs.remove(&root)).await;
     ran.and(cleaned)
 }
@@ -74,6 +65,7 @@ async fn run_in(
     root: &Root,
     stubs: &mut Stubs,
     mounted: &[mounts::Mounted],
+    secrets: &[(String, request::Secret)],
 ) -> Result<(), StepError> {
     let sandbox = &cx.build.sandbox;
     let bundle = sandbox.fresh_dir("run")?;
@@ -84,7 +76,7 @@ async fn run_in(
             .map(|n| n.to_string_lossy())
             .unwrap_or_default()
     );
-    let described = describe(cx, step, rootfs, root, stubs, mounted, &id, &bundle).await;
+    let described = describe(cx, step, rootfs, root, stubs, mounted, secrets, &id, &bundle).await;
     let ran = match described {
         Ok(()) => contain(cx, step, &id, &bundle).await,
         Err(e) => Err(e),
@@ -107,6 +99,7 @@ async fn describe(
     root: &Root,
     stubs: &mut Stubs,
     mounted: &[mounts::Mounted],
+    secrets: &[(String, request::Secret)],
     id: &str,
     bundle: &Path,
 ) -> Result<(), StepError> {
@@ -148,6 +141,10 @@ async fn describe(
     }
     let mut env = step.env.clone();
     env.extend(step.proxy_env.iter().cloned());
+    for (name, secret) in secrets {
+        env.retain(|(there, _)| there != name);
+        env.push((name.clone(), secret.text()?));
+    }
     let read = |path: &str| {
         root.read(Path::new(path), FILE_LIMIT)
             .map_err(io("read the image's", Path::new(path)))
