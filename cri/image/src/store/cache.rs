@@ -14,6 +14,9 @@ use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::time::{Duration, Instant, SystemTime};
 
+/// Entries forgotten in one transaction: others wait for the write lock no longer than for these.
+const BATCH: usize = 100;
+
 /// The result of one build step, by its cache key.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CacheEntry {
@@ -98,8 +101,9 @@ impl Store {
     /// # Errors
     /// What the catalog answers.
     pub fn cache_prune(&self, which: CachePrune) -> Result<u64> {
-        self.inner.with_reserve(|| {
-            self.inner.catalog.write(Durability::Normal, |c| {
+        let inner = &self.inner;
+        let old = || {
+            inner.catalog.write(Durability::Normal, |c| {
                 let mut gone = 0;
                 if which.all {
                     gone += cache::delete_unused(c, i64::MAX)?;
@@ -108,15 +112,23 @@ impl Store {
                     let millis = i64::try_from(time.as_millis()).unwrap_or(i64::MAX);
                     gone += cache::delete_unused(c, now().saturating_sub(millis))?;
                 }
-                if let Some(limit) = which.keep_bytes {
-                    while cache::own_bytes(c)? > limit {
-                        let Some(oldest) = cache::oldest(c)? else { break };
-                        gone += cache::delete(c, &oldest)?;
-                    }
-                }
                 Ok(gone)
             })
-        })
+        };
+        let mut gone = inner.with_reserve(old)?;
+        if let Some(limit) = which.keep_bytes {
+            // Nobody waits while it is found out what has to go; one that was used meanwhile stays.
+            for some in inner.catalog.read(|c| cache::beyond(c, limit))?.chunks(BATCH) {
+                gone += inner.with_reserve(|| {
+                    inner.catalog.write(Durability::Normal, |c| {
+                        some.iter().try_fold(0, |gone, (key, used)| {
+                            Ok(gone + cache::delete_unless_used(c, key, *used)?)
+                        })
+                    })
+                })?;
+            }
+        }
+        Ok(gone)
     }
 
     /// The right to execute the step with this key, waiting while another process has it.

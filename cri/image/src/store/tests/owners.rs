@@ -366,6 +366,52 @@ fn root_a_cached_layer_stays_until_its_entry_goes_and_the_oldest_goes_first() {
 }
 
 #[test]
+fn root_the_cache_shrinks_by_its_oldest_entries_and_keeps_those_that_would_give_nothing_back() {
+    if !is_root("the_cache_shrinks") {
+        return;
+    }
+    let bed = Bed::new();
+    let layers: Vec<Blob> = (0..4u8)
+        .map(|n| Blob::gzip(&[(&format!("f{n}"), &[n; 50_000])]))
+        .collect();
+    let all = pull(&bed.store, &layers, &["all"], "").unwrap();
+    let chains = crate::ChainId::all(&all.layers);
+    // The lowest two are an image's; of the others only the cache knows.
+    let image = pull(&bed.store, &layers[..2], &["base"], "base").unwrap();
+    let put = |n: u8, chain: usize| {
+        let key = Digest::of(&[n]);
+        bed.store.cache_put(&key, Some(&chains[chain]), "").unwrap();
+        // The times of use are told apart.
+        std::thread::sleep(Duration::from_millis(3));
+        key
+    };
+    let keys = [put(0, 1), put(1, 2), put(2, 3), put(3, 2), put(4, 3)];
+    bed.store.remove_image(&all.id).unwrap();
+    let there = || -> Vec<usize> {
+        let lease = bed.store.lease("look").unwrap();
+        let found = |key| bed.store.cache_get(key, &lease).unwrap().is_some();
+        (0..5).filter(|n| found(&keys[*n])).collect()
+    };
+    let prune = |bytes| {
+        bed.store
+            .cache_prune(CachePrune {
+                keep_bytes: Some(bytes),
+                ..CachePrune::default()
+            })
+            .unwrap()
+    };
+    assert_eq!(prune(1 << 20), 0);
+    // Each layer has several entries: it goes with the last of them, and the one below it with those on it.
+    assert_eq!(prune(80_000), 4);
+    assert_eq!(there(), [0]);
+    bed.store.gc().unwrap();
+    assert_eq!(bed.snapshots().len(), 2);
+    assert_eq!(prune(0), 0, "what is an image's takes nothing");
+    bed.store.remove_image(&image.id).unwrap();
+    assert_eq!(prune(0), 1);
+}
+
+#[test]
 fn root_a_snapshot_that_cannot_be_removed_keeps_nothing_else() {
     if !is_root("a_snapshot_that_cannot_be_removed") {
         return;
