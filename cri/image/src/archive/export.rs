@@ -4,7 +4,7 @@ use super::{ArchiveFormat, DockerImage, NAME, REF_NAME};
 use crate::digest::Digest;
 use crate::error::{Result, StoreError};
 use crate::image::Image;
-use crate::store::{Compression, Lease, Manifest, Store};
+use crate::store::{Compression, Layer, LayerOptions, Lease, Manifest, Store};
 use slipway_snapshot::tar::{Header, Kind, Writer};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Read, Write};
@@ -71,6 +71,19 @@ impl Archive<'_> {
         header.mode = 0o644;
         header.size = size;
         self.tar.file(&header, contents).map_err(write_error)
+    }
+
+    /// A layer made here, as its tar: written as it is read, and kept nowhere.
+    fn layer(&mut self, store: &Store, path: &str, layer: &Layer, options: &LayerOptions) -> Result<()> {
+        if !self.written.insert(path.to_owned()) {
+            return Ok(());
+        }
+        let mut header = Header::new(path, Kind::File);
+        header.mode = 0o644;
+        header.size = layer.tar_bytes;
+        let mut contents = self.tar.begin(&header).map_err(write_error)?;
+        store.write_tar(&layer.chain, &layer.diff_id, options, &mut contents)?;
+        contents.end().map_err(write_error)
     }
 
     fn bytes(&mut self, path: &str, bytes: &[u8]) -> Result<()> {
@@ -167,9 +180,14 @@ fn docker(
             let chain = crate::ChainId::of(&image.layers[..=n]).ok_or_else(|| StoreError::NoImage {
                 name: image.id.to_string(),
             })?;
-            let blob = store.layer_blob(&chain, Compression::None, lease)?;
             let path = format!("{}/layer.tar", diff.digest().hex());
-            tar.blob(store, &path, &digest_of(&blob)?)?;
+            match store.made_here(&chain, lease)? {
+                Some((layer, options)) => tar.layer(store, &path, &layer, &options)?,
+                None => {
+                    let blob = store.layer_blob(&chain, Compression::None, lease)?;
+                    tar.blob(store, &path, &digest_of(&blob)?)?;
+                }
+            }
             layers.push(path);
         }
         let config = format!("{}.json", image.id.digest().hex());

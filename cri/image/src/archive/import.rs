@@ -18,6 +18,8 @@ use std::str::FromStr;
 const MAX_JSON: u64 = 4 << 20;
 /// Files in an archive, and images in an index.
 const MAX_FILES: usize = 100_000;
+/// Bytes of all names and targets of links together: they are kept until the archive's end.
+const MAX_NAMES: usize = 32 << 20;
 const MAX_IMAGES: usize = 1_000;
 const MAX_NESTING: u32 = 3;
 
@@ -111,7 +113,13 @@ fn read(store: &Store, tar: &mut dyn Read, lease: &Lease) -> Result<Contents> {
     })?;
     let mut reader = Reader::new(BufReader::with_capacity(BUFFER, plain));
     let damaged = |e| bad(chain(&e));
+    let mut names = 0;
     while let Some(header) = reader.next_entry().map_err(damaged)? {
+        // A link's target is kept behind the directory it is in.
+        names += 2 * header.path.len() + header.link.len();
+        if names > MAX_NAMES {
+            return Err(bad(format!("its names have more than {} MiB", MAX_NAMES >> 20)));
+        }
         if contents.files.len() + contents.links.len() >= MAX_FILES {
             return Err(bad(format!("it holds more than {MAX_FILES} files")));
         }

@@ -99,6 +99,60 @@ fn root_images_travel_in_either_format_and_keep_their_identity() {
 }
 
 #[test]
+fn root_saving_a_build_for_docker_leaves_no_copy_of_its_layers() {
+    if !is_root("saving_a_build_for_docker") {
+        return;
+    }
+    let bed = Bed::new();
+    let built = build(&bed.store, None, "data", &[3; 50_000], "app").unwrap();
+    let before = (
+        bed.store.fs_info().unwrap().used_bytes,
+        bed.list("content/sha256"),
+    );
+    let archive = save(&bed, &["app"], ArchiveFormat::Docker);
+    assert_eq!(
+        (
+            bed.store.fs_info().unwrap().used_bytes,
+            bed.list("content/sha256")
+        ),
+        before
+    );
+    let other = Bed::new();
+    assert_eq!(load(&other, &archive).unwrap()[0].id, built.id);
+    // What is no longer as it was is not passed off as it.
+    let chain = built.chain.unwrap();
+    let snapshot = bed.store.layer(&chain).unwrap().unwrap().snapshot;
+    let file = bed
+        .root()
+        .join("snapshots")
+        .join(snapshot.as_str())
+        .join("fs/data");
+    for contents in [vec![4; 50_000], vec![3; 49_000], vec![3; 60_000]] {
+        std::fs::write(&file, contents).unwrap();
+        bed.store
+            .export(&["app"], ArchiveFormat::Docker, &mut Vec::new())
+            .unwrap_err();
+    }
+}
+
+#[test]
+fn root_an_archive_of_long_names_is_refused_before_they_fill_the_memory() {
+    if !is_root("an_archive_of_long_names") {
+        return;
+    }
+    let long = "x/".repeat(100_000);
+    let mut writer = TarWriter::new(Vec::new());
+    for n in 0..200 {
+        let mut header = Header::new(format!("{n}"), Kind::Symlink);
+        header.link = long.clone().into();
+        writer.entry(&header).unwrap();
+    }
+    let archive = writer.finish().unwrap().0;
+    let error = load(&Bed::new(), &archive).unwrap_err();
+    assert!(error.to_string().contains("32 MiB"), "{error}");
+}
+
+#[test]
 fn root_an_image_can_be_saved_by_its_id_without_a_name() {
     if !is_root("an_image_can_be_saved_by_its_id") {
         return;

@@ -153,11 +153,13 @@ pub(crate) fn by_prefix(c: &Connection, digits: &str) -> Result<Vec<ImageId>> {
         .collect()
 }
 
-/// Adds an image; one that is there keeps its age and its pin.
+/// Adds an image; one that is there keeps its pin, and its age unless it was built anew: a build that is nowhere else
+/// counts as pinned from then on.
 pub(crate) fn put(c: &Connection, new: &NewRow<'_>) -> Result<()> {
     c.execute(
         "INSERT INTO images (id, config, chain, size, since, built_here) VALUES (?1, ?2, ?3, ?4, ?5, ?6)
-         ON CONFLICT (id) DO UPDATE SET size = excluded.size, built_here = max(built_here, excluded.built_here)",
+         ON CONFLICT (id) DO UPDATE SET size = excluded.size, built_here = max(built_here, excluded.built_here),
+             since = CASE WHEN excluded.built_here THEN excluded.since ELSE since END",
         (
             new.id.to_string(),
             new.config,

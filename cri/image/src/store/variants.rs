@@ -5,7 +5,7 @@
 
 use super::images::no_image;
 use super::layers::HashSink;
-use super::{LayerOptions, Lease, Store};
+use super::{Layer, LayerOptions, Lease, Store};
 use crate::catalog::variants::BlobRow;
 use crate::catalog::{Durability, layers, variants};
 use crate::codec::{Encoder, encoder_name, encoder_named};
@@ -202,6 +202,54 @@ impl Store {
         lease.blob(blob)
     }
 
+    /// A layer that was made here and nowhere else, with how; held by the lease from now on.
+    ///
+    /// # Errors
+    /// What the catalog answers.
+    pub(crate) fn made_here(&self, chain: &ChainId, lease: &Lease) -> Result<Option<(Layer, LayerOptions)>> {
+        let Some(layer) = lease.layer(chain)? else {
+            return Ok(None);
+        };
+        let options = self.inner.catalog.read(|c| {
+            let pulled = !variants::originals(c, &layer.diff_id)?.is_empty();
+            Ok(layers::options(c, chain)?.filter(|_| !pulled))
+        })?;
+        Ok(options.map(|options| (layer, options)))
+    }
+
+    /// Writes the tar of a layer that was made here.
+    ///
+    /// # Errors
+    /// [`StoreError::NotReproducible`], after everything was written; when `out` cannot take it.
+    pub(crate) fn write_tar(
+        &self,
+        chain: &ChainId,
+        diff_id: &DiffId,
+        options: &LayerOptions,
+        out: &mut dyn Write,
+    ) -> Result<()> {
+        let snapshots = self.chain_snapshots(chain)?;
+        let (own, lower) = snapshots
+            .split_first()
+            .ok_or(StoreError::NoLayer { chain: *chain })?;
+        let mut both = Both {
+            hash: HashSink::default(),
+            out,
+        };
+        self.write_layer(own, lower, options, &mut both)
+            .map_err(|error| reading(diff_id, error))?;
+        let found = Digest::from_hash(both.hash.0);
+        match found == *diff_id.digest() {
+            true => Ok(()),
+            false => Err(StoreError::NotReproducible {
+                diff_id: *diff_id,
+                encoder: "tar".to_owned(),
+                expected: *diff_id.digest(),
+                found,
+            }),
+        }
+    }
+
     fn encode(
         &self,
         chain: &ChainId,
@@ -211,30 +259,13 @@ impl Store {
         lease: &Lease,
         started: impl FnOnce(Follower),
     ) -> Result<BlobRow> {
-        let snapshots = self.chain_snapshots(chain)?;
-        let (own, lower) = snapshots
-            .split_first()
-            .ok_or(StoreError::NoLayer { chain: *chain })?;
         let _flushing = self.flushing();
         let ingest = self.ingest(lease)?;
         started(ingest.follow()?);
         let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-        let mut both = Both {
-            hash: HashSink::default(),
-            encoder: Encoder::new(compression, ingest, threads),
-        };
-        self.write_layer(own, lower, options, &mut both)
-            .map_err(|error| reading(diff_id, error))?;
-        let found = Digest::from_hash(both.hash.0);
-        if found != *diff_id.digest() {
-            return Err(StoreError::NotReproducible {
-                diff_id: *diff_id,
-                encoder: "tar".to_owned(),
-                expected: *diff_id.digest(),
-                found,
-            });
-        }
-        let ingest: Ingest = both.encoder.finish().map_err(|source| writing(diff_id, source))?;
+        let mut encoder = Encoder::new(compression, ingest, threads);
+        self.write_tar(chain, diff_id, options, &mut encoder)?;
+        let ingest: Ingest = encoder.finish().map_err(|source| writing(diff_id, source))?;
         let blob = ingest.finish(None, None)?;
         Ok(BlobRow {
             digest: blob.digest,
@@ -361,15 +392,15 @@ fn as_oci(layer: Descriptor) -> Descriptor {
     Descriptor::new(media_type, layer.size(), layer.digest().clone())
 }
 
-/// The tar goes to its hash and to the encoder.
-struct Both {
+/// The tar goes to its hash and on.
+struct Both<'a> {
     hash: HashSink,
-    encoder: Encoder<Ingest>,
+    out: &'a mut dyn Write,
 }
 
-impl Write for Both {
+impl Write for Both<'_> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.encoder.write_all(bytes)?;
+        self.out.write_all(bytes)?;
         self.hash.write(bytes)
     }
 

@@ -10,7 +10,7 @@ mod read;
 mod write;
 
 pub use read::{Reader, TarError};
-pub use write::Writer;
+pub use write::{Contents, Writer};
 
 /// Tar's unit.
 pub const BLOCK: usize = 512;

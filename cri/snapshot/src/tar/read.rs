@@ -94,11 +94,6 @@ impl<R: Read> Reader<R> {
         }
     }
 
-    /// Bytes of the archive read so far.
-    pub fn position(&self) -> u64 {
-        self.position
-    }
-
     /// The stream underneath.
     pub fn into_inner(self) -> R {
         self.inner

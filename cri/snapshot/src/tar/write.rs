@@ -28,11 +28,6 @@ impl<W: Write> Writer<W> {
         }
     }
 
-    /// Bytes of the archive so far.
-    pub fn written(&self) -> u64 {
-        self.flushed + self.buffer.len() as u64
-    }
-
     /// Writes an entry without contents.
     ///
     /// # Errors
@@ -81,6 +76,19 @@ impl<W: Write> Writer<W> {
         self.pad(header.size)
     }
 
+    /// Begins a file whose `header.size` bytes are written into what comes back.
+    ///
+    /// # Errors
+    /// What `out` says.
+    pub fn begin(&mut self, header: &Header) -> io::Result<Contents<'_, W>> {
+        self.head(header)?;
+        Ok(Contents {
+            size: header.size,
+            left: header.size,
+            writer: self,
+        })
+    }
+
     /// Writes the end mark and hands the stream back.
     ///
     /// # Errors
@@ -125,6 +133,47 @@ impl<W: Write> Writer<W> {
         self.out.write_all(&self.buffer)?;
         self.flushed += self.buffer.len() as u64;
         self.buffer.clear();
+        Ok(())
+    }
+}
+
+/// The contents of a file being written. To be ended with [`Contents::end`]: the archive is worthless otherwise.
+pub struct Contents<'a, W: Write> {
+    writer: &'a mut Writer<W>,
+    size: u64,
+    left: u64,
+}
+
+impl<W: Write> Contents<'_, W> {
+    /// Ends the file.
+    ///
+    /// # Errors
+    /// `UnexpectedEof` when bytes are missing; what the stream says.
+    pub fn end(self) -> io::Result<()> {
+        match self.left {
+            0 => self.writer.pad(self.size),
+            _ => Err(io::Error::new(
+                io::ErrorKind::UnexpectedEof,
+                "the file is shorter than it was said to be",
+            )),
+        }
+    }
+}
+
+impl<W: Write> Write for Contents<'_, W> {
+    /// # Errors
+    /// `InvalidInput` when there are more bytes than the header says; what the stream says.
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let length = bytes.len().min(BUFFER);
+        self.left = self.left.checked_sub(length as u64).ok_or_else(|| {
+            let why = "the file is longer than it was said to be";
+            io::Error::new(io::ErrorKind::InvalidInput, why)
+        })?;
+        self.writer.put(&bytes[..length])?;
+        Ok(length)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
         Ok(())
     }
 }

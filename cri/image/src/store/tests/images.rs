@@ -126,6 +126,35 @@ fn root_a_build_that_exists_nowhere_else_is_pinned_until_it_was_pushed() {
 }
 
 #[test]
+fn root_a_build_that_is_made_again_is_pinned_anew() {
+    if !is_root("a_build_that_is_made_again") {
+        return;
+    }
+    let bed = Bed::new();
+    let image = build(&bed.store, None, "a", b"1", "app").unwrap();
+    let limit = Duration::from_millis(1500);
+    bed.store.pin_builds_for(Some(limit));
+    while bed.store.resolve("app").unwrap().unwrap().pinned {
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let lease = bed.store.lease("build").unwrap();
+    assert!(lease.image(&image.id).unwrap());
+    let again = NewImage {
+        config: &bed.store.config(&image.id).unwrap(),
+        manifest: None,
+        names: vec![name("app")],
+        repo_digests: Vec::new(),
+        writer: Writer::Build,
+        lease: &lease,
+    };
+    let again = bed.store.commit_image(again).unwrap();
+    assert_eq!(again.id, image.id);
+    assert!(
+        again.created_at >= image.created_at + limit && bed.store.resolve("app").unwrap().unwrap().pinned
+    );
+}
+
+#[test]
 fn root_a_build_that_lost_its_name_is_no_longer_pinned() {
     if !is_root("a_build_that_lost_its_name") {
         return;
