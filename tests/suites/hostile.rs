@@ -179,9 +179,10 @@ async fn sizes_that_lie_are_refused_before_they_fill_the_disk() -> Result<()> {
     w.finish().await
 }
 
-/// CVE-2026-95839: a digest that is none, in an entry or an annotation, and indexes without end.
+/// CVE-2026-95839: a digest that is none, in an entry or an annotation. (How deep indexes are followed and how many of their
+/// entries are looked into is counted beside the puller.)
 #[tokio::test]
-async fn bad_digests_and_endless_indexes_are_refused_by_name() -> Result<()> {
+async fn bad_digests_are_refused_by_name() -> Result<()> {
     let w = World::new("host-index").await?;
     let registry = Registry::start(&w.lab, None)?;
     let forge = Forge::new(&registry.host(), "bad/index");
@@ -201,7 +202,6 @@ async fn bad_digests_and_endless_indexes_are_refused_by_name() -> Result<()> {
     run_slipway(&w.lab, &["prune"])?.ok()?;
     let image = |tag: &str| forge.image(tag, std::slice::from_ref(&good), |_| {});
     image("1")?;
-    // An index of a thousand images that do not say what they are for: only a few of them are looked into.
     let manifest = serde_json::json!({
         "mediaType": "application/vnd.oci.image.manifest.v1+json", "digest": "sha256:x", "size": 1,
     });
@@ -213,9 +213,14 @@ async fn bad_digests_and_endless_indexes_are_refused_by_name() -> Result<()> {
         }
     };
     let sent = forge.image("bad-digest", &[], index(vec![manifest]));
-    // The registry itself may know better.
-    if let Ok(name) = sent {
-        refused(&w, &name, &["digest"]).await?;
+    match sent {
+        Ok(name) => refused(&w, &name, &["digest"]).await?,
+        // The registry knows better, and says that it is the digest.
+        Err(error) => {
+            let said = format!("{error:#}").to_lowercase();
+            anyhow::ensure!(said.contains("digest") || said.contains("manifest"), "{said}");
+            eprintln!("the registry refuses it by itself: {said}");
+        }
     }
     w.finish().await
 }

@@ -247,12 +247,6 @@ pub enum StoreError {
         /// How long.
         seconds: u64,
     },
-    /// Not built yet.
-    #[error("{what} is not ready yet")]
-    NotReady {
-        /// What.
-        what: &'static str,
-    },
 }
 
 /// The result of an operation on the store.

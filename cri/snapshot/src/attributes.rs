@@ -135,12 +135,11 @@ pub(crate) fn set_xattrs_at(
     }
     let path = proc_path(dir, name)?;
     for (name, value) in xattrs.iter().filter(|(name, _)| !stays_here(name)) {
-        rustix::fs::lsetxattr(
-            path.as_c_str(),
-            OsStr::from_bytes(name),
-            value,
-            XattrFlags::empty(),
-        )?;
+        let (path, flags) = (path.as_c_str(), XattrFlags::empty());
+        let set = rustix::fs::lsetxattr(path, OsStr::from_bytes(name), value, flags);
+        if !dispensable(name, set) {
+            set?;
+        }
     }
     Ok(())
 }
@@ -179,5 +178,35 @@ pub(crate) fn stat_at(dir: BorrowedFd<'_>, name: &OsStr) -> io::Result<Option<St
         Ok(stat) => Ok(Some(stat)),
         Err(Errno::NOENT) => Ok(None),
         Err(e) => Err(e.into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::fd::AsFd;
+
+    #[test]
+    fn root_what_a_filesystem_has_no_place_for_is_lost_but_no_programs_capabilities() {
+        if !rustix::process::geteuid().is_root() {
+            eprintln!("SKIPPED what_a_filesystem_has_no_place_for: it needs root");
+            return;
+        }
+        // It has no attributes at all.
+        let dir = tempfile::tempdir().unwrap();
+        let flags = rustix::mount::MountFlags::empty();
+        rustix::mount::mount("ramfs", dir.path(), "ramfs", flags, None).unwrap();
+        let file = std::fs::File::create(dir.path().join("f")).unwrap();
+        let open = std::fs::File::open(dir.path()).unwrap();
+        let set = |name: &str| {
+            let xattrs = [(name.as_bytes().to_vec(), b"x".to_vec())];
+            let by_name = set_xattrs_at(open.as_fd(), OsStr::new("f"), &xattrs);
+            [set_xattrs(file.as_fd(), &xattrs), by_name].map(|set| set.map_err(|e| e.raw_os_error()))
+        };
+        let (trusted, capability) = (set("trusted.x"), set("security.capability"));
+        drop((file, open));
+        rustix::mount::unmount(dir.path(), rustix::mount::UnmountFlags::empty()).unwrap();
+        assert_eq!(trusted, [Ok(()), Ok(())]);
+        assert!(capability.iter().all(Result::is_err), "{capability:?}");
     }
 }

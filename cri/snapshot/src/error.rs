@@ -34,14 +34,6 @@ pub enum SnapshotError {
         /// Its name.
         id: String,
     },
-    /// The committed snapshot is not whole: its directory or its marker is missing or damaged.
-    #[error("snapshot {id} is torn: {what}; pull its image again")]
-    Torn {
-        /// Its name.
-        id: String,
-        /// What is missing.
-        what: &'static str,
-    },
     /// A system call on a path failed.
     #[error("{act} {}", path.display())]
     Io {

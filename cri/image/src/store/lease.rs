@@ -29,11 +29,6 @@ impl Lease {
         &self.name
     }
 
-    /// Whether it outlives its owner.
-    pub fn persistent(&self) -> bool {
-        self.persistent
-    }
-
     /// The layer of a chain, protected from now on; `None` when it is not in the store or torn.
     ///
     /// # Errors

@@ -67,7 +67,6 @@ fn io(error: &std::io::Error) -> Code {
 fn snapshot(error: &slipway_snapshot::SnapshotError) -> Code {
     match error {
         slipway_snapshot::SnapshotError::DiskFull { .. } => Code::ResourceExhausted,
-        slipway_snapshot::SnapshotError::Torn { .. } => Code::FailedPrecondition,
         slipway_snapshot::SnapshotError::Io { source, .. } => io(source),
         _ => Code::Internal,
     }
