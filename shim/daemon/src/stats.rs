@@ -110,6 +110,9 @@ fn for_pod(id: &str, s: Stats) -> pod::CgroupStats {
             .collect(),
         processes: s.processes,
         threads: s.threads,
+        memory_kernel: s.memory_kernel,
+        memory_active_file: s.memory_active_file,
+        swap_limited: s.swap_limited,
     }
 }
 

@@ -24,10 +24,14 @@ impl Cluster {
             context.display()
         );
         let context = context.display().to_string();
-        self.build(n, &["--target", stage, "-t", name, &context])
+        self.build(n, &["--target", stage, "-t", name, &context])?;
+        if self.has_containerd(n) {
+            self.hand_over(n, name)?;
+        }
+        Ok(())
     }
 
-    fn build(&self, n: usize, args: &[&str]) -> Result<()> {
+    pub(super) fn build(&self, n: usize, args: &[&str]) -> Result<()> {
         let mut all = vec!["build", "-q"];
         all.extend(args);
         cmd::run(&mut self.slipway(n, &all), Duration::from_secs(300))?

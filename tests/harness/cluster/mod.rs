@@ -5,7 +5,7 @@
 //!   cluster.json         what was asked for and which ports were taken; who finds it can take the cluster down
 //!   pki/                 the authority, certificates, kubeconfigs (admin.conf is the user's)
 //!   etcd/  log/  pid/    of every process
-//!   node1/ node2/ …      kubelet.yaml, kubelet/, podlogs/, static/; slipwayd's root/ state/ config.toml; cni/ ipam/ certs.d/ cdi/;
+//!   node1/ node2/ …      kubelet.yaml, kubelet/, podlogs/, static/; the runtime's root/ state/ config.toml; cni/ ipam/ certs.d/ cdi/;
 //!                        with GPUs: driver/ (a fake one), slipway-agent's agent/ agent.toml
 //! ```
 //! Node 1 is the host; every further node is a network namespace with a runtime and a kubelet of its own. There is no
@@ -21,6 +21,7 @@ use crate::cmd::{self, Output};
 use crate::cri::Cri;
 use crate::{lab, leftovers};
 
+mod containerd;
 pub mod dns;
 mod examples;
 mod net;
@@ -48,6 +49,9 @@ pub struct Options {
     /// Lines for the end of every kubelet's configuration.
     #[serde(default)]
     pub kubelet: String,
+    /// The nodes (from 1) that have containerd and runc instead of slipwayd, to compare with.
+    #[serde(default)]
+    pub containerd: Vec<usize>,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -163,7 +167,7 @@ impl Cluster {
         // The runtimes come up meanwhile.
         for n in self.nodes() {
             self.prepare_node(n, &pki)?;
-            self.start_slipwayd(n)?;
+            self.start_runtime(n)?;
         }
         self.wait_api().await?;
         let api = began.elapsed();
@@ -196,7 +200,7 @@ impl Cluster {
         1..=self.options.net.count
     }
 
-    /// Its processes: etcd, kube-apiserver, kube-controller-manager, kube-scheduler, dns; slipwayd1, kubelet1, agent1, …
+    /// Its processes: etcd, kube-apiserver, kube-controller-manager, kube-scheduler, dns; slipwayd1 (or containerd1), kubelet1, agent1, …
     pub fn processes(&self) -> Processes {
         Processes::of(self.dir())
     }

@@ -1,4 +1,4 @@
-//! One node: slipwayd with a root and state of its own, and the kubelet on it.
+//! One node: its runtime with a root and state of its own, and the kubelet on it.
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -24,7 +24,22 @@ impl Cluster {
 
     /// The CRI socket of node `n`.
     pub fn socket(&self, n: usize) -> PathBuf {
-        self.node_dir(n).join("state/slipwayd.sock")
+        let name = if self.has_containerd(n) {
+            "containerd.sock"
+        } else {
+            "slipwayd.sock"
+        };
+        self.node_dir(n).join("state").join(name)
+    }
+
+    /// The name of node `n`'s runtime among the processes.
+    pub fn runtime(&self, n: usize) -> String {
+        let program = if self.has_containerd(n) {
+            "containerd"
+        } else {
+            "slipwayd"
+        };
+        format!("{program}{n}")
     }
 
     /// `slipway ARGS` on node `n`'s store.
@@ -48,21 +63,14 @@ impl Cluster {
         self.net().write_cni(n, &dir.join("cni"), &dir.join("ipam"))?;
         let at = |p: &str| dir.join(p).display().to_string();
         let name = &self.net().name;
-        std::fs::write(
-            dir.join("config.toml"),
-            format!(
-                "root = \"{}\"\nstate = \"{}\"\n[runtime]\ncgroup_root = \"/{name}/node{n}/slipway\"\n[network]\nconf_dir = \"{}\"\nbin_dirs = [\"{}\"]\n[images]\ncerts_dir = \"{}\"\n[cdi]\nspec_dirs = [\"{}\"]\n{}",
-                at("root"),
-                at("state"),
-                at("cni"),
-                lab::cni_bin().display(),
-                at("certs.d"),
-                at("cdi"),
-                self.options.slipwayd
-            ),
-        )?;
+        let runtime = if self.has_containerd(n) {
+            self.containerd_config(n)
+        } else {
+            self.slipwayd_config(n)
+        };
+        std::fs::write(dir.join("config.toml"), runtime).context("writing config.toml")?;
         let kubelet = format!(
-            "apiVersion: kubelet.config.k8s.io/v1beta1\nkind: KubeletConfiguration\naddress: 0.0.0.0\nport: {port}\nhealthzPort: {healthz}\nauthentication: {{anonymous: {{enabled: false}}, webhook: {{enabled: true}}, x509: {{clientCAFile: {ca}}}}}\nauthorization: {{mode: Webhook}}\nfailCgroupV1: false\ncgroupDriver: cgroupfs\ncgroupRoot: /{name}/node{n}\noomScoreAdj: 0\nfailSwapOn: false\ncontainerRuntimeEndpoint: unix://{socket}\nimageServiceEndpoint: unix://{socket}\nstaticPodPath: {static_pods}\nresolvConf: /etc/resolv.conf\nclusterDNS: [{dns}]\nclusterDomain: cluster.local\nmakeIPTablesUtilChains: false\nevictionHard: {{memory.available: 100Mi, nodefs.available: \"1%\", imagefs.available: \"1%\"}}\npodLogsDir: {logs}\nvolumePluginDir: {plugins}\nserializeImagePulls: false\nnodeStatusUpdateFrequency: 2s\nnodeStatusReportFrequency: 10s\nsyncFrequency: 10s\nfeatureGates: {{PodAndContainerStatsFromCRI: true}}\n{more}",
+            "apiVersion: kubelet.config.k8s.io/v1beta1\nkind: KubeletConfiguration\naddress: 0.0.0.0\nport: {port}\nhealthzPort: {healthz}\nauthentication: {{anonymous: {{enabled: false}}, webhook: {{enabled: true}}, x509: {{clientCAFile: {ca}}}}}\nauthorization: {{mode: Webhook}}\nfailCgroupV1: false\ncgroupDriver: cgroupfs\ncgroupRoot: /{name}/node{n}\noomScoreAdj: 0\nfailSwapOn: false\ncontainerRuntimeEndpoint: unix://{socket}\nimageServiceEndpoint: unix://{socket}\nstaticPodPath: {static_pods}\nresolvConf: /etc/resolv.conf\nclusterDNS: [{dns}]\nclusterDomain: cluster.local\nmakeIPTablesUtilChains: false\nevictionHard: {{memory.available: 100Mi, nodefs.available: \"1%\", imagefs.available: \"1%\"}}\npodLogsDir: {logs}\nvolumePluginDir: {plugins}\nserializeImagePulls: false\nnodeStatusUpdateFrequency: 2s\nnodeStatusReportFrequency: 10s\nsyncFrequency: 10s\nfeatureGates: {{PodAndContainerStatsFromCRI: true}}\n{taints}{more}",
             port = self.ports.kubelet,
             healthz = self.ports.healthz,
             ca = pki.path("ca.crt").display(),
@@ -71,9 +79,35 @@ impl Cluster {
             dns = self.net().node(1),
             logs = at("podlogs"),
             plugins = at("plugins"),
+            taints = self.taints(n),
             more = self.options.kubelet,
         );
         std::fs::write(dir.join("kubelet.yaml"), kubelet).context("writing kubelet.yaml")
+    }
+
+    /// A node to compare with gets only the pods that name it.
+    fn taints(&self, n: usize) -> &'static str {
+        if self.has_containerd(n) && self.options.containerd.len() < self.options.net.count {
+            "registerWithTaints: [{key: slipway.test/peer, effect: NoSchedule}]\n"
+        } else {
+            ""
+        }
+    }
+
+    fn slipwayd_config(&self, n: usize) -> String {
+        let dir = self.node_dir(n);
+        let at = |p: &str| dir.join(p).display().to_string();
+        format!(
+            "root = \"{}\"\nstate = \"{}\"\n[runtime]\ncgroup_root = \"/{}/node{n}/slipway\"\n[network]\nconf_dir = \"{}\"\nbin_dirs = [\"{}\"]\n[images]\ncerts_dir = \"{}\"\n[cdi]\nspec_dirs = [\"{}\"]\n{}",
+            at("root"),
+            at("state"),
+            self.net().name,
+            at("cni"),
+            lab::cni_bin().display(),
+            at("certs.d"),
+            at("cdi"),
+            self.options.slipwayd
+        )
     }
 
     /// Has every node ask `server` ("http://address:port") for the images of the registry `host`.
@@ -116,7 +150,7 @@ impl Cluster {
     }
 
     /// A command that runs in node `n`'s network.
-    fn on(&self, n: usize, program: &Path) -> std::process::Command {
+    pub(super) fn on(&self, n: usize, program: &Path) -> std::process::Command {
         let inside = self.net().inside(n);
         match inside.split_first() {
             Some((first, rest)) => {
@@ -128,16 +162,19 @@ impl Cluster {
         }
     }
 
-    /// Starts node `n`'s slipwayd.
+    /// Starts node `n`'s runtime.
     ///
     /// # Errors
     /// It could not be started.
-    pub fn start_slipwayd(&self, n: usize) -> Result<()> {
+    pub fn start_runtime(&self, n: usize) -> Result<()> {
+        if self.has_containerd(n) {
+            return self.start_containerd(n);
+        }
         let mut c = self.on(n, &lab::bin("slipwayd"));
         c.arg("--config")
             .arg(self.node_dir(n).join("config.toml"))
             .args(["--log-level", "info,slipwayd=debug"]);
-        self.processes().start(&format!("slipwayd{n}"), &c)
+        self.processes().start(&self.runtime(n), &c)
     }
 
     /// Starts node `n`'s kubelet.
@@ -258,7 +295,7 @@ impl Cluster {
     /// Waits until node `n` is Ready.
     ///
     /// # Errors
-    /// It is not within `limit`, or its kubelet or slipwayd ended: the end of their logs.
+    /// It is not within `limit`, or its kubelet or runtime ended: the end of their logs.
     pub async fn wait_ready(&self, n: usize, limit: Duration) -> Result<()> {
         let began = Instant::now();
         let node = format!("node{n}");
@@ -268,16 +305,16 @@ impl Cluster {
             if o.is_ok_and(|o| o.stdout.trim() == "True") {
                 return Ok(());
             }
-            for name in [format!("slipwayd{n}"), format!("kubelet{n}")] {
+            for name in [self.runtime(n), format!("kubelet{n}")] {
                 if !self.processes().alive(&name) {
                     bail!("{name} ended:\n{}", self.processes().tail(&name, 30));
                 }
             }
             if began.elapsed() > limit {
                 bail!(
-                    "{node} is not Ready after {limit:?}\n--- kubelet\n{}\n--- slipwayd\n{}",
+                    "{node} is not Ready after {limit:?}\n--- kubelet\n{}\n--- its runtime\n{}",
                     self.processes().tail(&format!("kubelet{n}"), 30),
-                    self.processes().tail(&format!("slipwayd{n}"), 30)
+                    self.processes().tail(&self.runtime(n), 30)
                 );
             }
             tokio::time::sleep(Duration::from_millis(100)).await;
@@ -286,12 +323,12 @@ impl Cluster {
 
     /// Removes every pod of node `n`'s runtime and ends it. One that died is started again, to clean up.
     pub(super) async fn drain(&self, n: usize) -> Result<()> {
-        let name = format!("slipwayd{n}");
+        let name = self.runtime(n);
         if !self.node_dir(n).join("config.toml").exists() {
             return Ok(());
         }
         if !self.processes().alive(&name) {
-            self.start_slipwayd(n)?;
+            self.start_runtime(n)?;
         }
         let began = Instant::now();
         let cri = loop {

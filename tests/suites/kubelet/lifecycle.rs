@@ -53,6 +53,32 @@ pub async fn probes_and_hooks_are_run(k: Kube) -> Result<()> {
     Ok(())
 }
 
+pub async fn grpc_probes_are_asked(k: Kube) -> Result<()> {
+    // etcd has the health service, for all of it and for no service by a name.
+    let serve = "exec etcd --data-dir /data --listen-client-urls http://0.0.0.0:2379 --advertise-client-urls http://127.0.0.1:2379";
+    let etcd = harness::lab::tool("etcd");
+    for (name, service) in [("healthy", ""), ("unknown", "no.such.Service")] {
+        let probe = |service: &str| json!({ "grpc": { "port": 2379, "service": service }, "periodSeconds": 1, "failureThreshold": 60 });
+        k.pod(
+            name,
+            serve,
+            json!({ "volumes": [{ "name": "etcd", "hostPath": { "path": etcd, "type": "File" } }] }),
+            json!({ "startupProbe": probe(""), "readinessProbe": probe(service),
+                    "volumeMounts": [{ "name": "etcd", "mountPath": "/usr/bin/etcd", "readOnly": true }] }),
+        )?;
+    }
+    k.ready("healthy").await?;
+    let started = ".status.containerStatuses[0].started";
+    k.until("pod/unknown", started, "true").await?;
+    k.until_true("an event about the service", |k| {
+        let events = k.ok(&["get", "events", "--field-selector", "involvedObject.name=unknown"])?;
+        Ok(events.contains("Readiness probe failed"))
+    })
+    .await?;
+    ensure!(k.field("pod/unknown", ".status.containerStatuses[0].ready")? == "false");
+    Ok(())
+}
+
 pub async fn a_pod_ends_gracefully_and_is_killed_after_its_grace_period(k: Kube) -> Result<()> {
     let dir = k.cluster.node_dir(1).join("graceful");
     let volume = json!({ "volumes": [{ "name": "host", "hostPath": { "path": dir, "type": "DirectoryOrCreate" } }],

@@ -30,12 +30,12 @@ pub async fn a_running_container_never_notices_restarts_of_kubelet_and_slipwayd(
 
     p.signal("slipwayd1", Signal::KILL);
     p.end("slipwayd1", Duration::from_secs(5))?;
-    k.cluster.start_slipwayd(1)?;
+    k.cluster.start_runtime(1)?;
     k.cluster.wait_ready(1, Duration::from_secs(30)).await?;
 
     p.end("slipwayd1", Duration::from_secs(10))?;
     p.end("kubelet1", Duration::from_secs(10))?;
-    k.cluster.start_slipwayd(1)?;
+    k.cluster.start_runtime(1)?;
     k.cluster.start_kubelet(1)?;
     k.cluster.wait_ready(1, Duration::from_secs(30)).await?;
 
@@ -63,7 +63,7 @@ pub async fn the_node_is_ready_soon_after_slipwayd_is_up(k: Kube) -> Result<()> 
     };
     let before = ready(&k)?;
     let began = Instant::now();
-    k.cluster.start_slipwayd(1)?;
+    k.cluster.start_runtime(1)?;
     while k.cluster.cri(1).await.is_err() {
         ensure!(
             began.elapsed() < Duration::from_secs(20),

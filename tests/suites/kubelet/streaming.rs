@@ -2,11 +2,12 @@
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::process::Stdio;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use serde_json::json;
 
+use crate::follow::Followed;
 use crate::kube::{IMAGE, Kube};
 
 const LIMIT: Duration = Duration::from_secs(60);
@@ -216,19 +217,9 @@ pub async fn logs_are_followed_live(k: Kube) -> Result<()> {
         json!({}),
     )?;
     k.ready("main").await?;
-    let began = Instant::now();
-    let mut child = k
-        .command(&["logs", "-f", "main"])
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::null())
-        .spawn()?;
-    let out = BufReader::new(child.stdout.take().context("piped")?);
-    let mut seen = Vec::new();
-    for line in out.lines() {
-        seen.push((line?, began.elapsed()));
-    }
-    child.wait()?;
+    let seen = Followed::of(&k, "main")?;
+    seen.until("tick 9", LIMIT).await?;
+    let seen = seen.lines()?;
     ensure!(seen.len() == 10, "{seen:?}");
     let live = seen[9].1.saturating_sub(seen[5].1);
     ensure!(

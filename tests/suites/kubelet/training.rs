@@ -4,8 +4,12 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use serde_json::json;
 
+use crate::follow::Followed;
 use crate::kube::Kube;
+
+const BUILT: &str = "registry.slipway.local:5000/train-digits:1";
 
 pub async fn an_image_is_built_in_the_cluster_and_trains_on_two_nodes(k: Kube) -> Result<()> {
     k.cluster.prepare_examples()?;
@@ -21,21 +25,51 @@ pub async fn an_image_is_built_in_the_cluster_and_trains_on_two_nodes(k: Kube) -
         "digits-source",
         &format!("--from-file={source}"),
     ])?;
+    // Against the node's store alone: runnable there at once, without push or pull.
+    k.example("build-job.yaml", &[])?;
+    k.complete("build-digits", Duration::from_secs(200)).await?;
+    k.pod(
+        "built",
+        "",
+        json!({}),
+        json!({ "image": BUILT, "imagePullPolicy": "Never", "command": ["python3", "-c", "import numpy; print('runs')"] }),
+    )?;
+    k.phase("built", "Succeeded").await?;
+    ensure!(k.logs("built")? == "runs\n");
+    // The same again, from the build's cache, and pushed.
+    k.ok(&["delete", "job", "build-digits"])?;
     k.example(
         "build-job.yaml",
         &[("name: MORE, value: \"\"", "name: MORE, value: \"--push\"")],
     )?;
-    k.complete("build-digits", Duration::from_secs(200)).await?;
+    k.complete("build-digits", Duration::from_secs(100)).await?;
 
     k.example("train-job.yaml", &[])?;
     let worker = |n: usize| format!("job-name=train-digits,batch.kubernetes.io/job-completion-index={n}");
-    // Read as it is written: the first steps are seen long before the last.
-    k.until_true("the first steps", |k| {
-        Ok(k.run(&["logs", "-l", &worker(1)], Duration::from_secs(20))?
-            .stdout
-            .contains("step    20/200"))
+    let pod = |n: usize| {
+        k.ok(&[
+            "get",
+            "pods",
+            "-l",
+            &worker(n),
+            "-o",
+            "jsonpath={.items[0].metadata.name}",
+        ])
+    };
+    k.until_true("a pod of either worker", |_| {
+        Ok([0, 1].iter().all(|n| {
+            pod(*n).is_ok_and(|name| {
+                k.field(&format!("pod/{name}"), ".status.phase")
+                    .is_ok_and(|p| p == "Running")
+            })
+        }))
     })
     .await?;
+    // Both logs are read as they are written: the first steps are seen long before the last.
+    let (leader, other) = (Followed::of(&k, &pod(0)?)?, Followed::of(&k, &pod(1)?)?);
+    for log in [&leader, &other] {
+        log.until("step    20/200", Duration::from_secs(90)).await?;
+    }
     let nodes = k.ok(&[
         "get",
         "pods",
@@ -48,15 +82,7 @@ pub async fn an_image_is_built_in_the_cluster_and_trains_on_two_nodes(k: Kube) -
         nodes.contains("node1") && nodes.contains("node2"),
         "both nodes have a worker: {nodes}"
     );
-    let pod = k.ok(&[
-        "get",
-        "pods",
-        "-l",
-        &worker(1),
-        "-o",
-        "jsonpath={.items[0].metadata.name}",
-    ])?;
-    k.kill_container(&pod)?;
+    k.kill_container(&pod(1)?)?;
     k.complete("train-digits", Duration::from_secs(120)).await?;
     let restarts = k.ok(&[
         "get",
@@ -70,7 +96,27 @@ pub async fn an_image_is_built_in_the_cluster_and_trains_on_two_nodes(k: Kube) -
         restarts.trim() == "1",
         "the worker was started again: {restarts:?}"
     );
-    let log = k.ok(&["logs", "-l", &worker(0), "--tail=-1"])?;
+    // What was followed is what is kept, and came as it was written.
+    let lines = leader.lines()?;
+    let log = lines.iter().map(|(l, _)| format!("{l}\n")).collect::<String>();
+    let kept = k.ok(&["logs", "-l", &worker(0), "--tail=-1"])?;
+    ensure!(log == kept, "followed:\n{log}\nkept:\n{kept}");
+    let at = |step: &str| {
+        let line = lines.iter().find(|(l, _)| l.contains(step));
+        line.map(|(_, at)| *at)
+            .with_context(|| format!("no {step} in\n{log}"))
+    };
+    let spread = at("step   200/200")?.saturating_sub(at("step    20/200")?);
+    ensure!(
+        spread > Duration::from_secs(5),
+        "steps that take a tenth of a second each were all seen within {spread:?}"
+    );
+    // The follower of a container ends with it: the one that was killed had not come to its end.
+    let died = other.lines()?;
+    ensure!(
+        !died.iter().any(|(l, _)| l.contains("200/200")),
+        "the killed worker had trained to the end: {died:?}"
+    );
     ensure!(
         log.contains("worker 1 is gone") || log.matches("worker 1 joins").count() == 2,
         "{log}"

@@ -3,7 +3,7 @@
 //! walked for more than [`PATIENCE`], and what is told is older than the configuration's age by one walk at most.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
@@ -63,6 +63,7 @@ pub struct ContainerStats {
 pub struct PodStats {
     pub pod: Arc<Pod>,
     pub cgroup: Option<wire::CgroupStats>,
+    pub nano_cores: Option<u64>,
     pub containers: Vec<ContainerStats>,
 }
 
@@ -121,7 +122,7 @@ async fn of_containers(daemon: &Arc<Daemon>, pod: &Arc<Pod>, containers: Vec<Arc
     for container in containers {
         let found = cgroups.iter().position(|c| c.id == container.id().as_str());
         let cgroup = found.map(|at| cgroups.swap_remove(at));
-        let nano_cores = cgroup.as_ref().and_then(|c| rate(&container, c));
+        let nano_cores = cgroup.as_ref().and_then(|c| rate(&container.samples, c));
         stats.push(ContainerStats {
             container,
             cgroup,
@@ -136,14 +137,15 @@ async fn of_containers(daemon: &Arc<Daemon>, pod: &Arc<Pod>, containers: Vec<Arc
     }
     PodStats {
         pod: pod.clone(),
+        nano_cores: pod_cgroup.as_ref().and_then(|c| rate(&pod.samples, c)),
         cgroup: pod_cgroup,
         containers: stats,
     }
 }
 
 /// CPU use since the last sample, in billionths of a core.
-fn rate(container: &Container, now: &wire::CgroupStats) -> Option<u64> {
-    let mut samples = container.samples.lock().unwrap_or_else(PoisonError::into_inner);
+fn rate(samples: &Mutex<Samples>, now: &wire::CgroupStats) -> Option<u64> {
+    let mut samples = samples.lock().unwrap_or_else(PoisonError::into_inner);
     let last = samples.cpu;
     let next = next_sample(last, now.time_ns, now.cpu_usage_ns);
     samples.cpu = Some(next);

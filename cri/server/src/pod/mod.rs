@@ -24,6 +24,7 @@ use tokio::sync::{
 };
 
 use crate::config::Handler;
+use crate::container::stats::Samples;
 use crate::daemon::Daemon;
 use crate::error::Error;
 use crate::ids::PodId;
@@ -43,6 +44,8 @@ pub struct Pod {
     turn: Turn,
     /// Held shared while something is made in the pod, alone while it is taken down.
     gate: Arc<RwLock<()>>,
+    /// What the last statistics were, for rates.
+    pub samples: Mutex<Samples>,
 }
 
 impl Pod {
@@ -54,6 +57,7 @@ impl Pod {
             shim: Mutex::default(),
             turn: Turn::default(),
             gate: Arc::default(),
+            samples: Mutex::default(),
         }
     }
 

@@ -378,16 +378,13 @@ pub fn pod_stats(stats: &PodStats, interfaces: &[Interface], mountpoint: &str) -
             annotations: map(&config.annotations),
         }),
         linux: Some(v1::LinuxPodSandboxStats {
-            cpu: stats.cgroup.as_ref().map(|c| cpu(c, None)),
+            cpu: stats.cgroup.as_ref().map(|c| cpu(c, stats.nano_cores)),
             memory: stats.cgroup.as_ref().map(memory),
             network: default.map(|default| v1::NetworkUsage {
                 timestamp: now,
                 default_interface: Some(interface(default)),
-                interfaces: interfaces
-                    .iter()
-                    .filter(|i| *i != default)
-                    .map(interface)
-                    .collect(),
+                // The default one too: kubelet shows it as one of them.
+                interfaces: interfaces.iter().map(interface).collect(),
             }),
             process: stats.cgroup.as_ref().map(|c| v1::ProcessUsage {
                 timestamp: c.time_ns,
@@ -431,7 +428,7 @@ fn memory(c: &wire::CgroupStats) -> v1::MemoryUsage {
 fn swap(c: &wire::CgroupStats) -> v1::SwapUsage {
     v1::SwapUsage {
         timestamp: c.time_ns,
-        swap_available_bytes: (c.swap_limit > 0).then(|| v1::UInt64Value {
+        swap_available_bytes: c.swap_limited.then(|| v1::UInt64Value {
             value: c.swap_limit.saturating_sub(c.swap_usage),
         }),
         swap_usage_bytes: value(c.swap_usage),

@@ -145,6 +145,12 @@ const FAMILIES: &[Family] = &[
         "Page faults",
     ),
     family(
+        "container_memory_kernel_usage",
+        Gauge,
+        &[],
+        "Bytes of the kernel's own memory",
+    ),
+    family(
         "container_memory_mapped_file",
         Gauge,
         &[],
@@ -158,6 +164,12 @@ const FAMILIES: &[Family] = &[
     ),
     family("container_memory_rss", Gauge, &[], "Bytes of anonymous memory"),
     family("container_memory_swap", Gauge, &[], "Bytes of swap used"),
+    family(
+        "container_memory_total_active_file_bytes",
+        Gauge,
+        &[],
+        "Bytes of page cache used lately",
+    ),
     family(
         "container_memory_total_inactive_file_bytes",
         Gauge,
@@ -379,7 +391,7 @@ pub fn of_pod(measured: &Measured) -> v1::PodSandboxMetrics {
                 let id = stats.container.id().as_str();
                 let record = &stats.container.record().config;
                 let path = format!("{}/{id}", measured.cgroup.trim_end_matches('/'));
-                let image = stats.container.state().made.image_ref;
+                let image = stats.container.state().made.image_name;
                 let mut metrics = Metrics::new(labels(&path, id, &image, &record.metadata.name));
                 metrics.container(stats, processes.as_ref(), measured.file_system.as_ref());
                 v1::ContainerMetrics {
@@ -499,7 +511,13 @@ impl Metrics {
         }
         self.add("container_memory_cache", &[], c.memory_cache);
         self.add("container_memory_rss", &[], c.memory_rss);
+        self.add("container_memory_kernel_usage", &[], c.memory_kernel);
         self.add("container_memory_mapped_file", &[], c.memory_mapped_file);
+        self.add(
+            "container_memory_total_active_file_bytes",
+            &[],
+            c.memory_active_file,
+        );
         self.add("container_memory_swap", &[], c.swap_usage);
         self.add("container_memory_failcnt", &[], c.memory_failcnt);
         self.add("container_memory_usage_bytes", &[], c.memory_usage);

@@ -144,8 +144,14 @@ pub struct Stats {
     pub memory_major_page_faults: u64,
     /// Bytes of swap.
     pub swap_usage: u64,
-    /// 0: unlimited (or none).
+    /// Bytes; 0: none where it is limited, else unlimited.
     pub swap_limit: u64,
+    /// Whether there is a limit of swap.
+    pub swap_limited: bool,
+    /// Bytes of the kernel's own memory.
+    pub memory_kernel: u64,
+    /// Bytes of page cache used lately.
+    pub memory_active_file: u64,
     /// Processes the OOM killer killed in here.
     pub oom_kills: u64,
     /// Tasks (threads).

@@ -71,11 +71,10 @@ fn memory_v1(s: &mut Stats, dir: &Path) {
     s.swap_usage =
         read_limit(dir, "memory.memsw.usage_in_bytes").map_or(0, |n| n.saturating_sub(s.memory_usage));
     let both = limit(read_limit(dir, "memory.memsw.limit_in_bytes"));
-    s.swap_limit = if both == 0 {
-        0
-    } else {
-        both.saturating_sub(s.memory_limit)
-    };
+    s.swap_limited = both > 0;
+    s.swap_limit = both.saturating_sub(s.memory_limit);
+    s.memory_kernel = number("memory.kmem.usage_in_bytes");
+    s.memory_active_file = field(&stat, "total_active_file");
     s.oom_kills = field(&read(dir, "memory.oom_control").unwrap_or_default(), "oom_kill");
 }
 
@@ -93,7 +92,11 @@ fn memory_v2(s: &mut Stats, dir: Option<&Path>) {
     s.memory_page_faults = field(&stat, "pgfault");
     s.memory_major_page_faults = field(&stat, "pgmajfault");
     s.swap_usage = read_limit(dir, "memory.swap.current").unwrap_or(0);
-    s.swap_limit = limit(read_limit(dir, "memory.swap.max"));
+    let most = read_limit(dir, "memory.swap.max").filter(|n| *n != u64::MAX);
+    s.swap_limited = most.is_some();
+    s.swap_limit = most.unwrap_or(0);
+    s.memory_kernel = field(&stat, "kernel");
+    s.memory_active_file = field(&stat, "active_file");
     s.oom_kills = field(&events, "oom_kill");
 }
 
