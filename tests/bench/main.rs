@@ -4,21 +4,41 @@
 #![forbid(unsafe_code)]
 
 mod builds;
+mod kubernetes;
 mod peers;
 mod pull;
 mod runtime;
 mod table;
 
+use std::path::Path;
+
 use anyhow::Result;
+use harness::cluster::dns;
 
 #[tokio::main]
 async fn main() -> Result<()> {
-    // `bench [runtime] [pull] [build] [ROUNDS]`: all parts when none is named.
-    let (rounds, only): (Vec<String>, Vec<String>) = std::env::args()
-        .skip(1)
+    // `bench dns ADDRESS KUBECTL KUBECONFIG`: the name server of the cluster that `kubernetes` brings up.
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    if let [verb, listen, kubectl, kubeconfig] = &args[..]
+        && verb == "dns"
+    {
+        let (kubectl, kubeconfig) = (Path::new(kubectl), Path::new(kubeconfig));
+        return dns::serve(listen.parse()?, kubectl, kubeconfig, dns::upstream());
+    }
+    // `bench [runtime] [pull] [build] [kubernetes] [ROUNDS]`: all parts when none is named.
+    let (rounds, only): (Vec<String>, Vec<String>) = args
+        .into_iter()
         .partition(|word| word.bytes().all(|b| b.is_ascii_digit()));
     let rounds = rounds.first().map_or(Ok(3), |text| text.parse())?;
     let wanted = |part: &str| only.is_empty() || only.iter().any(|o| o == part);
+    if wanted("kubernetes") {
+        let mut table = table::Table::new("slipway", "containerd + runc");
+        kubernetes::measure(&mut table, rounds).await?;
+        table.print();
+    }
+    if !["runtime", "pull", "build"].into_iter().any(wanted) {
+        return Ok(());
+    }
     let lab = harness::Lab::new("bench")?;
     let in_memory = peers::state_in_memory(&lab)?;
     let outcome = async {

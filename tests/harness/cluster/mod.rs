@@ -487,12 +487,17 @@ impl Cluster {
     }
 
     fn remove_cgroups(&self, wrong: &mut Vec<String>) {
-        for top in leftovers::cgroups_named(&self.net().name) {
-            let _ = cmd::sh(&format!(
-                "find '{top}' -depth -type d -exec rmdir {{}} + 2>/dev/null || true"
-            ));
-            if Path::new(&top).exists() {
-                wrong.push(format!("cgroup {top}"));
+        // By its whole name: others on the machine have longer ones that begin with it.
+        for top in self.cgroup_tops().unwrap_or_default() {
+            let ours = top.join(&self.net().name);
+            if ours.exists() {
+                let _ = cmd::sh(&format!(
+                    "find '{}' -depth -type d -exec rmdir {{}} + 2>/dev/null || true",
+                    ours.display()
+                ));
+            }
+            if ours.exists() {
+                wrong.push(format!("cgroup {}", ours.display()));
             }
         }
     }
@@ -514,6 +519,7 @@ impl Cluster {
         found.extend(
             leftovers::firewall_rules_naming(&self.net().name)
                 .into_iter()
+                .filter(|r| self.net().names_us(r))
                 .map(|r| format!("firewall rule {r}")),
         );
         for n in self.nodes() {

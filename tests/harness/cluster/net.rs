@@ -126,6 +126,11 @@ impl Net {
             .collect()
     }
 
+    /// Whether a firewall rule is this cluster's: our comment, or a plugin's that names a node's network.
+    pub fn names_us(&self, rule: &str) -> bool {
+        rule.contains(&format!("--comment {} ", self.name)) || rule.contains(&format!("{}-pods", self.name))
+    }
+
     /// Writes node `n`'s conflist into `dir`.
     ///
     /// # Errors

@@ -263,6 +263,8 @@ const EXPECTED: &[&str] = &[
     "slipway.test/not-here",
     "/private/busybox:1",
     "CrashLoopBackOff",
+    // It is being ended, with requests under way: the words are its own.
+    "rpc error: code = Canceled desc = context canceled",
     // While slipwayd is down.
     "connect: no such file or directory",
     "connect: connection refused",
