@@ -173,6 +173,7 @@ impl Cluster {
         let api = began.elapsed();
         self.start_controllers(&pki)?;
         for n in self.nodes() {
+            self.wait_runtime(n).await?;
             self.start_kubelet(n)?;
         }
         self.start_dns()?;

@@ -292,6 +292,23 @@ impl Cluster {
         }
     }
 
+    /// Waits until node `n`'s runtime listens: a kubelet that starts before it does ends.
+    ///
+    /// # Errors
+    /// It does not within 20 seconds: the end of its log.
+    pub async fn wait_runtime(&self, n: usize) -> Result<Cri> {
+        let began = Instant::now();
+        loop {
+            match self.cri(n).await {
+                Ok(c) => return Ok(c),
+                Err(e) if began.elapsed() > Duration::from_secs(20) => {
+                    return Err(e.context(self.processes().tail(&self.runtime(n), 30)));
+                }
+                Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
+            }
+        }
+    }
+
     /// Waits until node `n` is Ready.
     ///
     /// # Errors
@@ -330,17 +347,7 @@ impl Cluster {
         if !self.processes().alive(&name) {
             self.start_runtime(n)?;
         }
-        let began = Instant::now();
-        let cri = loop {
-            match self.cri(n).await {
-                Ok(c) => break c,
-                Err(e) if began.elapsed() > Duration::from_secs(20) => {
-                    return Err(e.context(self.processes().tail(&name, 30)));
-                }
-                Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
-            }
-        };
-        remove_all(&cri).await?;
+        remove_all(&self.wait_runtime(n).await?).await?;
         self.processes().end(&name, Duration::from_secs(10))
     }
 }

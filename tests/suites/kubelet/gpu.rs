@@ -89,7 +89,7 @@ pub async fn pods_get_gpus_of_their_own_and_a_sick_one_is_not_given_again(k: Kub
     k.cluster.wait_allocatable(1, GPU, 1, SOON).await?;
     p.signal("slipwayd1", Signal::KILL);
     p.end("slipwayd1", Duration::from_secs(5))?;
-    k.cluster.start_slipwayd(1)?;
+    k.cluster.start_runtime(1)?;
     k.cluster.wait_ready(1, SOON).await?;
     for name in ["one", "two"] {
         k.ready(name).await?;

@@ -237,8 +237,11 @@ impl Kube {
             }
         }
         for n in self.cluster.nodes() {
-            let name = self.cluster.runtime(n);
-            t += &format!("--- {name}\n{}\n", self.cluster.processes().tail(&name, 25));
+            for name in [self.cluster.runtime(n), format!("kubelet{n}")] {
+                let alive = self.cluster.processes().alive(&name);
+                let tail = self.cluster.processes().tail(&name, 25);
+                t += &format!("--- {name}, running: {alive}\n{tail}\n");
+            }
         }
         t
     }

@@ -36,6 +36,7 @@ pub async fn a_running_container_never_notices_restarts_of_kubelet_and_slipwayd(
     p.end("slipwayd1", Duration::from_secs(10))?;
     p.end("kubelet1", Duration::from_secs(10))?;
     k.cluster.start_runtime(1)?;
+    k.cluster.wait_runtime(1).await?;
     k.cluster.start_kubelet(1)?;
     k.cluster.wait_ready(1, Duration::from_secs(30)).await?;
 
