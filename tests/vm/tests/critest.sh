@@ -13,6 +13,7 @@ critest_images() {
   local in=/suite/images
   slipway tag $IMAGE registry.k8s.io/e2e-test-images/busybox:1.29-2
   slipway build -q -t registry.k8s.io/e2e-test-images/nginx:1.14-2 --target nginx $in
+  slipway build -q -t registry.k8s.io/e2e-test-images/httpd:2.4.39-4 --target httpd $in
   slipway build -q -t registry.k8s.io/e2e-test-images/nonewprivs:1.3 --target nonewprivs $in
   slipway build -q -t gcr.io/k8s-staging-cri-tools/test-image-predefined-group:latest --target predefined-group $in
   slipway build -q -t gcr.io/k8s-staging-cri-tools/hostnet-nginx-amd64:latest --build-arg PORT=12003 --target nginx $in
