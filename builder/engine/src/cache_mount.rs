@@ -156,13 +156,14 @@ pub fn prune_cache_mounts(root: &Path, unused_for: Option<Duration>, all: bool) 
             continue;
         };
         pruned.bytes += usage(&taken.fs())?;
-        // The lock goes last: until then nobody can use what is half gone.
-        let gone = std::fs::remove_dir_all(taken.fs());
-        if let Err(e) = gone
-            && e.kind() != io::ErrorKind::NotFound
-        {
-            return Err(e);
-        }
+        // Under another name first: what is half gone must not be taken for a whole one. The lock goes last.
+        let gone = dir.join("new-gone");
+        let found = |result: io::Result<()>| match result {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
+            _ => Ok(()),
+        };
+        found(std::fs::remove_dir_all(&gone))?;
+        found(std::fs::rename(taken.fs(), &gone))?;
         std::fs::remove_dir_all(&dir)?;
         drop(taken.lock);
         pruned.removed += 1;

@@ -51,6 +51,15 @@ pub fn used() {
     USED.notify_one();
 }
 
+/// Work that may be broken off: its end counts, whichever way it ends.
+pub struct Work;
+
+impl Drop for Work {
+    fn drop(&mut self) {
+        used();
+    }
+}
+
 /// Gives free memory back a moment after work, until slipwayd ends.
 pub async fn give_back() {
     loop {

@@ -10,7 +10,7 @@ use harness::websocket::{V5, WebSocket, request, upgrade};
 use harness::{Crictl, Setup, World, v1};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use crate::{SLEEP, SOON, TRANSPORTS, processes, shim, until};
+use crate::{SLEEP, SOON, TRANSPORTS, at_rest, processes, shim, until};
 
 async fn exec_url(w: &World, id: &str, command: &[&str], tty: bool) -> Result<String> {
     let request = v1::ExecRequest {
@@ -70,7 +70,7 @@ async fn nonsense_ends_its_connection_and_nothing_else() -> Result<()> {
     let (_, id) = w
         .pod_with("nonsense", container_config("nonsense", BUSYBOX, SLEEP))
         .await?;
-    let before = processes(&w, &id).await?;
+    let before = at_rest(&w, &id).await?;
     let mut other = WebSocket::open(&exec_url(&w, &id, &["cat"], false).await?).await?;
     for (what, bytes) in [
         ("an unmasked frame", &[0x82, 1, 0][..]),
@@ -183,7 +183,7 @@ async fn thousands_of_aborted_sessions_leave_nothing() -> Result<()> {
         .pod_with("abort", container_config("abort", BUSYBOX, SLEEP))
         .await?;
     let crictl = Crictl::of(&w.daemon);
-    let before = processes(&w, &id).await?;
+    let before = at_rest(&w, &id).await?;
     let pids = [w.daemon.pid(), shim(&w)?];
     let all = async |from: usize, to: usize| -> Result<()> {
         for n in (from..to).step_by(16) {
@@ -249,7 +249,7 @@ async fn a_command_ends_with_slipwayd_and_its_container_does_not() -> Result<()>
     let (_, id) = w
         .pod_with("kill", container_config("kill", BUSYBOX, SLEEP))
         .await?;
-    let before = processes(&w, &id).await?;
+    let before = at_rest(&w, &id).await?;
     for kill in [true, false] {
         let crictl = Crictl::of(&w.daemon);
         let script = "echo begun; sleep 3000 & sleep 3000; echo never";

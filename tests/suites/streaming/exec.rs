@@ -10,7 +10,7 @@ use harness::image::BUSYBOX;
 use harness::process::{Running, forget_peak, peak};
 use harness::{Crictl, World, v1};
 
-use crate::{SLEEP, SOON, TRANSPORTS, processes, shim, until};
+use crate::{SLEEP, SOON, TRANSPORTS, at_rest, processes, shim, until};
 
 #[tokio::test]
 async fn a_command_gives_its_streams_apart_and_its_exit_code() -> Result<()> {
@@ -54,7 +54,7 @@ async fn a_command_gives_its_streams_apart_and_its_exit_code() -> Result<()> {
         );
 
         // What goes on in the background does not keep the session, nor does the session's end end it.
-        let before = processes(&w, &id).await?;
+        let before = at_rest(&w, &id).await?;
         let o = exec(&["sh", "-c", "echo begun; sleep 4321 &"])?.ok()?;
         assert_eq!(o.stdout, "begun\n");
         assert!(o.took < SOON, "{:?}", o.took);
@@ -200,7 +200,7 @@ async fn a_terminal_has_a_size_a_session_and_a_name() -> Result<()> {
         shell.until("/dev/pts/", SOON)?;
         shell.until("xterm", SOON)?;
         // The terminal's own keys work: the foreground job is interrupted, the shell is not.
-        let before = processes(&w, &id).await?;
+        let before = at_rest(&w, &id).await?;
         shell.write("sleep 1000\n")?;
         until("it sleeps", async || Ok(processes(&w, &id).await? > before)).await?;
         shell.write("\x03")?;
@@ -221,7 +221,7 @@ async fn a_terminal_has_a_size_a_session_and_a_name() -> Result<()> {
     first.wait(SOON)?;
     assert!(first.stdout().contains("22 77"), "{}", first.stdout());
     // A client that goes away takes its shell, and what runs in it, with it.
-    let before = processes(&w, &id).await?;
+    let before = at_rest(&w, &id).await?;
     let mut shell = Running::start(&mut crictl.on_terminal(&["exec", "-it", &id, "sh"], 80, 24))?;
     shell.until("# ", SOON)?;
     shell.write("sleep 5000 & trap '' HUP; sleep 6000\n")?;

@@ -37,6 +37,12 @@ async fn processes(w: &World, id: &str) -> Result<usize> {
     Ok(out.split_whitespace().count() - 1)
 }
 
+/// As [`processes`], of a container that runs [`SLEEP`], when both of it are there.
+async fn at_rest(w: &World, id: &str) -> Result<usize> {
+    until("the container sleeps", async || Ok(processes(w, id).await? >= 2)).await?;
+    processes(w, id).await
+}
+
 /// Waits until `holds`, looking every few milliseconds.
 async fn until<F: Future<Output = Result<bool>>>(what: &str, mut holds: impl FnMut() -> F) -> Result<()> {
     let began = std::time::Instant::now();

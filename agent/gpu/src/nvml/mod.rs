@@ -106,34 +106,31 @@ impl Library {
                 }
             }
         }
-        gpu.links = self.links(&device)?;
+        gpu.links = self.links(&device);
         Ok(gpu)
     }
 
-    fn links(&self, device: &nvml_wrapper::Device<'_>) -> Result<Links, NvmlError> {
+    /// As far as NVML tells: a GPU is good for something without its links.
+    fn links(&self, device: &nvml_wrapper::Device<'_>) -> Links {
         let (mut peers, mut switch) = (BTreeMap::<String, u32>::new(), 0);
         for number in 0..MAX_LINKS {
             let link = device.link_wrapper_for(number);
-            // No such link on this card, and so none after it.
-            let Some(active) = supported(link.is_active())? else {
-                break;
-            };
-            if !active {
+            // A link that the card does not have is an invalid argument to some drivers, unsupported to others.
+            if !link.is_active().unwrap_or(false) {
                 continue;
             }
-            if supported(raw::leads_to_switch(&self.nvml, device, number))? == Some(true) {
+            if raw::leads_to_switch(&self.nvml, device, number).unwrap_or(false) {
                 switch += 1;
-            } else {
-                let other = link.remote_pci_info()?;
+            } else if let Ok(other) = link.remote_pci_info() {
                 *peers
                     .entry(address(other.domain, other.bus, other.device))
                     .or_default() += 1;
             }
         }
-        Ok(Links {
+        Links {
             peers: peers.into_iter().collect(),
             switch,
-        })
+        }
     }
 
     fn slice(&self, slice: &nvml_wrapper::Device<'_>, index: u32) -> Result<MigDevice, NvmlError> {

@@ -24,6 +24,7 @@ use slipway_stream::{Attach, Exec, Forward, Runtime};
 
 use crate::daemon::Daemon;
 use crate::error::Error;
+use crate::memory;
 
 /// The streaming server with our containers behind it.
 pub type Server = slipway_stream::Server<Sessions>;
@@ -81,14 +82,17 @@ impl Runtime for Sessions {
     type Error = SessionError;
 
     async fn exec(&self, exec: Exec) -> Result<u8, SessionError> {
+        let _work = memory::Work;
         exec::exec(&self.daemon, exec).await
     }
 
     async fn attach(&self, attach: Attach) -> Result<(), SessionError> {
+        let _work = memory::Work;
         attach::attach(&self.daemon, attach).await
     }
 
     async fn port_forward(&self, forward: Forward) -> Result<(), SessionError> {
+        let _work = memory::Work;
         forward::forward(&self.daemon, forward).await
     }
 }

@@ -58,7 +58,10 @@ fn link<'a>(f: &'a Found<'_>, number: c_uint) -> Result<&'a crate::topology::Lin
     if number >= nvml::NVML_NVLINK_MAX_LINKS {
         return Err(INVALID);
     }
-    f.whole()?.nvlinks.get(number as usize).ok_or(UNSUPPORTED)
+    let links = &f.whole()?.nvlinks;
+    // As drivers do: a card with some links has no others, and one with none does not know what a link is.
+    let other = if links.is_empty() { UNSUPPORTED } else { INVALID };
+    links.get(number as usize).ok_or(other)
 }
 
 #[unsafe(no_mangle)]
