@@ -286,8 +286,15 @@ impl Shim {
             Err(_) => return self.created_and_gone(key, pid),
         };
         // Whoever can trace the init may have got hold of the socket, and name a process that is none of the container's.
-        let is_own = container.cgroup.procs().is_ok_and(|own| own.contains(&pid));
-        if !is_own && !crate::tree::has_ended(pid) {
+        let Phase::Creating(creating) = &container.phase else {
+            return;
+        };
+        let (worker, reply) = (creating.worker.pid, creating.reply);
+        let own = match container.cgroup.procs() {
+            Ok(own) => own,
+            Err(e) => return self.fail(key, reply, e.into()),
+        };
+        if !own.contains(&pid) && !crate::tree::is_ended_child(pid, [worker, std::process::id()]) {
             return self.creation_failed(key, WorkerError::Stranger { pid });
         }
         let creating = match container.created(init) {

@@ -230,7 +230,9 @@ impl Shim {
                 format_args!("exec {id} of container {container} exists"),
             ));
         }
-        if c.execs.len() >= MAX_EXECS {
+        // Those that were killed and cannot die hold descriptors of ours too.
+        let fading = self.fading.iter().filter(|(of, _)| *of == key).count();
+        if c.execs.len() + fading >= MAX_EXECS {
             return Err(Fault::new(
                 Code::ResourceExhausted,
                 format_args!("container {container} has too many execs"),

@@ -118,6 +118,7 @@ impl Shim {
                 .watch(&stream.fd, Source::Stdout(key), Interest::Read)
         {
             warning!("watch the terminal of a container: {e}");
+            self.reactor.look_again(HUNG_UP, Timer::Terminal(key));
         }
     }
 

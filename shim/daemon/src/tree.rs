@@ -46,9 +46,10 @@ pub fn kill(roots: &[&Child], list: impl Fn() -> Vec<u32>) {
     }
 }
 
-/// Whether a process has ended, and waits to be reaped or is gone.
-pub fn has_ended(pid: u32) -> bool {
-    Relation::of(pid).is_none_or(|relation| matches!(relation.state, b'Z' | b'X'))
+/// Whether it is an ended child of one of these, which waits to be reaped.
+pub fn is_ended_child(pid: u32, parents: [u32; 2]) -> bool {
+    Relation::of(pid)
+        .is_some_and(|relation| matches!(relation.state, b'Z' | b'X') && parents.contains(&relation.parent))
 }
 
 /// Waits until none of them runs any more; whether it could be seen in time. One that sleeps in the kernel may take long.

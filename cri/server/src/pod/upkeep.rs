@@ -14,9 +14,12 @@ const PAUSE: Duration = Duration::from_secs(15);
 
 /// Looks after the network until slipwayd ends.
 pub async fn run(daemon: Arc<Daemon>) {
-    check(&daemon).await;
+    tokio::join!(check(&daemon), keep(&daemon));
+}
+
+async fn keep(daemon: &Daemon) {
     if daemon.config.network.gc
-        && let Err(error) = collect(&daemon).await
+        && let Err(error) = collect(daemon).await
     {
         tracing::warn!(
             error = chain(&error),
@@ -40,8 +43,10 @@ pub async fn run(daemon: Arc<Daemon>) {
 /// Says which pods' networks are not as they were left: somebody may have been at them while slipwayd was away.
 async fn check(daemon: &Daemon) {
     for pod in daemon.registry.pods() {
-        if let Some(attachment) = attachment(&pod)
-            && let Err(error) = daemon.cni.check(&attachment).await
+        if let Some(attached) = attachment(&pod)
+            && let Err(error) = daemon.cni.check(&attached).await
+            // It may have been taken down meanwhile.
+            && attachment(&pod).is_some()
         {
             tracing::warn!(pod = %pod.id(), error = chain(&error), "the pod's network is not as it was left");
         }
@@ -53,6 +58,10 @@ async fn collect(daemon: &Daemon) -> Result<(), CniError> {
     let NetworkStatus::Ready { network } = daemon.cni.status() else {
         return Ok(());
     };
+    if daemon.registry.unreadable().iter().next().is_some() {
+        tracing::warn!("addresses are not collected: there are pods whose records cannot be read");
+        return Ok(());
+    }
     let valid = || {
         let pods = daemon.registry.pods();
         let releases = daemon.releases.all();

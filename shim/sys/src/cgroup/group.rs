@@ -277,8 +277,8 @@ impl Cgroup {
     /// The first process has joined: a systemd scope no longer needs its placeholder. Does nothing with cgroupfs.
     pub fn settle(&mut self) {
         if let Some(child) = self.placeholder.take() {
+            // Not waited for: it may have no time to die in. Whoever reaps children finds it.
             let _ = process::send_signal(child.pidfd.as_fd(), libc::SIGKILL);
-            let _ = process::wait(child.pid);
         }
     }
 

@@ -63,7 +63,8 @@ fn second(p: &Prepared, report: Report, go: OwnedFd) -> ! {
         rustix::io::retry_on_intr(|| rustix::io::read(&go, &mut [0u8])),
         Ok(1)
     ) {
-        fork::exit(1)
+        // Said, or it would pass for a command that ran.
+        report.fail(Stage::Namespaces, Errno::SRCH)
     }
     report.check(Stage::Session, fork::setsid());
     if p.terminal.is_some() {
