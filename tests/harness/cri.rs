@@ -369,3 +369,26 @@ pub fn container_config(name: &str, image: &str, command: &[&str]) -> cri::Conta
         ..Default::default()
     }
 }
+
+/// Gives a pod users of its own; what its containers have to ask for too.
+pub fn own_users(config: &mut cri::PodSandboxConfig) -> cri::UserNamespace {
+    let map = cri::IdMapping {
+        host_id: 1_000_000,
+        container_id: 0,
+        length: 65536,
+    };
+    let user = cri::UserNamespace {
+        mode: cri::NamespaceMode::Pod as i32,
+        uids: vec![map],
+        gids: vec![map],
+    };
+    config
+        .linux
+        .get_or_insert_default()
+        .security_context
+        .get_or_insert_default()
+        .namespace_options
+        .get_or_insert_default()
+        .userns_options = Some(user.clone());
+    user
+}

@@ -7,7 +7,7 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use harness::cri::{container_config, pod_config};
+use harness::cri::{container_config, own_users, pod_config};
 use harness::image::BUSYBOX;
 use harness::{World, lab, v1};
 use slipway_fake_gpu::{Driver, FOLDER, Topology};
@@ -168,25 +168,8 @@ async fn two_pods_on_two_slices_of_one_gpu_have_their_own_capabilities_only() ->
 #[tokio::test]
 async fn in_a_user_namespace_the_gpu_and_the_library_are_there_too() -> Result<()> {
     let (w, _driver, _) = world("gpu-user", "workstation").await?;
-    let map = v1::IdMapping {
-        host_id: 1_000_000,
-        container_id: 0,
-        length: 65536,
-    };
-    let user = v1::UserNamespace {
-        mode: v1::NamespaceMode::Pod as i32,
-        uids: vec![map],
-        gids: vec![map],
-    };
     let mut config = pod_config("user", &w.lab, false);
-    config
-        .linux
-        .get_or_insert_default()
-        .security_context
-        .get_or_insert_default()
-        .namespace_options
-        .get_or_insert_default()
-        .userns_options = Some(user.clone());
+    let user = own_users(&mut config);
     let pod = w.cri.run_pod(config.clone()).await?;
     let script = "opens; cat /dev/nvidia1 2>&1; ls /dev | grep 'nvidia[0-9]'";
     let mut c = container_config("user", WITH_LIBC, &["sh", "-c", script]);

@@ -6,7 +6,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use harness::cri::{container_config, pod_config};
+use harness::cri::{container_config, own_users, pod_config};
 use harness::image::BUSYBOX;
 use harness::{World, v1};
 
@@ -332,25 +332,8 @@ async fn a_hook_that_fails_or_hangs_fails_the_container_with_what_it_said() -> R
 
 /// A pod's configuration and its user namespace.
 fn with_users(w: &World, name: &str) -> (v1::PodSandboxConfig, v1::UserNamespace) {
-    let map = v1::IdMapping {
-        host_id: 1_000_000,
-        container_id: 0,
-        length: 65536,
-    };
-    let user = v1::UserNamespace {
-        mode: v1::NamespaceMode::Pod as i32,
-        uids: vec![map],
-        gids: vec![map],
-    };
     let mut config = pod_config(name, &w.lab, false);
-    config
-        .linux
-        .get_or_insert_default()
-        .security_context
-        .get_or_insert_default()
-        .namespace_options
-        .get_or_insert_default()
-        .userns_options = Some(user.clone());
+    let user = own_users(&mut config);
     (config, user)
 }
 

@@ -3,7 +3,7 @@
 //! [`Sandbox::end`] undoes it all. Knows nothing of instructions.
 
 mod files;
-mod stubs;
+mod mount_points;
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -16,7 +16,7 @@ use slipway_shim_client::{Launcher, Shim, pod};
 use slipway_spec::{HostFacts, Namespace};
 use tokio::sync::{Mutex, OnceCell};
 
-pub use stubs::{Point, Stubs};
+pub use mount_points::{MountPoints, Point};
 
 use crate::error::{BuildError, StepError};
 use crate::estate::{Estate, EstateError};

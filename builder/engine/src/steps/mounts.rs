@@ -22,7 +22,7 @@ use crate::copy::tree::{All, Owners, Tree};
 use crate::error::StepError;
 use crate::layer::Tip;
 use crate::request::Secret;
-use crate::sandbox::{Point, Stubs};
+use crate::sandbox::{MountPoints, Point};
 
 /// Of a secret's file that does not say.
 const SECRET_MODE: u32 = 0o400;
@@ -478,7 +478,7 @@ pub(super) fn add_tmpfs(
     spec: &mut Spec,
     step: &RunStep,
     root: &Root,
-    stubs: &mut Stubs,
+    points: &mut MountPoints,
 ) -> Result<(), StepError> {
     let mut list = spec.mounts().clone().unwrap_or_default();
     for mount in &step.mounts {
@@ -489,7 +489,7 @@ pub(super) fn add_tmpfs(
         let target = if super::run::under_own_mount(&target) {
             target
         } else {
-            stubs.ensure(root, &target, Point::Directory)?
+            points.ensure(root, &target, Point::Directory)?
         };
         let mut options = vec!["nosuid".to_owned(), "nodev".to_owned()];
         if let Some(size) = size {

@@ -18,7 +18,7 @@ use super::{StepContext, StepResult, mounts};
 use crate::error::StepError;
 use crate::output;
 use crate::request;
-use crate::sandbox::{Connection, Point, Stubs};
+use crate::sandbox::{Connection, MountPoints, Point};
 
 /// How long the last output may take to arrive once the command has ended.
 const LAST_OUTPUT: Duration = Duration::from_secs(3);
@@ -52,9 +52,9 @@ async fn run(
         path: rootfs.to_path_buf(),
         source,
     })?;
-    let mut stubs = Stubs::default();
-    let ran = run_in(cx, step, rootfs, &root, &mut stubs, mounted, secrets).await;
-    let cleaned = cx.blocking(move || stubs.remove(&root)).await;
+    let mut points = MountPoints::default();
+    let ran = run_in(cx, step, rootfs, &root, &mut points, mounted, secrets).await;
+    let cleaned = cx.blocking(move || points.remove(&root)).await;
     ran.and(cleaned)
 }
 
@@ -63,7 +63,7 @@ async fn run_in(
     step: &RunStep,
     rootfs: &Path,
     root: &Root,
-    stubs: &mut Stubs,
+    points: &mut MountPoints,
     mounted: &[mounts::Mounted],
     secrets: &[(String, request::Secret)],
 ) -> Result<(), StepError> {
@@ -76,7 +76,7 @@ async fn run_in(
             .map(|n| n.to_string_lossy())
             .unwrap_or_default()
     );
-    let described = describe(cx, step, rootfs, root, stubs, mounted, secrets, &id, &bundle).await;
+    let described = describe(cx, step, rootfs, root, points, mounted, secrets, &id, &bundle).await;
     let ran = match described {
         Ok(()) => contain(cx, step, &id, &bundle).await,
         Err(e) => Err(e),
@@ -97,7 +97,7 @@ async fn describe(
     step: &RunStep,
     rootfs: &Path,
     root: &Root,
-    stubs: &mut Stubs,
+    points: &mut MountPoints,
     mounted: &[mounts::Mounted],
     secrets: &[(String, request::Secret)],
     id: &str,
@@ -117,7 +117,7 @@ async fn describe(
         .map_err(io("make the directory", Path::new(&step.cwd)))?;
     let mut binds = Vec::new();
     for (path, source) in [("/etc/resolv.conf", resolv), ("/etc/hosts", hosts)] {
-        let real = stubs.ensure(root, Path::new(path), Point::File)?;
+        let real = points.ensure(root, Path::new(path), Point::File)?;
         binds.push(bind(&real, &source, true));
     }
     if let Some(script) = &step.script {
@@ -135,7 +135,7 @@ async fn describe(
         let target = if under_own_mount(&mount.target) {
             mount.target.clone()
         } else {
-            stubs.ensure(root, &mount.target, point)?
+            points.ensure(root, &mount.target, point)?
         };
         binds.push(bind(&target, &mount.source, mount.read_only));
     }
@@ -167,7 +167,7 @@ async fn describe(
     let mut spec = slipway_spec::generate(&input.into_input())
         .map_err(|e| StepError::Spec(Box::new(e)))?
         .spec;
-    mounts::add_tmpfs(&mut spec, step, root, stubs)?;
+    mounts::add_tmpfs(&mut spec, step, root, points)?;
     let path = bundle.join("config.json");
     let json = serde_json::to_vec(&spec).map_err(|e| io("write", &path)(e.into()))?;
     std::fs::write(&path, json).map_err(io("write", &path))

@@ -83,6 +83,11 @@ pub async fn create(
 
 /// What can be refused without having touched anything.
 fn check(daemon: &Daemon, pod: &Pod, config: &ContainerConfig) -> Result<(), Error> {
+    // Where SELinux is off there is nothing to relabel.
+    if config.mounts.iter().any(|mount| mount.selinux_relabel) && slipway_sys::exec::selinux_enabled() {
+        let what = "relabelling a mount for SELinux (mounts.selinux_relabel)";
+        return Err(Error::Unimplemented { what });
+    }
     let Some(security) = &config.security else {
         return Ok(());
     };

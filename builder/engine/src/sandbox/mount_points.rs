@@ -19,14 +19,14 @@ pub enum Point {
     Directory,
 }
 
-/// The stubs that were made.
+/// The mount points that were made.
 #[derive(Debug, Default)]
-pub struct Stubs {
+pub struct MountPoints {
     /// Real paths in the image, parents first.
     made: Vec<PathBuf>,
 }
 
-impl Stubs {
+impl MountPoints {
     /// Makes sure there is something to mount on at `path`; where that really is.
     ///
     /// # Errors
@@ -77,7 +77,7 @@ impl Stubs {
         Ok(target)
     }
 
-    /// Removes the stubs that are still empty. One that the command filled is its own business.
+    /// Removes the mount points that are still empty. One that the command filled is its own business.
     ///
     /// # Errors
     /// When one cannot be removed.
@@ -149,7 +149,7 @@ mod tests {
     use std::os::unix::fs::MetadataExt;
 
     #[test]
-    fn stubs_go_without_a_trace_unless_something_was_put_into_them() {
+    fn mount_points_go_without_a_trace_unless_something_was_put_into_them() {
         let dir = tempfile::tempdir().unwrap();
         std::fs::create_dir(dir.path().join("etc")).unwrap();
         let root = Root::open(dir.path()).unwrap();
@@ -164,17 +164,17 @@ mod tests {
         let etc = std::fs::File::open(dir.path().join("etc")).unwrap();
         rustix::fs::futimens(&etc, &times).unwrap();
 
-        let mut stubs = Stubs::default();
-        stubs
+        let mut points = MountPoints::default();
+        points
             .ensure(&root, Path::new("/etc/resolv.conf"), Point::File)
             .unwrap();
-        stubs
+        points
             .ensure(&root, Path::new("/a/b/c"), Point::Directory)
             .unwrap();
-        stubs.ensure(&root, Path::new("/d/e"), Point::Directory).unwrap();
+        points.ensure(&root, Path::new("/d/e"), Point::Directory).unwrap();
         assert!(dir.path().join("a/b/c").is_dir());
         std::fs::write(dir.path().join("d/file"), "kept").unwrap();
-        stubs.remove(&root).unwrap();
+        points.remove(&root).unwrap();
 
         assert!(!dir.path().join("a").exists());
         assert!(!dir.path().join("d/e").exists());
@@ -189,12 +189,12 @@ mod tests {
         std::fs::create_dir(dir.path().join("etc")).unwrap();
         std::os::unix::fs::symlink("../run/resolve/stub.conf", dir.path().join("etc/resolv.conf")).unwrap();
         let root = Root::open(dir.path()).unwrap();
-        let mut stubs = Stubs::default();
-        let real = stubs
+        let mut points = MountPoints::default();
+        let real = points
             .ensure(&root, Path::new("/etc/resolv.conf"), Point::File)
             .unwrap();
         assert_eq!(real, Path::new("/run/resolve/stub.conf"));
-        stubs.remove(&root).unwrap();
+        points.remove(&root).unwrap();
         assert!(!dir.path().join("run").exists());
         assert!(dir.path().join("etc/resolv.conf").is_symlink());
     }
