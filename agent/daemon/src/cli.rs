@@ -158,7 +158,19 @@ fn generate(config: &Config, output: Option<&Path>) -> Result<()> {
             failed.index, failed.error
         );
     }
-    let spec = cdi::generate(&inventory, &run::roots(config), &config.cdi.kind)?;
+    let mut made = cdi::generate(&inventory, &run::roots(config), &config.cdi.kind)?;
+    let Some(spec) = made.spec else {
+        return match made.left_out.pop_first() {
+            Some((_, error)) => Err(error.into()),
+            None => bail!("there is no GPU"),
+        };
+    };
+    for (device, error) in made.left_out {
+        eprintln!(
+            "slipway-agent: {device} is left out: {:#}",
+            anyhow::Error::from(error)
+        );
+    }
     match output {
         None => print(&format!("{}\n", serde_json::to_string_pretty(&spec)?)),
         Some(folder) => {

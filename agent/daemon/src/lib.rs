@@ -1,18 +1,21 @@
 //! slipway-agent: the GPUs of a node, for kubelet and for container runtimes.
 //!
 //! ```text
-//!  NVML ─ child process ─ slipway_gpu::Supervisor ─▶ run ─▶ node (what may be handed out) ─▶ plugin ─▶ kubelet
+//!  NVML ─ child process ─ slipway_gpu::Supervisor ─▶ run ─▶ node (what may be handed out) ─▶ board ─▶ plugin ─▶ kubelet
 //!                                                     └─▶ cdi ─▶ /var/run/cdi/*.json ─▶ slipwayd, containerd, CRI-O
 //! ```
-//! `run` is the story of the daemon; `node` is pure. The agent and the runtime meet in CDI files only.
+//! `run` is the story of the daemon; `node` and `prefer` are pure. The agent and the runtime meet in CDI files only.
 
 #![forbid(unsafe_code)]
 
+pub mod board;
 pub mod cdi;
 mod cli;
 pub mod config;
 pub mod node;
 pub mod plugin;
+pub mod prefer;
+mod record;
 mod run;
 
 /// The device plugin API.

@@ -1,27 +1,32 @@
 //! The story of the daemon: wait for a driver, say what there is, and keep saying it right.
+//!
+//! `look` asks NVML, `post` says what came of it. An event of a GPU is heard whatever else is being done, and posted before
+//! anything is written, logged or asked.
+
+mod look;
+mod post;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result};
-use serde::{Deserialize, Serialize};
 use slipway_gpu::health::{Health, Policy};
-use slipway_gpu::{EventKind, Gpu, GpuEvent, Inventory, Launch, Supervisor};
+use slipway_gpu::{EventKind, GpuEvent, Inventory, Launch, Supervisor};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
+use tokio::time::Instant;
 
+use crate::board::Posted;
 use crate::cdi::{self, Roots};
 use crate::config::Config;
-use crate::node;
-use crate::plugin::{Plugin, Posted, keep_registered};
+use crate::node::Without;
+use crate::record::{self, Folder, Kept, Known};
 
 /// Most time between two looks for a driver that is not there.
 const MAX_PAUSE: Duration = Duration::from_secs(10);
-/// Beside the record of health.
-const KNOWN: &str = "gpus.json";
 
 /// How the child process is started: this program again.
 pub fn launch(config: &Config) -> Result<Launch> {
@@ -55,15 +60,41 @@ pub fn roots(config: &Config) -> Roots {
 /// Runs until SIGTERM or SIGINT.
 pub async fn run(config: Config) -> Result<()> {
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-    let work = async {
+    let kept = kept(&config)?;
+    let (records, written) = record::keep(Folder(config.paths.state.clone()), kept.clone());
+    let work = async move {
         let (supervisor, events) = driver(&config).await;
-        Agent::new(config, supervisor)?.run(events).await
+        Agent::new(config, supervisor, kept, records).run(events).await
     };
-    tokio::select! {
+    let done = tokio::select! {
         done = work => done,
         _ = terminate.recv() => Ok(()),
         _ = interrupt.recv() => Ok(()),
+    };
+    // What was sent last is on disk when the program ends.
+    written.await.context("write the records")?;
+    done
+}
+
+/// What was kept by the last run.
+fn kept(config: &Config) -> Result<Kept> {
+    let folder = Folder(config.paths.state.clone());
+    std::fs::create_dir_all(&folder.0).with_context(|| format!("make {}", folder.0.display()))?;
+    let boot = boot_id(&config.paths.proc);
+    let (health, told) = Health::load(&folder.health(), &boot);
+    if let Some(error) = told {
+        tracing::warn!(file = %folder.health().display(), error, "the record of sick GPUs cannot be used: all count as well");
     }
+    for (uuid, sick) in health.unhealthy() {
+        tracing::warn!(
+            gpu = uuid,
+            reason = sick.reason,
+            since = sick.since,
+            "still unhealthy"
+        );
+    }
+    let known = Known::load(&folder.known(), boot);
+    Ok(Kept { health, known })
 }
 
 /// Waits until there is a driver. Each new reason is logged once.
@@ -74,7 +105,7 @@ async fn driver(config: &Config) -> (Supervisor, mpsc::Receiver<GpuEvent>) {
         let why = match launch(config) {
             Ok(launch) => {
                 let (supervisor, events) = Supervisor::start(launch);
-                match supervisor.inventory().await {
+                match supervisor.system().await {
                     Ok(_) => return (supervisor, events),
                     Err(e) => e.to_string(),
                 }
@@ -90,29 +121,29 @@ async fn driver(config: &Config) -> (Supervisor, mpsc::Receiver<GpuEvent>) {
     }
 }
 
-/// The GPUs that were there last.
-#[derive(Debug, Default, Serialize, Deserialize)]
-struct Known {
-    boot_id: String,
-    gpus: Vec<Gpu>,
+/// Something that failed and is tried again, after a pause that doubles.
+#[derive(Debug)]
+struct Again {
+    pause: Duration,
+    at: Instant,
 }
 
-impl Known {
-    /// Those of another boot may have been taken out since, and a record that cannot be read is none: it is only for GPUs
-    /// that do not answer.
-    fn load(path: &Path, boot_id: String) -> Known {
-        let read = std::fs::read(path).ok();
-        let kept: Option<Known> = read.and_then(|text| serde_json::from_slice(&text).ok());
-        kept.filter(|k| k.boot_id == boot_id).unwrap_or(Known {
-            boot_id,
-            gpus: Vec::new(),
-        })
+impl Again {
+    const MAX: Duration = Duration::from_secs(600);
+
+    fn first(pause: Duration) -> Again {
+        let at = Instant::now() + pause;
+        Again { pause, at }
     }
 
-    fn save(&self, path: &Path) -> std::io::Result<()> {
-        let new = path.with_extension("new");
-        std::fs::write(&new, serde_json::to_vec(self)?)?;
-        std::fs::rename(new, path)
+    /// It failed again.
+    fn later(&mut self) {
+        self.pause = (self.pause * 2).min(Again::MAX);
+        self.at = Instant::now() + self.pause;
+    }
+
+    fn is_due(&self) -> bool {
+        self.at <= Instant::now()
     }
 }
 
@@ -123,8 +154,15 @@ struct Agent {
     inventory: Inventory,
     known: Known,
     health: Health,
-    record: PathBuf,
+    xids: BTreeMap<(String, u64), u64>,
+    records: watch::Sender<Arc<Kept>>,
     watched: BTreeSet<String>,
+    /// GPUs that did not answer, by index: each is left alone for a while, so that it does not hold up the others.
+    silent: BTreeMap<u32, Again>,
+    /// Since some GPU fails: when a new process is tried.
+    failing: Option<Again>,
+    without: Without,
+    spec: Option<slipway_cdi::Spec>,
     board: watch::Sender<Arc<Posted>>,
     plugins: BTreeMap<String, JoinHandle<()>>,
     warned: BTreeSet<String>,
@@ -141,42 +179,32 @@ fn now() -> u64 {
 }
 
 impl Agent {
-    fn new(config: Config, supervisor: Supervisor) -> Result<Agent> {
-        let state = &config.paths.state;
-        std::fs::create_dir_all(state).with_context(|| format!("make {}", state.display()))?;
-        let record = state.join("health.json");
-        let boot = boot_id(&config.paths.proc);
-        let (health, told) = Health::load(&record, &boot);
-        if let Some(error) = told {
-            tracing::warn!(file = %record.display(), error, "the record of sick GPUs cannot be used: all count as well");
-        }
-        for (uuid, sick) in health.unhealthy() {
-            tracing::warn!(
-                gpu = uuid,
-                reason = sick.reason,
-                since = sick.since,
-                "still unhealthy"
-            );
-        }
-        Ok(Agent {
+    fn new(config: Config, supervisor: Supervisor, kept: Kept, records: watch::Sender<Arc<Kept>>) -> Agent {
+        let Kept { health, known } = kept;
+        Agent {
             policy: Policy {
                 harmless: config.health.harmless_xids.clone(),
             },
             config,
             supervisor,
             inventory: Inventory::default(),
-            known: Known::load(&record.with_file_name(KNOWN), boot),
+            known,
             health,
-            record,
+            xids: BTreeMap::new(),
+            records,
             watched: BTreeSet::new(),
+            silent: BTreeMap::new(),
+            failing: None,
+            without: Without::new(),
+            spec: None,
             board: watch::channel(Arc::default()).0,
             plugins: BTreeMap::new(),
             warned: BTreeSet::new(),
-        })
+        }
     }
 
     async fn run(mut self, mut events: mpsc::Receiver<GpuEvent>) -> Result<()> {
-        let mut ticks = tokio::time::interval(Duration::from_secs(self.config.health.probe_seconds));
+        let mut ticks = tokio::time::interval(self.config.health.probe());
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             tokio::select! {
@@ -194,95 +222,35 @@ impl Agent {
         }
     }
 
-    /// Something happened to a GPU.
+    /// Something happened to a GPU. Kubelet hears of it first: each millisecond may place a pod on it.
     fn heard(&mut self, event: &GpuEvent) {
         let gpu = event.uuid.as_str();
-        let changed = match &event.kind {
+        match &event.kind {
             EventKind::Xid {
                 xid,
                 instance,
                 recovery,
             } => {
                 let changed = self.health.xid(&self.policy, gpu, *xid, *recovery, now());
+                *self.xids.entry((gpu.to_owned(), *xid)).or_default() += 1;
+                self.post();
                 let unhealthy = self.health.of(gpu).is_some();
                 tracing::warn!(gpu, xid, ?instance, ?recovery, unhealthy, "XID");
-                changed
-            }
-            EventKind::Lost { error } => {
-                tracing::warn!(gpu, error, "the GPU can be watched no longer");
-                self.watched.remove(gpu);
-                self.health.lost(gpu, error, now())
-            }
-        };
-        if changed {
-            self.changed();
-        }
-    }
-
-    /// The health of a GPU is another. Kubelet hears of it before the disk does: each millisecond may place a pod on it.
-    fn changed(&mut self) {
-        self.post();
-        if let Err(e) = self.health.save(&self.record) {
-            let error = &e as &dyn std::error::Error;
-            tracing::error!(file = %self.record.display(), error, "the record of sick GPUs cannot be written");
-        }
-    }
-
-    /// Looks at everything again. While NVML is asked, events are heard at once. A GPU is watched before it is first handed
-    /// out, so that nothing that happens to it afterwards is missed.
-    async fn look(&mut self, events: &mut mpsc::Receiver<GpuEvent>) -> Option<()> {
-        let supervisor = self.supervisor.clone();
-        let found = match self.while_hearing(events, supervisor.inventory()).await? {
-            Ok(found) => found,
-            Err(e) => {
-                let error = &e as &dyn std::error::Error;
-                tracing::warn!(error, "the GPUs cannot be listed: what was known of them stays");
-                return Some(());
-            }
-        };
-        for gpu in &found.gpus {
-            self.watch(&gpu.uuid, events).await?;
-        }
-        self.found(found);
-        let all: Vec<String> = self.inventory.gpus.iter().map(|g| g.uuid.clone()).collect();
-        for uuid in all {
-            let Ok(probe) = self.while_hearing(events, supervisor.probe(&uuid)).await? else {
-                return Some(());
-            };
-            if self.health.probed(&uuid, &probe, now()) {
-                match self.health.of(&uuid) {
-                    Some(sick) => tracing::warn!(gpu = uuid, reason = sick.reason, "unhealthy"),
-                    None => tracing::info!(gpu = uuid, "healthy again"),
+                if changed {
+                    self.keep();
                 }
-                self.changed();
+            }
+            // Whether it is well, the next look says: that it cannot be watched is no illness of its own.
+            EventKind::Lost { error } => {
+                self.watched.remove(gpu);
+                if self.warned.insert(format!("{gpu} {error}")) {
+                    tracing::warn!(gpu, error, "the GPU's XIDs are heard no longer");
+                }
             }
         }
-        Some(())
     }
 
-    async fn watch(&mut self, uuid: &str, events: &mut mpsc::Receiver<GpuEvent>) -> Option<()> {
-        if self.watched.contains(uuid) {
-            return Some(());
-        }
-        let supervisor = self.supervisor.clone();
-        match self.while_hearing(events, supervisor.watch(uuid)).await? {
-            Ok(()) => {
-                self.watched.insert(uuid.to_owned());
-            }
-            Err(e) if self.warned.insert(format!("{uuid} {e}")) => {
-                let error = &e as &dyn std::error::Error;
-                tracing::warn!(
-                    gpu = uuid,
-                    error,
-                    "the GPU's XIDs cannot be heard; it is looked at from time to time only"
-                );
-            }
-            Err(_) => {}
-        }
-        Some(())
-    }
-
-    /// The answer; none when the supervision has ended.
+    /// The answer; none when the supervision has ended. Events are heard at once meanwhile.
     async fn while_hearing<T>(
         &mut self,
         events: &mut mpsc::Receiver<GpuEvent>,
@@ -298,132 +266,12 @@ impl Agent {
         }
     }
 
-    /// A new inventory. A GPU that does not answer any more stays in it, over restarts of the agent too, so that kubelet
-    /// hears that it is unhealthy and not that it never was.
-    fn found(&mut self, mut found: Inventory) {
-        let mut sick = false;
-        for failed in std::mem::take(&mut found.failed) {
-            let there = |uuid: &str| found.gpus.iter().any(|g| g.uuid == uuid);
-            let known = self
-                .known
-                .gpus
-                .iter()
-                .find(|g| g.index == failed.index && !there(&g.uuid));
-            match known.cloned() {
-                Some(gpu) => {
-                    if self.health.lost(&gpu.uuid, &failed.error, now()) {
-                        tracing::warn!(gpu = gpu.uuid, error = failed.error, "the GPU does not answer");
-                        sick = true;
-                    }
-                    found.gpus.push(gpu);
-                }
-                None if self.warned.insert(format!("{failed:?}")) => {
-                    tracing::warn!(
-                        index = failed.index,
-                        error = failed.error,
-                        "a GPU does not answer"
-                    );
-                }
-                None => {}
-            }
-        }
-        found.gpus.sort_by_key(|g| g.index);
-        if self.inventory == found && self.board.borrow().spec.is_some() {
-            if sick {
-                self.changed();
-            }
-            return;
-        }
-        tracing::info!(gpus = found.gpus.len(), driver = found.driver, "the node's GPUs");
-        self.known.gpus.clone_from(&found.gpus);
-        self.inventory = found;
-        self.changed();
-        if let Err(e) = self.known.save(&self.config.paths.state.join(KNOWN)) {
-            let error = &e as &dyn std::error::Error;
-            tracing::error!(error, "the record of GPUs cannot be written");
-        }
-    }
-
-    /// Writes the CDI file, posts what is handed out, and has a plugin for each resource.
-    fn post(&mut self) {
-        let spec = self.write_cdi();
-        let offer = node::offer(&self.inventory, &self.health, &self.config.resources);
-        for warning in offer.warnings {
-            if self.warned.insert(warning.clone()) {
-                tracing::warn!("{warning}");
-            }
-        }
-        let names: Vec<String> = offer.resources.keys().cloned().collect();
-        self.board.send_replace(Arc::new(Posted {
-            inventory: self.inventory.clone(),
-            items: offer.resources,
-            spec,
+    /// Has the records written, beside everything else.
+    fn keep(&self) {
+        self.records.send_replace(Arc::new(Kept {
+            health: self.health.clone(),
+            known: self.known.clone(),
         }));
-        // A resource that is gone keeps its plugin, which says that there is none of it.
-        for resource in names {
-            let plugin = Plugin {
-                resource: resource.clone(),
-                folder: self.config.paths.kubelet.clone(),
-                kind: self.config.cdi.kind.clone(),
-                settings: self.config.resources.clone(),
-                board: self.board.subscribe(),
-            };
-            self.plugins
-                .entry(resource)
-                .or_insert_with(|| tokio::spawn(keep_registered(plugin)));
-        }
-    }
-
-    fn write_cdi(&mut self) -> Option<slipway_cdi::Spec> {
-        let folder = &self.config.paths.cdi;
-        let made = cdi::generate(&self.inventory, &roots(&self.config), &self.config.cdi.kind);
-        let spec = match made {
-            Ok(spec) => spec,
-            Err(cdi::GenerateError::NoDevices) => {
-                if let Err(e) = cdi::remove(folder) {
-                    let error = &e as &dyn std::error::Error;
-                    tracing::error!(folder = %folder.display(), error, "the CDI file cannot be removed");
-                }
-                return None;
-            }
-            Err(e) => {
-                let error = &e as &dyn std::error::Error;
-                tracing::error!(error, "no CDI file can be made; the one before stays");
-                return self.board.borrow().spec.clone();
-            }
-        };
-        match cdi::write(&spec, folder) {
-            Ok(true) => {
-                tracing::info!(folder = %folder.display(), devices = spec.devices.len(), "the CDI file is written")
-            }
-            Ok(false) => {}
-            Err(e) => {
-                let error = &e as &dyn std::error::Error;
-                tracing::error!(folder = %folder.display(), error, "the CDI file cannot be written; trying again");
-                // Nothing is posted as written: the next look tries again.
-                return None;
-            }
-        }
-        self.check_alone(&spec);
-        Some(spec)
-    }
-
-    /// Another file of the same folder with the same devices makes both unusable: every container would fail.
-    fn check_alone(&mut self, spec: &slipway_cdi::Spec) {
-        let folder = &self.config.paths.cdi;
-        let cache = slipway_cdi::Cache::new(vec![folder.clone()]);
-        let first = spec.devices.first().map(|d| format!("{}={}", spec.kind, d.name));
-        let names: Vec<String> = first.into_iter().collect();
-        let absent = |_: &Path| Err(std::io::ErrorKind::NotFound.into());
-        if let Err(e @ slipway_cdi::ResolveError::Conflict { .. }) = cache.resolve(&names, &absent) {
-            let error = &e as &dyn std::error::Error;
-            if self.warned.insert(e.to_string()) {
-                tracing::error!(
-                    error,
-                    "no container can have a GPU: remove the other file, or set cdi.kind to another name"
-                );
-            }
-        }
     }
 }
 

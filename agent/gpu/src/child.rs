@@ -9,22 +9,34 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use serde::{Deserialize, Serialize};
 
-use crate::model::{Inventory, Probe};
+use crate::model::{Look, Sample, System};
 use crate::nvml::{GpuEvent, Library};
 
-/// The longest line that is understood; an inventory of sixteen GPUs with MIG has some 40 KiB.
+/// The longest line that is understood; a thousand processes have some 100 KiB.
 pub const MAX_LINE: usize = 4 << 20;
 
 /// What the parent asks.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Ask {
-    /// All that there is.
-    Inventory,
-    /// Whether this GPU is well.
-    Probe(String),
+    /// What the driver says of itself.
+    System,
+    /// What the GPU of this index is and whether it is well.
+    Look(u32),
     /// Tell what happens to this GPU from now on.
-    Watch(String),
+    Watch(u32, String),
+    /// What this GPU does.
+    Sample(u32, String),
+}
+
+impl Ask {
+    /// The index of the GPU that is asked.
+    pub fn gpu(&self) -> Option<u32> {
+        match self {
+            Ask::System => None,
+            Ask::Look(index) | Ask::Watch(index, _) | Ask::Sample(index, _) => Some(*index),
+        }
+    }
 }
 
 /// A request.
@@ -40,12 +52,14 @@ pub struct Request {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Answer {
-    /// To [`Ask::Inventory`].
-    Inventory(Inventory),
-    /// To [`Ask::Probe`].
-    Probe(Probe),
+    /// To [`Ask::System`].
+    System(System),
+    /// To [`Ask::Look`].
+    Look(Box<Look>),
     /// To [`Ask::Watch`].
     Watching,
+    /// To [`Ask::Sample`].
+    Sample(Box<Sample>),
     /// NVML cannot be loaded, or said this instead.
     Failed(String),
 }
@@ -106,24 +120,28 @@ impl Served {
             },
         };
         match ask {
-            Ask::Inventory => match nvml.inventory(&self.sys) {
-                Ok(found) => Answer::Inventory(found),
+            Ask::System => match nvml.system() {
+                Ok(system) => Answer::System(system),
                 Err(e) => Answer::Failed(e.to_string()),
             },
-            Ask::Probe(uuid) => Answer::Probe(nvml.probe(&uuid)),
-            Ask::Watch(uuid) => watch(nvml, uuid),
+            Ask::Look(index) => Answer::Look(Box::new(nvml.look(index, &self.sys))),
+            Ask::Watch(index, uuid) => watch(nvml, index, uuid),
+            Ask::Sample(index, uuid) => match nvml.sample(index, &uuid) {
+                Ok(sample) => Answer::Sample(Box::new(sample)),
+                Err(e) => Answer::Failed(e.to_string()),
+            },
         }
     }
 }
 
 /// Answers when the GPU is watched: from then on nothing is missed.
-fn watch(nvml: Arc<Library>, uuid: String) -> Answer {
+fn watch(nvml: Arc<Library>, index: u32, uuid: String) -> Answer {
     let (to, ready) = std::sync::mpsc::channel();
     let work = move || {
         let tell = |begun: Result<(), _>| {
             drop(to.send(begun.map_err(|e: nvml_wrapper::error::NvmlError| e.to_string())))
         };
-        nvml.watch(&uuid, tell, &|event| {
+        nvml.watch(index, &uuid, tell, &|event| {
             // The parent is gone: the main thread sees it too.
             let _ = say(&Line::Event(event));
         });

@@ -14,6 +14,9 @@ mod model;
 mod nvml;
 mod supervisor;
 
-pub use model::{Device, Failed, Gpu, Inventory, Links, MigDevice, Probe};
+pub use model::{
+    Device, Failed, Gpu, Inventory, Links, Look, MAX_PROCESSES, Memory, MigDevice, Probe, Process, Rows,
+    Sample, System,
+};
 pub use nvml::{EventKind, GpuEvent};
 pub use supervisor::{GpuError, Launch, Supervisor};

@@ -2,6 +2,26 @@
 
 use serde::{Deserialize, Serialize};
 
+/// What the driver says of itself.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct System {
+    /// As `580.95.05`.
+    pub driver: String,
+    /// CUDA's major and minor version that the driver has.
+    pub cuda: (u32, u32),
+    /// How many GPUs there are.
+    pub count: u32,
+}
+
+/// One look at a GPU: what it is and whether it is well are one answer, so that they cannot disagree.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Look {
+    /// What it is; none: it does not answer, and the probe says how.
+    pub gpu: Option<Gpu>,
+    /// Whether it is well.
+    pub probe: Probe,
+}
+
 /// Everything found at one time.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Inventory {
@@ -124,6 +144,75 @@ pub struct Probe {
     pub recovery: Option<u32>,
     /// Whether a row could not be remapped.
     pub remap_failed: bool,
+}
+
+/// What a GPU does at one moment. None: the card, or its driver, does not tell.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Sample {
+    /// Per cent of the last period: cores, memory's bandwidth.
+    pub utilization: Option<(u32, u32)>,
+    /// Memory.
+    pub memory: Option<Memory>,
+    /// Milliwatts drawn.
+    pub power_mw: Option<u32>,
+    /// Milliwatts allowed.
+    pub power_limit_mw: Option<u32>,
+    /// Degrees Celsius.
+    pub temperature: Option<u32>,
+    /// MHz: cores, memory.
+    pub clocks_mhz: Option<(u32, u32)>,
+    /// Errors since the driver was loaded: corrected, uncorrected.
+    pub ecc: Option<(u64, u64)>,
+    /// Rows remapped.
+    pub rows: Option<Rows>,
+    /// NVLinks that are up.
+    pub links: u32,
+    /// KiB of data over all NVLinks since the driver was loaded: sent, received.
+    pub link_kib: Option<(u64, u64)>,
+    /// Bytes in use on each MIG device, by UUID.
+    pub slices: Vec<(String, u64)>,
+    /// Processes that compute, [`MAX_PROCESSES`] at most.
+    pub processes: Vec<Process>,
+}
+
+/// Most processes that are told of one GPU.
+pub const MAX_PROCESSES: usize = 1024;
+
+/// A GPU's memory in bytes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Memory {
+    /// All of it.
+    pub total: u64,
+    /// In use.
+    pub used: u64,
+    /// Kept by the driver.
+    pub reserved: u64,
+}
+
+/// Remapped rows of memory.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rows {
+    /// After corrected errors.
+    pub corrected: u32,
+    /// After uncorrected ones.
+    pub uncorrected: u32,
+    /// One waits for a reset.
+    pub pending: bool,
+    /// One could not be remapped.
+    pub failed: bool,
+}
+
+/// A process on a GPU.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Process {
+    /// On the host.
+    pub pid: u32,
+    /// Bytes that it uses, when the driver tells.
+    pub memory: Option<u64>,
+    /// GPU and compute instance that it is on.
+    pub instance: Option<(u32, u32)>,
+    /// Per cent of the cores, when the driver tells.
+    pub utilization: Option<u32>,
 }
 
 impl Inventory {

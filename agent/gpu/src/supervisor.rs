@@ -1,10 +1,14 @@
-//! The parent's side of the child process: asks with a deadline, replaces the child that misses it or dies, and watches the
-//! GPUs again in the new one.
+//! The parent's side of the child process: asks one thing at a time with a deadline, replaces the child that misses it or
+//! dies, and watches the GPUs again in the new one, except the one that made it hang.
 //!
-//! A process that hangs in the driver may not die even of SIGKILL: it is signalled and left behind, never waited for. How
-//! soon a new one is started doubles with each failure, up to [`MAX_PAUSE`].
+//! The deadline is of one question, which is about one GPU: what waits for its turn has not begun.
+//!
+//! A process that hangs in the driver may not die even of SIGKILL: it is signalled and left behind, and its GPU is not asked
+//! again before it has ended, so that one GPU costs one such process. No more than [`MAX_LEFT`] are left behind: then
+//! nothing is started until one of them has ended. How soon a new one is started doubles with each failure, up to
+//! [`MAX_PAUSE`].
 
-use std::collections::HashMap;
+use std::collections::VecDeque;
 use std::path::PathBuf;
 use std::process::Stdio;
 use std::time::Duration;
@@ -12,16 +16,21 @@ use std::time::Duration;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::process::{Child, ChildStdin, Command};
 use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use crate::child::{Answer, Ask, Line, MAX_LINE, Request};
-use crate::model::{Inventory, Probe};
-use crate::nvml::GpuEvent;
+use crate::model::{Failed, Inventory, Look, Sample, System};
+use crate::nvml::{EventKind, GpuEvent};
 
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 /// Most time between two attempts.
 pub const MAX_PAUSE: Duration = Duration::from_secs(30);
-/// Requests that wait for their answer.
+/// Processes that were told to end and have not.
+pub const MAX_LEFT: usize = 4;
+/// How long a question waits for the next attempt before it is answered that there is none.
+const PATIENCE: Duration = Duration::from_secs(1);
+/// Requests that wait for their turn.
 const MAX_WAITING: usize = 64;
 /// Events that wait to be taken.
 const MAX_EVENTS: usize = 1024;
@@ -39,6 +48,14 @@ pub enum GpuError {
     /// Its process ended, or could not be started.
     #[error("ask NVML: its process {0}")]
     Process(String),
+    /// Its process has been given up and is still there, so no other is made to hang as it does.
+    #[error("ask NVML: the process that was asked last still hangs in the driver and cannot be ended")]
+    StillHangs,
+    /// Too many processes hang in the kernel.
+    #[error(
+        "ask NVML: {0} of its processes hang in the driver and cannot be ended; no other is started before one has (a reboot ends them)"
+    )]
+    Stuck(usize),
     /// The supervisor has ended.
     #[error("ask NVML: it is being shut down")]
     Gone,
@@ -60,12 +77,16 @@ pub struct Launch {
 /// A handle on the supervised child. Cheap to clone; the child ends with the last one.
 #[derive(Debug, Clone)]
 pub struct Supervisor {
-    asks: mpsc::Sender<Asked>,
+    asks: mpsc::Sender<Wanted>,
 }
 
-struct Asked {
-    ask: Ask,
-    answer: oneshot::Sender<Result<Answer, GpuError>>,
+/// Whom an answer is for.
+type Answered = oneshot::Sender<Result<Answer, GpuError>>;
+
+enum Wanted {
+    Answer(Ask, Answered),
+    /// Another process.
+    Renewal,
 }
 
 impl Supervisor {
@@ -77,43 +98,87 @@ impl Supervisor {
         (Supervisor { asks }, heard)
     }
 
-    /// All that there is.
+    /// What the driver says of itself.
     ///
     /// # Errors
     /// NVML cannot be loaded, fails, or does not answer.
-    pub async fn inventory(&self) -> Result<Inventory, GpuError> {
-        match self.ask(Ask::Inventory).await? {
-            Answer::Inventory(found) => Ok(found),
+    pub async fn system(&self) -> Result<System, GpuError> {
+        match self.ask(Ask::System).await? {
+            Answer::System(system) => Ok(system),
             other => Err(unexpected(other)),
         }
     }
 
-    /// Whether a GPU is well.
+    /// What the GPU of this index is, and whether it is well.
     ///
     /// # Errors
-    /// As [`Supervisor::inventory`]; what NVML says of the GPU itself is in the probe.
-    pub async fn probe(&self, uuid: &str) -> Result<Probe, GpuError> {
-        match self.ask(Ask::Probe(uuid.to_owned())).await? {
-            Answer::Probe(probe) => Ok(probe),
+    /// As [`Supervisor::system`]; what NVML says of the GPU itself is in the probe.
+    pub async fn look(&self, index: u32) -> Result<Look, GpuError> {
+        match self.ask(Ask::Look(index)).await? {
+            Answer::Look(look) => Ok(*look),
             other => Err(unexpected(other)),
         }
+    }
+
+    /// What the GPU of this index and UUID does.
+    ///
+    /// # Errors
+    /// As [`Supervisor::system`], also where NVML says no.
+    pub async fn sample(&self, index: u32, uuid: &str) -> Result<Sample, GpuError> {
+        match self.ask(Ask::Sample(index, uuid.to_owned())).await? {
+            Answer::Sample(sample) => Ok(*sample),
+            other => Err(unexpected(other)),
+        }
+    }
+
+    /// Everything, once.
+    ///
+    /// # Errors
+    /// As [`Supervisor::system`]. A GPU that fails is listed as such; one that does not answer is an error.
+    pub async fn inventory(&self) -> Result<Inventory, GpuError> {
+        let System { driver, cuda, count } = self.system().await?;
+        let mut found = Inventory {
+            driver,
+            cuda,
+            ..Inventory::default()
+        };
+        for index in 0..count {
+            let look = self.look(index).await?;
+            match look.gpu {
+                Some(gpu) => found.gpus.push(gpu),
+                None => found.failed.push(Failed {
+                    index,
+                    error: look.probe.error.unwrap_or_default(),
+                }),
+            }
+        }
+        Ok(found)
     }
 
     /// Hears of a GPU from now on, over every replacement of the child, until it is told lost.
     ///
     /// # Errors
-    /// As [`Supervisor::inventory`].
-    pub async fn watch(&self, uuid: &str) -> Result<(), GpuError> {
-        match self.ask(Ask::Watch(uuid.to_owned())).await? {
+    /// As [`Supervisor::sample`].
+    pub async fn watch(&self, index: u32, uuid: &str) -> Result<(), GpuError> {
+        match self.ask(Ask::Watch(index, uuid.to_owned())).await? {
             Answer::Watching => Ok(()),
             other => Err(unexpected(other)),
         }
     }
 
+    /// Replaces the child, because a driver that was loaded anew, or a GPU that was reset, is there for a new process only.
+    /// What happens until the new one watches is not heard.
+    ///
+    /// # Errors
+    /// The supervisor has ended.
+    pub async fn renew(&self) -> Result<(), GpuError> {
+        self.asks.send(Wanted::Renewal).await.map_err(|_| GpuError::Gone)
+    }
+
     async fn ask(&self, ask: Ask) -> Result<Answer, GpuError> {
         let (answer, answered) = oneshot::channel();
-        let asked = Asked { ask, answer };
-        self.asks.send(asked).await.map_err(|_| GpuError::Gone)?;
+        let wanted = Wanted::Answer(ask, answer);
+        self.asks.send(wanted).await.map_err(|_| GpuError::Gone)?;
         match answered.await.map_err(|_| GpuError::Gone)?? {
             Answer::Failed(said) => Err(GpuError::Nvml(said)),
             answer => Ok(answer),
@@ -175,68 +240,92 @@ impl Running {
     }
 }
 
-/// What a request waits for.
-struct Waiting {
-    answer: oneshot::Sender<Result<Answer, GpuError>>,
-    watch: Option<String>,
-    /// It was watched by the last child already: nobody else waits for this answer.
-    again: bool,
+/// The question that has been asked.
+struct Flight {
+    id: u64,
+    ask: Ask,
+    /// Whom the answer is for; none: it was watched by the last child already, and nobody waits.
+    answer: Option<Answered>,
     until: Instant,
 }
 
 struct State {
     launch: Launch,
     running: Option<Running>,
-    waiting: HashMap<u64, Waiting>,
+    flight: Option<Flight>,
+    /// The next question.
+    held: Option<(Ask, Answered)>,
     next: u64,
     /// What a new child is to watch.
-    watched: Vec<String>,
+    watched: Vec<(u32, String)>,
+    /// What this one is still to be told to.
+    again: VecDeque<(u32, String)>,
+    /// What was found on the way.
+    tell: Vec<GpuEvent>,
+    /// Processes that have been told to end, and what was asked of them when they did not answer.
+    left: JoinSet<Option<Option<u32>>>,
+    /// The GPUs (none: the driver) whose process hangs.
+    stuck: Vec<Option<u32>>,
     pause: Duration,
     not_before: Instant,
 }
 
-async fn run(launch: Launch, mut asked: mpsc::Receiver<Asked>, events: mpsc::Sender<GpuEvent>) {
+async fn run(launch: Launch, mut wanted: mpsc::Receiver<Wanted>, events: mpsc::Sender<GpuEvent>) {
     let mut state = State {
         launch,
         running: None,
-        waiting: HashMap::new(),
+        flight: None,
+        held: None,
         next: 0,
         watched: Vec::new(),
+        again: VecDeque::new(),
+        tell: Vec::new(),
+        left: JoinSet::new(),
+        stuck: Vec::new(),
         pause: FIRST_PAUSE,
         not_before: Instant::now(),
     };
     loop {
-        let until = state.waiting.values().map(|w| w.until).min();
+        state.advance().await;
+        for event in state.tell.drain(..) {
+            if events.send(event).await.is_err() {
+                return;
+            }
+        }
+        let idle = state.flight.is_none();
+        if idle && state.held.is_some() {
+            continue;
+        }
+        let until = state.flight.as_ref().map(|f| f.until);
         let again = (state.running.is_none() && !state.watched.is_empty()).then_some(state.not_before);
         tokio::select! {
-            ask = asked.recv() => match ask {
-                Some(ask) => state.ask(ask).await,
+            next = wanted.recv(), if idle => match next {
+                Some(Wanted::Answer(ask, answer)) => state.held = Some((ask, answer)),
+                Some(Wanted::Renewal) => state.renew(),
                 None => return,
             },
             line = next_line(&mut state.running) => match line {
-                Some(Line::Answer(id, answer)) => {
-                    if let Some(lost) = state.answered(id, answer)
-                        && events.send(lost).await.is_err()
-                    {
-                        return;
-                    }
-                }
+                Some(Line::Answer(id, answer)) => state.answered(id, answer),
                 Some(Line::Event(event)) => {
-                    if let crate::nvml::EventKind::Lost { .. } = event.kind {
-                        state.watched.retain(|uuid| *uuid != event.uuid);
+                    if let EventKind::Lost { .. } = event.kind {
+                        state.watched.retain(|(_, uuid)| *uuid != event.uuid);
                     }
-                    if events.send(event).await.is_err() {
-                        return;
-                    }
+                    state.tell.push(event);
                 }
                 None => state.replace(&GpuError::Process("ended".into())),
             },
-            () = at(until) => {
-                let limit = state.launch.deadline;
-                tracing::warn!(deadline_ms = limit.as_millis() as u64, "NVML does not answer: its process is replaced");
-                state.replace(&GpuError::Hangs(limit));
+            () = at(until) => state.hangs(),
+            () = at(again) => if let Err(e) = state.start() {
+                tracing::warn!(error = &e as &dyn std::error::Error, "NVML cannot be asked");
+            },
+            Some(ended) = state.left.join_next(), if !state.left.is_empty() => {
+                if let Ok(Some(gpu)) = ended {
+                    state.stuck.retain(|s| *s != gpu);
+                }
+                if state.running.is_none() {
+                    state.not_before = Instant::now();
+                }
             }
-            () = at(again) => state.restart().await,
         }
     }
 }
@@ -256,36 +345,51 @@ async fn at(time: Option<Instant>) {
 }
 
 impl State {
-    async fn ask(&mut self, asked: Asked) {
+    /// Asks the next thing, when there is one and nothing is being asked: what was watched first, so that little is missed.
+    async fn advance(&mut self) {
+        if self.flight.is_some() {
+            return;
+        }
+        let stuck = |(ask, _): &mut (Ask, Answered)| self.stuck.contains(&ask.gpu());
+        if let Some((_, answer)) = self.held.take_if(stuck) {
+            let _ = answer.send(Err(GpuError::StillHangs));
+        }
         if self.running.is_none() {
-            if Instant::now() < self.not_before {
-                let left = self.not_before - Instant::now();
+            let Some((ask, answer)) = self.held.take() else {
+                return;
+            };
+            let left = self.not_before.saturating_duration_since(Instant::now());
+            if left > PATIENCE {
                 let text = format!(
                     "failed a moment ago; the next attempt is in {} ms",
                     left.as_millis()
                 );
-                let _ = asked.answer.send(Err(GpuError::Process(text)));
+                let _ = answer.send(Err(GpuError::Process(text)));
                 return;
             }
-            self.restart().await;
+            tokio::time::sleep(left).await;
+            if let Err(e) = self.start() {
+                let _ = answer.send(Err(e));
+                return;
+            }
+            self.held = Some((ask, answer));
         }
-        let watch = match &asked.ask {
-            Ask::Watch(uuid) => Some(uuid.clone()),
-            _ => None,
-        };
-        let waiting = Waiting {
-            answer: asked.answer,
-            watch,
-            again: false,
-            until: Instant::now() + self.launch.deadline,
-        };
-        self.send(asked.ask, waiting).await;
+        if let Some((index, uuid)) = self.again.pop_front() {
+            self.send(Ask::Watch(index, uuid), None).await;
+        } else if let Some((ask, answer)) = self.held.take() {
+            self.send(ask, Some(answer)).await;
+        }
     }
 
-    async fn send(&mut self, ask: Ask, waiting: Waiting) {
+    async fn send(&mut self, ask: Ask, answer: Option<Answered>) {
         let id = self.next;
         self.next += 1;
-        self.waiting.insert(id, waiting);
+        self.flight = Some(Flight {
+            id,
+            ask: ask.clone(),
+            answer,
+            until: Instant::now() + self.launch.deadline,
+        });
         let sent = match &mut self.running {
             Some(running) => running.send(&Request { id, ask }).await,
             None => Err(GpuError::Process("could not be started".into())),
@@ -295,52 +399,93 @@ impl State {
         }
     }
 
-    /// What is to be told besides: a GPU that was watched and cannot be any more.
-    fn answered(&mut self, id: u64, answer: Answer) -> Option<GpuEvent> {
-        let waiting = self.waiting.remove(&id)?;
+    fn answered(&mut self, id: u64, answer: Answer) {
+        let Some(flight) = self.flight.take_if(|f| f.id == id) else {
+            return;
+        };
         self.pause = FIRST_PAUSE;
-        let mut lost = None;
-        match (waiting.watch, &answer) {
-            (Some(uuid), Answer::Watching) if !self.watched.contains(&uuid) => self.watched.push(uuid),
-            (Some(uuid), Answer::Failed(error)) if waiting.again => {
-                self.watched.retain(|w| *w != uuid);
-                let kind = crate::nvml::EventKind::Lost { error: error.clone() };
-                lost = Some(GpuEvent { uuid, kind });
+        if let Ask::Watch(index, uuid) = flight.ask {
+            self.watched.retain(|(_, w)| *w != uuid);
+            match &answer {
+                Answer::Watching => self.watched.push((index, uuid)),
+                Answer::Failed(error) if flight.answer.is_none() => self.lost(uuid, error.clone()),
+                _ => {}
             }
-            _ => {}
         }
-        let _ = waiting.answer.send(Ok(answer));
-        lost
+        if let Some(to) = flight.answer {
+            let _ = to.send(Ok(answer));
+        }
     }
 
-    /// Ends the child and fails what waits for it. The next request, or what is watched, starts another.
-    fn replace(&mut self, why: &GpuError) {
-        if let Some(mut running) = self.running.take() {
-            // Not waited for: it may hang in the kernel. tokio reaps it when it can.
-            let _ = running.child.start_kill();
+    fn lost(&mut self, uuid: String, error: String) {
+        let kind = EventKind::Lost { error };
+        self.tell.push(GpuEvent { uuid, kind });
+    }
+
+    /// The question has not been answered in time. The GPU that it was about is watched no longer: the new child would hang
+    /// as this one does.
+    fn hangs(&mut self) {
+        let why = GpuError::Hangs(self.launch.deadline);
+        let gpu = self.flight.as_ref().and_then(|f| f.ask.gpu());
+        tracing::warn!(
+            gpu,
+            deadline_ms = self.launch.deadline.as_millis() as u64,
+            "NVML does not answer: its process is replaced"
+        );
+        let silent = |(index, _): &mut (u32, String)| Some(*index) == gpu;
+        let gone: Vec<_> = self.watched.extract_if(.., silent).collect();
+        for (_, uuid) in gone {
+            self.lost(uuid, why.to_string());
         }
-        for (_, waiting) in self.waiting.drain() {
-            let _ = waiting.answer.send(Err(why.clone()));
+        self.stuck.push(gpu);
+        self.end(Some(gpu));
+        self.replace(&why);
+    }
+
+    /// Ends the child and fails what was asked. The next question, or what is watched, starts another.
+    fn replace(&mut self, why: &GpuError) {
+        self.end(None);
+        if let Some(answer) = self.flight.take().and_then(|f| f.answer) {
+            let _ = answer.send(Err(why.clone()));
         }
         self.not_before = Instant::now() + self.pause;
         self.pause = (self.pause * 2).min(MAX_PAUSE);
     }
 
-    /// Starts a child and has it watch what the last one did.
-    async fn restart(&mut self) {
-        match Running::start(&self.launch) {
-            Ok(running) => self.running = Some(running),
-            Err(e) => return self.replace(&e),
+    fn renew(&mut self) {
+        self.end(None);
+        self.not_before = Instant::now();
+    }
+
+    fn end(&mut self, hung: Option<Option<u32>>) {
+        self.again.clear();
+        if let Some(running) = self.running.take() {
+            // Its pipes end here, which it sees if it sees anything.
+            let mut child = running.child;
+            let _ = child.start_kill();
+            self.left.spawn(async move {
+                let _ = child.wait().await;
+                hung
+            });
         }
-        for uuid in self.watched.clone() {
-            let (answer, _) = oneshot::channel();
-            let waiting = Waiting {
-                answer,
-                watch: Some(uuid.clone()),
-                again: true,
-                until: Instant::now() + self.launch.deadline,
-            };
-            self.send(Ask::Watch(uuid), waiting).await;
+    }
+
+    /// Starts a child, which is to watch what the last one did.
+    fn start(&mut self) -> Result<(), GpuError> {
+        let started = match self.left.len() {
+            left @ MAX_LEFT.. => Err(GpuError::Stuck(left)),
+            _ => Running::start(&self.launch),
+        };
+        match started {
+            Ok(running) => {
+                self.running = Some(running);
+                self.again = self.watched.iter().cloned().collect();
+                Ok(())
+            }
+            Err(e) => {
+                self.replace(&e);
+                Err(e)
+            }
         }
     }
 }

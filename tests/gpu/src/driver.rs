@@ -130,7 +130,16 @@ impl Driver {
         Ok(())
     }
 
-    /// Appends to the events: "GPU XID [GI CI]" or "GPU reset".
+    /// Installs another version's libraries in the place of those there are; what runs is the topology's.
+    ///
+    /// # Errors
+    /// A file cannot be written; no C compiler.
+    pub fn install(&self, version: &str) -> Result<()> {
+        fs::remove_dir_all(self.root().join(LIBRARIES))?;
+        self.libraries(version)
+    }
+
+    /// Appends to the events: "GPU XID [GI CI]", "GPU reset", "GPU reattach" or "reload".
     ///
     /// # Errors
     /// The file cannot be written.

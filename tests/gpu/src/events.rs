@@ -31,13 +31,21 @@ pub enum Event {
         /// Index.
         gpu: usize,
     },
+    /// "GPU reattach".
+    Reattach {
+        /// Index.
+        gpu: usize,
+    },
+    /// "reload".
+    Reload,
 }
 
 impl Event {
-    /// Whose it is.
-    pub fn gpu(self) -> usize {
+    /// Whose it is; none: everything's.
+    pub fn gpu(self) -> Option<usize> {
         match self {
-            Event::Xid { gpu, .. } | Event::Reset { gpu } => gpu,
+            Event::Xid { gpu, .. } | Event::Reset { gpu } | Event::Reattach { gpu } => Some(gpu),
+            Event::Reload => None,
         }
     }
 }
@@ -45,7 +53,11 @@ impl Event {
 fn parse(line: &str) -> Option<Event> {
     let words: Vec<&str> = line.split_whitespace().collect();
     match words.as_slice() {
+        ["reload"] => Some(Event::Reload),
         [gpu, "reset"] => Some(Event::Reset {
+            gpu: gpu.parse().ok()?,
+        }),
+        [gpu, "reattach"] => Some(Event::Reattach {
             gpu: gpu.parse().ok()?,
         }),
         [gpu, xid, rest @ ..] => Some(Event::Xid {
@@ -136,6 +148,9 @@ pub fn wait(token: usize, limit: Duration) -> Result<Event, Code> {
         let _ = inotify::add_watch(&watch, &dir, flags);
     }
     loop {
+        if state::is_stale() {
+            return Err(nvml::nvmlReturn_enum_NVML_ERROR_LIB_RM_VERSION_MISMATCH);
+        }
         let gpus = with(|sets| -> Result<Vec<usize>, Event> {
             let Some(set) = sets.get_mut(&token) else {
                 return Ok(Vec::new());
@@ -143,7 +158,9 @@ pub fn wait(token: usize, limit: Duration) -> Result<Event, Code> {
             let new = all();
             while let Some(event) = new.get(set.seen) {
                 set.seen += 1;
-                if matches!(event, Event::Xid { .. }) && set.gpus.contains(&event.gpu()) {
+                if let Event::Xid { gpu, .. } = event
+                    && set.gpus.contains(gpu)
+                {
                     return Err(*event);
                 }
             }
@@ -180,6 +197,8 @@ mod tests {
         assert_eq!(parse("3 79"), xid(3, 79, (NONE, NONE)));
         assert_eq!(parse("0 94 2 1"), xid(0, 94, (2, 1)));
         assert_eq!(parse("1 reset"), Some(Event::Reset { gpu: 1 }));
+        assert_eq!(parse("1 reattach"), Some(Event::Reattach { gpu: 1 }));
+        assert_eq!(parse("reload"), Some(Event::Reload));
         assert_eq!(parse("gpu 79"), None);
         assert_eq!(parse(""), None);
     }

@@ -3,7 +3,8 @@
 //! The library (`abi`) answers from a folder that `SLIPWAY_FAKE_GPU` names:
 //! ```text
 //! topology.json   what there is ([`topology`]); read again when it changes, so geometry may change under a running program
-//! events          appended to: "GPU XID [GI CI]" raises an XID, "GPU reset" brings a lost GPU back; kept for ever
+//! events          appended to: "GPU XID [GI CI]" raises an XID, "GPU reset" brings a lost GPU back, "GPU reattach" only for
+//!                 processes that start after it, "reload" makes the library useless to those before it; kept for ever
 //! overrides       "FUNCTION CODE", "FUNCTION sleep MS", "FUNCTION hang", each optionally followed by a GPU's index
 //! calls           when it is there: one line a call, "FUNCTION [GPU]"
 //! ```

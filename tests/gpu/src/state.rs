@@ -20,11 +20,14 @@ type Stamp = (u64, i64, i64, u64);
 #[derive(Default)]
 struct Shared {
     initialised: u32,
+    /// How many events there were then.
+    born: usize,
     topology: Option<(Stamp, Arc<Topology>)>,
 }
 
 static SHARED: Mutex<Shared> = Mutex::new(Shared {
     initialised: 0,
+    born: 0,
     topology: None,
 });
 
@@ -41,7 +44,12 @@ pub fn folder() -> Option<PathBuf> {
 pub fn initialise(more: bool) -> Code {
     let mut shared = shared();
     match (more, shared.initialised) {
-        (true, n) => shared.initialised = n + 1,
+        (true, n) => {
+            shared.initialised = n + 1;
+            if n == 0 {
+                shared.born = events::all().len();
+            }
+        }
         (false, 0) => return nvml::nvmlReturn_enum_NVML_ERROR_UNINITIALIZED,
         (false, n) => shared.initialised = n - 1,
     }
@@ -59,6 +67,9 @@ pub fn called(function: &str, gpu: Option<usize>) -> Result<(), Code> {
     if let Ok(mut log) = fs::OpenOptions::new().append(true).open(dir.join("calls")) {
         let line = gpu.map_or(format!("{function}\n"), |g| format!("{function} {g}\n"));
         let _ = log.write_all(line.as_bytes());
+    }
+    if is_stale() && function != "nvmlInit_v2" {
+        return Err(nvml::nvmlReturn_enum_NVML_ERROR_LIB_RM_VERSION_MISMATCH);
     }
     let overrides = fs::read_to_string(dir.join("overrides")).unwrap_or_default();
     for line in overrides.lines() {
@@ -108,13 +119,25 @@ pub fn topology() -> Result<Arc<Topology>, Code> {
     }
 }
 
-/// Whether a GPU fell off the bus and was not reset since.
+/// Whether the driver was loaded anew since the library was initialised: nothing works then, until that is done again.
+pub fn is_stale() -> bool {
+    let (initialised, born) = {
+        let shared = shared();
+        (shared.initialised > 0, shared.born)
+    };
+    initialised && events::all().iter().skip(born).any(|e| *e == Event::Reload)
+}
+
+/// Whether a GPU fell off the bus and was not reset since, as far as this process can see.
 pub fn is_lost(gpu: usize) -> bool {
-    let mine = events::all().into_iter().filter(|e| e.gpu() == gpu);
-    mine.fold(false, |lost, event| match event {
+    let born = shared().born;
+    let mine = events::all().into_iter().enumerate();
+    let mine = mine.filter(|(_, e)| e.gpu() == Some(gpu));
+    mine.fold(false, |lost, (n, event)| match event {
         Event::Xid { xid: 79, .. } => true,
         Event::Reset { .. } => false,
-        Event::Xid { .. } => lost,
+        Event::Reattach { .. } if n < born => false,
+        _ => lost,
     })
 }
 

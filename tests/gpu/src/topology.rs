@@ -59,6 +59,8 @@ pub struct Gpu {
     pub rows: Option<(u32, u32, u32, u32)>,
     /// The driver's recovery action (field 230); none: an older driver.
     pub recovery_action: Option<u32>,
+    /// KiB that went over all NVLinks: sent, received; none: the driver does not count.
+    pub link_kib: Option<(u64, u64)>,
     /// NVLinks, by link number.
     pub nvlinks: Vec<Link>,
     /// MIG; none: the card has none.

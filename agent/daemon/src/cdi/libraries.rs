@@ -1,7 +1,7 @@
 //! The driver's files: which libraries, programs and other files of it a container gets, and where they are.
 //!
-//! The version is the file name's end: `libcuda.so.VERSION`. Everything of that version in the driver's library folders
-//! belongs to it.
+//! The version is the running driver's: the kernel module and the libraries must be of one. A file's version is its name's
+//! end: `libcuda.so.VERSION`. Everything of that version in the driver's library folders belongs to it.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -96,17 +96,40 @@ pub fn find_nvml(root: &Path) -> Option<PathBuf> {
     all.find(|p| p.exists())
 }
 
-/// The version of the driver's libraries below `root`.
-pub fn version(root: &Path) -> Option<String> {
-    let folders = folders(root);
-    ["libcuda.so.", "libnvidia-ml.so."].iter().find_map(|name| {
-        let names = folders.iter().flat_map(|f| names_in(f));
-        let mut versions = names.filter_map(|n| n.strip_prefix(name).map(str::to_owned));
-        versions.find(|v| {
-            v.contains('.')
-                && v.split('.')
-                    .all(|p| !p.is_empty() && p.bytes().all(|b| b.is_ascii_digit()))
-        })
+/// The versions of the driver's libraries below `root`, in the order they are found.
+fn versions(folders: &[PathBuf]) -> Vec<String> {
+    let numbers = |v: &str| {
+        v.contains('.')
+            && v.split('.')
+                .all(|p| !p.is_empty() && p.bytes().all(|b| b.is_ascii_digit()))
+    };
+    let mut found = Vec::new();
+    for name in ["libcuda.so.", "libnvidia-ml.so."] {
+        for file in folders.iter().flat_map(|f| names_in(f)) {
+            let version = file.strip_prefix(name).filter(|v| numbers(v));
+            if let Some(version) = version
+                && !found.iter().any(|f| f == version)
+            {
+                found.push(version.to_owned());
+            }
+        }
+    }
+    found
+}
+
+/// Checks that there are libraries of the running driver.
+fn check(root: &Path, folders: &[PathBuf], running: &str) -> Result<(), GenerateError> {
+    let found = versions(folders);
+    if found.is_empty() {
+        return Err(GenerateError::NoLibraries(root.to_owned()));
+    }
+    if found.iter().any(|v| v == running) {
+        return Ok(());
+    }
+    Err(GenerateError::OtherVersion {
+        root: root.to_owned(),
+        wanted: running.to_owned(),
+        found: found.join(", "),
     })
 }
 
@@ -117,9 +140,10 @@ fn names_in(folder: &Path) -> Vec<String> {
     names
 }
 
-/// Everything of the driver's that a container gets.
-pub fn mounts(root: &Path) -> Result<Vec<Mount>, GenerateError> {
-    let version = version(root).ok_or_else(|| GenerateError::NoLibraries(root.to_owned()))?;
+/// Everything that a container gets of the driver that runs in this version.
+pub fn mounts(root: &Path, version: &str) -> Result<Vec<Mount>, GenerateError> {
+    let folders = folders(root);
+    check(root, &folders, version)?;
     // By their place in the container: each once.
     let mut mounts = BTreeMap::new();
     let mut put = |host: PathBuf, place: String| {
@@ -130,7 +154,7 @@ pub fn mounts(root: &Path) -> Result<Vec<Mount>, GenerateError> {
         Err(_) => path.display().to_string(),
     };
     let mut taken = Vec::new();
-    for folder in folders(root) {
+    for folder in folders {
         let names = names_in(&folder);
         for name in names.iter().filter(|n| n.ends_with(&format!(".so.{version}"))) {
             if taken.contains(name) {
@@ -161,7 +185,7 @@ pub fn mounts(root: &Path) -> Result<Vec<Mount>, GenerateError> {
         }
     }
     for folder in FIRMWARE {
-        let folder = root.join(folder).join(&version);
+        let folder = root.join(folder).join(version);
         for name in names_in(&folder) {
             let known = (name.starts_with("gsp") || name.starts_with("ucodes")) && name.ends_with(".bin");
             if known {

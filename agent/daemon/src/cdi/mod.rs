@@ -12,6 +12,7 @@
 mod libraries;
 mod write;
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
@@ -20,7 +21,7 @@ use std::path::{Path, PathBuf};
 use slipway_cdi::{ContainerEdits, Device, DeviceEdit, Mount, Spec};
 use slipway_gpu::{Gpu, Inventory, MigDevice};
 
-pub use libraries::{find_nvml, version};
+pub use libraries::find_nvml;
 pub use write::{FILE_NAME, remove, write};
 
 /// Where things are on the host.
@@ -63,9 +64,16 @@ pub enum GenerateError {
         #[source]
         source: io::Error,
     },
-    /// There is nothing to give.
-    #[error("there is no GPU")]
-    NoDevices,
+    /// There are others than the running driver's.
+    #[error("find the libraries of the running driver, {wanted}, below {}: those there are of {found}; every program would fail with them (install the driver that runs, or load the one that is installed)", root.display())]
+    OtherVersion {
+        /// The driver's root.
+        root: PathBuf,
+        /// The running driver.
+        wanted: String,
+        /// What is there.
+        found: String,
+    },
     /// A folder cannot be read.
     #[error("read {}", path.display())]
     Read {
@@ -80,30 +88,43 @@ pub enum GenerateError {
     Invalid(#[from] slipway_cdi::ValidationError),
 }
 
-/// Makes the specification.
+/// What could be made.
+#[derive(Debug)]
+pub struct Made {
+    /// The specification; none: no device could be put into it.
+    pub spec: Option<Spec>,
+    /// The devices that are not in it, by UUID, and why.
+    pub left_out: BTreeMap<String, GenerateError>,
+}
+
+/// Makes the specification of the devices that have what they need; one that has not costs only itself.
 ///
 /// # Errors
-/// There is no GPU, or something that one cannot do without is not there; the error names it.
-pub fn generate(inventory: &Inventory, roots: &Roots, kind: &str) -> Result<Spec, GenerateError> {
+/// Something that every device needs is not there; the error names it.
+pub fn generate(inventory: &Inventory, roots: &Roots, kind: &str) -> Result<Made, GenerateError> {
     let mut devices = Vec::new();
     let mut all = ContainerEdits::default();
+    let mut left_out = BTreeMap::new();
     for gpu in &inventory.gpus {
-        let edits = gpu_edits(gpu, roots)?;
+        let mut put = |number: String, uuid: &str, edits: Result<ContainerEdits, GenerateError>| match edits {
+            Ok(edits) => {
+                add(&mut all, &edits);
+                devices.push(device(number, &edits));
+                devices.push(device(uuid.to_owned(), &edits));
+            }
+            Err(e) => drop(left_out.insert(uuid.to_owned(), e)),
+        };
         if gpu.mig == Some(true) {
             for slice in &gpu.mig_devices {
-                let edits = slice_edits(gpu, slice, &edits, roots)?;
-                add(&mut all, &edits);
-                devices.push(device(format!("{}:{}", gpu.index, slice.index), &edits));
-                devices.push(device(slice.uuid.clone(), &edits));
+                let number = format!("{}:{}", gpu.index, slice.index);
+                put(number, &slice.uuid, slice_edits(gpu, slice, roots));
             }
         } else {
-            add(&mut all, &edits);
-            devices.push(device(gpu.index.to_string(), &edits));
-            devices.push(device(gpu.uuid.clone(), &edits));
+            put(gpu.index.to_string(), &gpu.uuid, gpu_edits(gpu, roots));
         }
     }
     if devices.is_empty() {
-        return Err(GenerateError::NoDevices);
+        return Ok(Made { spec: None, left_out });
     }
     devices.push(device("all".to_owned(), &all));
     let mut spec = Spec {
@@ -111,11 +132,12 @@ pub fn generate(inventory: &Inventory, roots: &Roots, kind: &str) -> Result<Spec
         kind: kind.to_owned(),
         annotations: [("slipway.dev/driver".to_owned(), inventory.driver.clone())].into(),
         devices,
-        container_edits: common(roots)?,
+        container_edits: common(roots, &inventory.driver)?,
     };
     spec.cdi_version = spec.minimum_version().0.to_owned();
     spec.validate()?;
-    Ok(spec)
+    let spec = Some(spec);
+    Ok(Made { spec, left_out })
 }
 
 fn device(name: String, edits: &ContainerEdits) -> Device {
@@ -140,11 +162,11 @@ fn add(all: &mut ContainerEdits, edits: &ContainerEdits) {
 }
 
 /// What every container with a GPU gets.
-fn common(roots: &Roots) -> Result<ContainerEdits, GenerateError> {
+fn common(roots: &Roots, driver: &str) -> Result<ContainerEdits, GenerateError> {
     let mut edits = ContainerEdits {
         // So that NVIDIA's own runtime, where it is installed too, does not do the same again.
         env: vec!["NVIDIA_VISIBLE_DEVICES=void".to_owned()],
-        mounts: libraries::mounts(&roots.driver)?,
+        mounts: libraries::mounts(&roots.driver, driver)?,
         ..ContainerEdits::default()
     };
     for (name, needed) in [
@@ -162,11 +184,17 @@ fn common(roots: &Roots) -> Result<ContainerEdits, GenerateError> {
     Ok(edits)
 }
 
-fn gpu_edits(gpu: &Gpu, roots: &Roots) -> Result<ContainerEdits, GenerateError> {
+/// The GPU's own node, which its MIG devices have too.
+fn gpu_node(gpu: &Gpu, device: &str, roots: &Roots) -> Result<ContainerEdits, GenerateError> {
     let mut edits = ContainerEdits::default();
     let name = format!("nvidia{}", gpu.minor);
-    let found = node(roots, &name).map_err(|e| missing(roots, &name, &gpu.uuid, e))?;
+    let found = node(roots, &name).map_err(|e| missing(roots, &name, device, e))?;
     found.put(&mut edits);
+    Ok(edits)
+}
+
+fn gpu_edits(gpu: &Gpu, roots: &Roots) -> Result<ContainerEdits, GenerateError> {
+    let mut edits = gpu_node(gpu, &gpu.uuid, roots)?;
     // A card without a display driver has none.
     for kind in ["card", "render"] {
         let link = roots.dev.join(format!("dri/by-path/pci-{}-{kind}", gpu.pci));
@@ -184,16 +212,9 @@ fn gpu_edits(gpu: &Gpu, roots: &Roots) -> Result<ContainerEdits, GenerateError> 
     Ok(edits)
 }
 
-fn slice_edits(
-    gpu: &Gpu,
-    slice: &MigDevice,
-    of_gpu: &ContainerEdits,
-    roots: &Roots,
-) -> Result<ContainerEdits, GenerateError> {
-    let mut edits = of_gpu.clone();
-    // The display's nodes are of the whole GPU.
-    edits.device_nodes.truncate(1);
-    edits.additional_gids.clear();
+/// The display's nodes are of the whole GPU, so a MIG device has none.
+fn slice_edits(gpu: &Gpu, slice: &MigDevice, roots: &Roots) -> Result<ContainerEdits, GenerateError> {
+    let mut edits = gpu_node(gpu, &slice.uuid, roots)?;
     let instance = roots.proc.join(format!(
         "driver/nvidia/capabilities/gpu{}/mig/gi{}",
         gpu.minor, slice.gi

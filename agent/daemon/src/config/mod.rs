@@ -244,6 +244,13 @@ impl Driver {
     }
 }
 
+impl Health {
+    /// Time between probes.
+    pub fn probe(&self) -> Duration {
+        Duration::from_secs(self.probe_seconds)
+    }
+}
+
 impl Config {
     /// Reads `path`, or the file in the usual place if there is one, or takes the defaults.
     ///

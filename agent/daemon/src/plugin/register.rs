@@ -6,7 +6,7 @@
 //!        ▲                                                              │
 //!        └── kubelet.sock made anew · our socket gone · nobody lists ◀──┘
 //! ```
-//! The folder is watched, not polled. What fails is tried again with growing pauses; health lies elsewhere and is not touched.
+//! The folder is watched, and looked at from time to time, since a folder that is put in its place is another one. What fails is tried again with growing pauses; health lies elsewhere and is not touched.
 
 use std::io;
 use std::os::unix::fs::MetadataExt;
@@ -18,7 +18,7 @@ use hyper_util::rt::TokioIo;
 use rustix::fs::inotify;
 use tokio::net::unix::pipe;
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_stream::wrappers::UnixListenerStream;
 use tonic::transport::{Endpoint, Server, Uri};
@@ -31,6 +31,8 @@ use crate::v1beta1::registration_client::RegistrationClient;
 
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const MAX_PAUSE: Duration = Duration::from_secs(10);
+/// How often the folder is looked at where nothing is heard of it.
+const LOOK: Duration = Duration::from_secs(10);
 /// How long Register may take, and then how long until kubelet asks for the list.
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -64,7 +66,7 @@ struct Registered {
     socket: PathBuf,
     open: watch::Sender<bool>,
     server: JoinHandle<Result<(), tonic::transport::Error>>,
-    listed: mpsc::Receiver<()>,
+    lists: watch::Receiver<usize>,
 }
 
 impl Drop for Registered {
@@ -119,20 +121,23 @@ pub async fn keep_registered(plugin: Plugin) {
             () = watched.changed(&plugin.folder, before, ours.as_deref()) => {}
             // kubelet.sock was there and did not answer, or was not there: both may change without a sign.
             () = tokio::time::sleep(pause), if !done => pause = (pause * 2).min(MAX_PAUSE),
-            () = ended(&mut current) => {}
+            () = ended(&mut current, &plugin.resource) => {}
         }
     }
 }
 
-/// The server of the current registration has ended by itself.
-async fn ended(current: &mut Option<Registered>) {
-    match current {
-        Some(registered) => {
-            let _ = (&mut registered.server).await;
-            *current = None;
-        }
-        None => std::future::pending().await,
+/// The server of the current registration has ended by itself, or nobody hears its list any more: kubelet never asks for it
+/// again, and has counted its devices as unhealthy since.
+async fn ended(current: &mut Option<Registered>, resource: &str) {
+    let Some(registered) = current else {
+        return std::future::pending().await;
+    };
+    tokio::select! {
+        _ = &mut registered.server => {}
+        _ = registered.lists.wait_for(|n| *n == 0) => {}
     }
+    tracing::info!(resource, "kubelet hears the list no longer");
+    *current = None;
 }
 
 async fn register(plugin: &Plugin) -> Result<Registered, RegisterError> {
@@ -171,8 +176,11 @@ async fn register(plugin: &Plugin) -> Result<Registered, RegisterError> {
             resource: plugin.resource.clone(),
             source: Box::new(source),
         })?;
-    match tokio::time::timeout(PATIENCE, new.listed.recv()).await {
-        Ok(Some(())) => Ok(new),
+    match tokio::time::timeout(PATIENCE, new.lists.wait_for(|n| *n > 0))
+        .await
+        .map(|r| r.is_ok())
+    {
+        Ok(true) => Ok(new),
         _ => Err(RegisterError::NotListed {
             resource: plugin.resource.clone(),
         }),
@@ -184,11 +192,11 @@ fn serve(plugin: &Plugin, socket: PathBuf) -> Result<Registered, RegisterError> 
         path: socket.clone(),
         source,
     })?;
-    let (to, listed) = mpsc::channel(1);
+    let (to, lists) = watch::channel(0);
     let (open, opened) = watch::channel(true);
     let served = Served {
         plugin: plugin.clone(),
-        listed: to,
+        lists: to,
         open: opened,
     };
     let server = Server::builder()
@@ -198,7 +206,7 @@ fn serve(plugin: &Plugin, socket: PathBuf) -> Result<Registered, RegisterError> 
         socket,
         open,
         server: tokio::spawn(server),
-        listed,
+        lists,
     })
 }
 
@@ -213,10 +221,18 @@ fn identity(folder: &Path) -> Option<Identity> {
 /// kubelet's folder, watched.
 struct Folder {
     watch: pipe::Receiver,
+    /// Which folder that is: its device and inode.
+    which: Option<(u64, u64)>,
+}
+
+fn which(folder: &Path) -> Option<(u64, u64)> {
+    let meta = std::fs::metadata(folder).ok()?;
+    Some((meta.dev(), meta.ino()))
 }
 
 impl Folder {
     fn watch(folder: &Path) -> io::Result<Folder> {
+        let which = which(folder);
         let watch = inotify::init(inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK)?;
         inotify::add_watch(
             &watch,
@@ -230,20 +246,20 @@ impl Folder {
         )?;
         // Not a pipe, but read like one: it is only to be waited for.
         let watch = pipe::Receiver::from_owned_fd_unchecked(watch)?;
-        Ok(Folder { watch })
+        Ok(Folder { watch, which })
     }
 
-    /// Until kubelet's socket is another than `before`, ours is gone, or the folder itself is. What happened is looked up
+    /// Until kubelet's socket is another than `before`, ours is gone, or the folder itself is another. What happened is looked up
     /// and not taken from the events: they say only when to look.
     async fn changed(&self, folder: &Path, before: Option<Identity>, ours: Option<&Path>) {
         loop {
             let now = identity(folder);
             let lost = ours.is_some_and(|socket| !socket.exists());
-            if lost || !folder.exists() || (now.is_some() && now != before) {
+            if lost || which(folder) != self.which || (now.is_some() && now != before) {
                 return;
             }
-            if self.watch.readable().await.is_err() {
-                return std::future::pending().await;
+            if let Ok(Err(_)) = tokio::time::timeout(LOOK, self.watch.readable()).await {
+                tokio::time::sleep(LOOK).await;
             }
             while matches!(self.watch.try_read(&mut [0; 4096]), Ok(1..)) {}
         }

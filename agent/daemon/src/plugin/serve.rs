@@ -2,16 +2,18 @@
 
 use std::collections::BTreeMap;
 use std::pin::Pin;
+use std::sync::Arc;
 
 use futures_util::Stream;
 use slipway_cdi::{ContainerEdits, Spec};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
 use super::Plugin;
 use crate::config::Allocate;
-use crate::node::{self, Item};
+use crate::node::Item;
+use crate::prefer::prefer;
 use crate::v1beta1::device_plugin_server::DevicePlugin;
 use crate::v1beta1::{
     AllocateRequest, AllocateResponse, CdiDevice, ContainerAllocateResponse,
@@ -20,12 +22,29 @@ use crate::v1beta1::{
     PreferredAllocationRequest, PreferredAllocationResponse, TopologyInfo,
 };
 
-/// A plugin being served; `listed` is told of each client that asked for the list.
+/// A plugin being served.
 pub struct Served {
     pub plugin: Plugin,
-    pub listed: mpsc::Sender<()>,
+    /// How many clients have the list and hear of its changes.
+    pub lists: watch::Sender<usize>,
     /// The streams end with it.
-    pub open: tokio::sync::watch::Receiver<bool>,
+    pub open: watch::Receiver<bool>,
+}
+
+/// A client that has the list, as long as it is heard.
+struct Listed(watch::Sender<usize>);
+
+impl Listed {
+    fn count(lists: &watch::Sender<usize>) -> Listed {
+        lists.send_modify(|n| *n += 1);
+        Listed(lists.clone())
+    }
+}
+
+impl Drop for Listed {
+    fn drop(&mut self) {
+        self.0.send_modify(|n| *n -= 1);
+    }
 }
 
 /// What the plugin says of itself.
@@ -72,18 +91,22 @@ impl DevicePlugin for Served {
     async fn list_and_watch(&self, _: Request<Empty>) -> Result<Response<Self::ListAndWatchStream>, Status> {
         let (to, from) = mpsc::channel(1);
         let (mut plugin, mut open) = (self.plugin.clone(), self.open.clone());
-        let listed = self.listed.clone();
+        let lists = self.lists.clone();
         tokio::spawn(async move {
-            let mut sent: Option<Vec<Item>> = None;
+            let mut sent: Option<(Listed, Vec<Item>)> = None;
             loop {
-                plugin.board.mark_unchanged();
-                let items = plugin.items();
-                if sent.as_ref() != Some(&items) {
-                    if to.send(Ok(list(&items))).await.is_err() {
-                        return;
-                    }
-                    if sent.replace(items).is_none() {
-                        let _ = listed.try_send(());
+                let posted = Arc::clone(&plugin.board.borrow_and_update());
+                let items = posted.of(&plugin.resource);
+                match &mut sent {
+                    Some((_, before)) if before == items => {}
+                    before => {
+                        // A client that is gone is seen below, and here.
+                        if to.send(Ok(list(items))).await.is_err() {
+                            return;
+                        }
+                        let listed = before.take().map(|(listed, _)| listed);
+                        let listed = listed.unwrap_or_else(|| Listed::count(&lists));
+                        *before = Some((listed, items.to_vec()));
                     }
                 }
                 tokio::select! {
@@ -101,18 +124,14 @@ impl DevicePlugin for Served {
         &self,
         request: Request<PreferredAllocationRequest>,
     ) -> Result<Response<PreferredAllocationResponse>, Status> {
-        let posted = self.plugin.board.borrow().clone();
-        let items = posted
-            .items
-            .get(&self.plugin.resource)
-            .cloned()
-            .unwrap_or_default();
+        let posted = self.plugin.posted();
+        let items = posted.of(&self.plugin.resource);
         let choose = |r: &crate::v1beta1::ContainerPreferredAllocationRequest| {
             let size = usize::try_from(r.allocation_size).unwrap_or(0);
             ContainerPreferredAllocationResponse {
-                device_i_ds: node::prefer(
+                device_i_ds: prefer(
                     &posted.inventory,
-                    &items,
+                    items,
                     &r.available_device_i_ds,
                     &r.must_include_device_i_ds,
                     size,
@@ -128,15 +147,11 @@ impl DevicePlugin for Served {
         &self,
         request: Request<AllocateRequest>,
     ) -> Result<Response<AllocateResponse>, Status> {
-        let posted = self.plugin.board.borrow().clone();
-        let items = posted
-            .items
-            .get(&self.plugin.resource)
-            .cloned()
-            .unwrap_or_default();
+        let posted = self.plugin.posted();
+        let items = posted.of(&self.plugin.resource);
         let mut container_responses = Vec::new();
         for container in &request.get_ref().container_requests {
-            let uuids = self.chosen(&items, &container.devices_ids)?;
+            let uuids = self.chosen(items, &container.devices_ids)?;
             container_responses.push(self.response(&uuids, posted.spec.as_ref())?);
         }
         tracing::info!(resource = self.plugin.resource, devices = ?request.get_ref().container_requests.iter().map(|c| &c.devices_ids).collect::<Vec<_>>(), "allocated");
@@ -148,7 +163,8 @@ impl DevicePlugin for Served {
         &self,
         request: Request<PreStartContainerRequest>,
     ) -> Result<Response<PreStartContainerResponse>, Status> {
-        let items = self.plugin.items();
+        let posted = self.plugin.posted();
+        let items = posted.of(&self.plugin.resource);
         for id in &request.get_ref().devices_ids {
             let item = items.iter().find(|i| i.id == *id);
             let item = item.ok_or_else(|| {

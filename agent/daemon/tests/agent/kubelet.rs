@@ -4,16 +4,22 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use hyper_util::rt::TokioIo;
 use slipway_agent::v1beta1::device_plugin_client::DevicePluginClient;
 use slipway_agent::v1beta1::registration_server::{Registration, RegistrationServer};
 use slipway_agent::v1beta1::{Device, Empty, RegisterRequest};
+use slipway_fake_gpu::Topology;
 use tokio::net::{UnixListener, UnixStream};
 use tokio_stream::wrappers::UnixListenerStream;
 use tonic::transport::{Channel, Endpoint, Server, Uri};
 use tonic::{Request, Response, Status};
+
+use crate::node::Node;
+
+/// What whole GPUs are called.
+pub const GPU: &str = "nvidia.com/gpu";
 
 /// One resource as kubelet knows it.
 #[derive(Debug, Clone)]
@@ -29,6 +35,7 @@ pub struct Known {
 struct State {
     known: BTreeMap<String, Known>,
     names: BTreeSet<String>,
+    streams: BTreeMap<String, tokio::task::JoinHandle<()>>,
 }
 
 pub struct Kubelet {
@@ -70,7 +77,8 @@ impl Registration for Registrar {
             return Err(Status::invalid_argument("options differ"));
         }
         let state = Arc::clone(&self.state);
-        tokio::spawn(async move {
+        let resource = r.resource_name.clone();
+        let stream = tokio::spawn(async move {
             let mut lists = plugin.list_and_watch(Empty {}).await.unwrap().into_inner();
             let mut count = 0;
             while let Ok(Some(list)) = lists.message().await {
@@ -90,6 +98,10 @@ impl Registration for Registrar {
                 known.ended = true;
             }
         });
+        let mut state = self.state.lock().unwrap();
+        // The stream before it goes on: its end is for the plugin to bring about.
+        state.streams.insert(resource, stream);
+        drop(state);
         Ok(Response::new(Empty {}))
     }
 }
@@ -135,6 +147,11 @@ impl Kubelet {
             .collect()
     }
 
+    /// Hears a resource's list no longer, without a word.
+    pub fn hang_up(&self, resource: &str) {
+        self.state.lock().unwrap().streams[resource].abort();
+    }
+
     /// A client of the plugin that counts.
     pub async fn plugin(&self, resource: &str) -> DevicePluginClient<Channel> {
         let endpoint = self.known(resource).unwrap().endpoint;
@@ -146,4 +163,20 @@ impl Drop for Kubelet {
     fn drop(&mut self) {
         self.server.abort();
     }
+}
+
+/// A node whose kubelet has a list with this many healthy GPUs; how long that took.
+pub async fn ready(topology: &Topology, more: &str, count: usize) -> (Node, Kubelet, Duration) {
+    let mut node = Node::of(topology, more);
+    let kubelet = Kubelet::start(&node.kubelet());
+    node.start();
+    let there = || kubelet.ids(GPU, true).len() == count;
+    let took = node.wait(&format!("a list of {count}"), there).await;
+    (node, kubelet, took)
+}
+
+/// [`ready`] with a topology that ships.
+pub async fn ready_with(topology: &str, more: &str, count: usize) -> (Node, Kubelet) {
+    let (node, kubelet, _) = ready(&Topology::named(topology).unwrap(), more, count).await;
+    (node, kubelet)
 }

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used)] // a failure is a failed test
 
 mod cdi;
+mod files;
 mod kubelet;
 mod node;
 mod plugin;

@@ -6,10 +6,8 @@ use slipway_agent::v1beta1::{
 };
 use slipway_fake_gpu::Topology;
 
-use crate::kubelet::Kubelet;
+use crate::kubelet::{GPU, Kubelet, ready, ready_with};
 use crate::node::{Node, root};
-
-const GPU: &str = "nvidia.com/gpu";
 
 fn allocate(ids: &[String]) -> AllocateRequest {
     AllocateRequest {
@@ -24,12 +22,8 @@ async fn root_gpus_are_listed_preferred_and_allocated_by_cdi_names() {
     if !root() {
         return;
     }
-    let mut node = Node::new("h100x8", "");
-    let kubelet = Kubelet::start(&node.kubelet());
-    node.start();
-    let took = node
-        .wait("a list of eight", || kubelet.ids(GPU, true).len() == 8)
-        .await;
+    let topology = Topology::named("h100x8").unwrap();
+    let (node, kubelet, took) = ready(&topology, "", 8).await;
     eprintln!("start to the first list: {took:?}");
     let known = kubelet.known(GPU).unwrap();
     let numa: Vec<i64> = known
@@ -86,11 +80,7 @@ async fn root_runtimes_without_cdi_get_nodes_mounts_and_variables() {
     if !root() {
         return;
     }
-    let mut node = Node::new("workstation", "[resources]\nallocate = \"nodes\"\n");
-    let kubelet = Kubelet::start(&node.kubelet());
-    node.start();
-    node.wait("a list of two", || kubelet.ids(GPU, true).len() == 2)
-        .await;
+    let (_node, kubelet) = ready_with("workstation", "[resources]\nallocate = \"nodes\"\n", 2).await;
     let ids = kubelet.ids(GPU, true);
     let answer = kubelet
         .plugin(GPU)
@@ -164,11 +154,7 @@ async fn root_shared_gpus_are_listed_as_replicas_and_one_is_enough_for_a_contain
     if !root() {
         return;
     }
-    let mut node = Node::new("h200", "[resources]\nreplicas = 4\n");
-    let kubelet = Kubelet::start(&node.kubelet());
-    node.start();
-    node.wait("four shares", || kubelet.ids(GPU, true).len() == 4)
-        .await;
+    let (_node, kubelet) = ready_with("h200", "[resources]\nreplicas = 4\n", 4).await;
     let ids = kubelet.ids(GPU, true);
     let mut plugin = kubelet.plugin(GPU).await;
     let answer = plugin.allocate(allocate(&ids[3..])).await.unwrap().into_inner();
@@ -187,11 +173,7 @@ async fn root_a_restarted_kubelet_has_everything_again_with_health_and_a_new_soc
     if !root() {
         return;
     }
-    let mut node = Node::new("h100x8", "");
-    let kubelet = Kubelet::start(&node.kubelet());
-    node.start();
-    node.wait("a list of eight", || kubelet.ids(GPU, true).len() == 8)
-        .await;
+    let (mut node, kubelet) = ready_with("h100x8", "", 8).await;
     node.driver.raise("5 79").unwrap();
     node.wait("one unhealthy", || kubelet.ids(GPU, false).len() == 1)
         .await;
@@ -234,11 +216,7 @@ async fn root_a_container_is_not_started_again_on_a_sick_device() {
     if !root() {
         return;
     }
-    let mut node = Node::new("h100x8", "");
-    let kubelet = Kubelet::start(&node.kubelet());
-    node.start();
-    node.wait("a list of eight", || kubelet.ids(GPU, true).len() == 8)
-        .await;
+    let (node, kubelet) = ready_with("h100x8", "", 8).await;
     let id = kubelet.known(GPU).unwrap().devices[2].id.clone();
     let mut plugin = kubelet.plugin(GPU).await;
     let start = || PreStartContainerRequest {
@@ -289,4 +267,31 @@ async fn root_another_file_with_the_same_devices_is_told() {
     })
     .await;
     assert!(node.log().contains("nvidia.json") && node.runs());
+}
+
+#[tokio::test]
+async fn root_a_list_that_kubelet_hears_no_longer_is_registered_anew() {
+    if !root() {
+        return;
+    }
+    let (node, kubelet) = ready_with("h100x8", "", 8).await;
+    let first = kubelet.known(GPU).unwrap().endpoint;
+    kubelet.hang_up(GPU);
+    node.wait("another registration", || {
+        kubelet.known(GPU).is_some_and(|k| k.endpoint != first)
+    })
+    .await;
+    assert_eq!(kubelet.ids(GPU, true).len(), 8);
+    node.wait("the end of the old socket", || {
+        !node.kubelet().join(&first).exists()
+    })
+    .await;
+
+    // Another folder in the place of the one that is watched.
+    drop(kubelet);
+    std::fs::rename(node.kubelet(), node.dir.path().join("before")).unwrap();
+    std::fs::create_dir(node.kubelet()).unwrap();
+    let kubelet = Kubelet::start(&node.kubelet());
+    node.wait("a registration there", || kubelet.ids(GPU, true).len() == 8)
+        .await;
 }

@@ -4,10 +4,11 @@ use std::time::{Duration, Instant};
 
 use slipway_fake_gpu::Topology;
 
-use crate::kubelet::Kubelet;
+use crate::kubelet::{GPU, Kubelet, ready, ready_with};
 use crate::node::{Node, root};
 
-const GPU: &str = "nvidia.com/gpu";
+/// A look a second.
+const QUICK: &str = "[health]\nprobe_seconds = 1\n";
 
 #[tokio::test]
 async fn root_an_xid_79_is_kubelets_within_milliseconds_and_an_xid_31_condemns_nothing() {
@@ -17,11 +18,7 @@ async fn root_an_xid_79_is_kubelets_within_milliseconds_and_an_xid_31_condemns_n
     // A driver that does not tell what is to be done.
     let mut topology = Topology::named("h100x8").unwrap();
     topology.gpus.iter_mut().for_each(|g| g.recovery_action = None);
-    let mut node = Node::of(&topology, "");
-    let kubelet = Kubelet::start(&node.kubelet());
-    node.start();
-    node.wait("a list of eight", || kubelet.ids(GPU, true).len() == 8)
-        .await;
+    let (node, kubelet, _) = ready(&topology, "", 8).await;
     node.wait("all watched", || node.log().contains("registered"))
         .await;
     node.driver.raise("3 31").unwrap();
@@ -52,11 +49,7 @@ async fn root_the_drivers_word_decides_and_a_reset_gpu_is_well_again() {
         return;
     }
     let mut topology = Topology::named("h100x8").unwrap();
-    let mut node = Node::of(&topology, "[health]\nprobe_seconds = 1\n");
-    let kubelet = Kubelet::start(&node.kubelet());
-    node.start();
-    node.wait("a list of eight", || kubelet.ids(GPU, true).len() == 8)
-        .await;
+    let (node, kubelet, _) = ready(&topology, QUICK, 8).await;
     node.driver.raise("1 79").unwrap();
     node.wait("one unhealthy", || kubelet.ids(GPU, false).len() == 1)
         .await;
@@ -109,36 +102,144 @@ async fn root_an_xid_on_a_mig_gpu_condemns_all_its_slices_and_no_others() {
 }
 
 #[tokio::test]
-async fn root_a_driver_that_hangs_is_asked_by_another_process_and_no_device_is_lost() {
+async fn root_a_gpu_that_hangs_is_unhealthy_and_the_others_are_looked_at_and_heard() {
     if !root() {
         return;
     }
-    let mut node = Node::new("h100x8", "[health]\nprobe_seconds = 1\n");
-    let kubelet = Kubelet::start(&node.kubelet());
-    node.start();
-    node.wait("a list of eight", || kubelet.ids(GPU, true).len() == 8)
-        .await;
+    let mut topology = Topology::named("h100x8").unwrap();
+    let (mut node, kubelet, _) = ready(&topology, QUICK, 8).await;
+    let uuid = |n: usize| Topology::named("h100x8").unwrap().gpus[n].uuid.clone();
     node.driver
         .override_with(&["nvmlDeviceGetMemoryInfo_v2 hang 2"])
         .unwrap();
     node.wait("a replacement", || node.log().contains("its process is replaced"))
         .await;
-    assert!(node.runs());
-    assert_eq!(kubelet.ids(GPU, true).len(), 8, "what was known stays");
-    node.driver.override_with(&[]).unwrap();
-    // The new process hears of XIDs again.
-    node.wait("an XID to be heard", {
-        let mut raised = false;
-        let (driver, kubelet, node) = (&node.driver, &kubelet, &node);
-        move || {
-            let back = node.log().matches("its process is replaced").count() >= 1;
-            if back && !raised {
-                driver.raise("7 79").unwrap();
-                raised = true;
-            }
-            kubelet.ids(GPU, false).len() == 1
-        }
+    node.wait("the one that hangs to be unhealthy", || {
+        kubelet.ids(GPU, false) == [uuid(2)]
+    })
+    .await;
+    // What only a look tells of another is found, and what is only heard is heard, by the new process.
+    topology.gpus[5].recovery_action = Some(1);
+    node.driver.set_topology(&topology).unwrap();
+    node.wait("the look at another", || {
+        kubelet.ids(GPU, false) == [uuid(2), uuid(5)]
+    })
+    .await;
+    node.driver.raise("7 79").unwrap();
+    node.wait("an XID to be heard", || {
+        kubelet.ids(GPU, false) == [uuid(2), uuid(5), uuid(7)]
     })
     .await;
     assert!(node.runs());
+    assert_eq!(kubelet.known(GPU).unwrap().devices.len(), 8);
+    // It answers again, and is asked again by and by.
+    node.driver.override_with(&[]).unwrap();
+    node.wait("it to be healthy", || !kubelet.ids(GPU, false).contains(&uuid(2)))
+        .await;
+}
+
+#[tokio::test]
+async fn root_gpus_that_take_long_to_wake_are_all_there_in_the_end() {
+    if !root() {
+        return;
+    }
+    // Each takes a fifth of the deadline and all of them longer than it.
+    let mut node = Node::new("h100x8", "");
+    let kubelet = Kubelet::start(&node.kubelet());
+    node.driver
+        .override_with(&["nvmlDeviceGetHandleByIndex_v2 sleep 300"])
+        .unwrap();
+    node.start();
+    let took = node
+        .wait("a list of eight", || kubelet.ids(GPU, true).len() == 8)
+        .await;
+    assert!(took > Duration::from_millis(8 * 300) && !node.log().contains("replaced"));
+}
+
+#[tokio::test]
+async fn root_kubelet_hears_of_a_sick_gpu_though_the_disk_does_not_answer() {
+    if !root() {
+        return;
+    }
+    let (node, kubelet) = ready_with("h100x8", QUICK, 8).await;
+    // Whoever opens this for writing waits until somebody reads.
+    let pipe = node.dir.path().join("state/health.new");
+    rustix::fs::mknodat(
+        rustix::fs::CWD,
+        &pipe,
+        rustix::fs::FileType::Fifo,
+        rustix::fs::Mode::RWXU,
+        0,
+    )
+    .unwrap();
+    for (gpu, sick) in [("3 79", 1), ("4 79", 2)] {
+        node.driver.raise(gpu).unwrap();
+        node.wait("another unhealthy", || kubelet.ids(GPU, false).len() == sick)
+            .await;
+    }
+    // And what is looked at from time to time goes on.
+    node.driver
+        .override_with(&["nvmlDeviceGetMemoryInfo_v2 15 6"])
+        .unwrap();
+    node.wait("a third", || kubelet.ids(GPU, false).len() == 3).await;
+}
+
+#[tokio::test]
+async fn root_a_gpu_of_which_only_a_part_answers_is_unhealthy_and_does_not_flap() {
+    if !root() {
+        return;
+    }
+    let (node, kubelet) = ready_with("h100x8", QUICK, 8).await;
+    node.driver.override_with(&["nvmlDeviceGetName 999 3"]).unwrap();
+    node.wait("one unhealthy", || kubelet.ids(GPU, false).len() == 1)
+        .await;
+    let lists = kubelet.known(GPU).unwrap().lists;
+    node.driver.log_calls().unwrap();
+    let asked = |n| {
+        let calls = node.driver.calls();
+        calls.iter().filter(|c| *c == "nvmlDeviceGetName 3").count() >= n
+    };
+    node.wait("three more looks", || asked(3)).await;
+    assert_eq!(kubelet.known(GPU).unwrap().lists, lists);
+    node.driver.override_with(&[]).unwrap();
+    node.wait("all healthy", || kubelet.ids(GPU, true).len() == 8)
+        .await;
+}
+
+#[tokio::test]
+async fn root_a_driver_that_was_loaded_anew_has_a_new_process() {
+    if !root() {
+        return;
+    }
+    let (node, kubelet) = ready_with("h100x8", QUICK, 8).await;
+    let lists = kubelet.known(GPU).unwrap().lists;
+    node.driver.log_calls().unwrap();
+    node.driver.raise("reload").unwrap();
+    let count = |call: &str| node.driver.calls().iter().filter(|c| *c == call).count();
+    node.wait("another process", || count("nvmlInit_v2") == 1).await;
+    node.wait("a look", || count("nvmlDeviceGetName 7") > 0).await;
+    assert_eq!(kubelet.known(GPU).unwrap().lists, lists, "no GPU was sick");
+    node.wait("all to be watched", || count("nvmlDeviceRegisterEvents 7") > 0)
+        .await;
+    node.driver.raise("7 79").unwrap();
+    node.wait("an XID to be heard", || kubelet.ids(GPU, false).len() == 1)
+        .await;
+    // A GPU that was taken in again is there for a new process only.
+    node.driver.raise("7 reattach").unwrap();
+    node.wait("all healthy", || kubelet.ids(GPU, true).len() == 8)
+        .await;
+}
+
+#[tokio::test]
+async fn root_when_the_driver_is_gone_no_gpu_is_handed_out() {
+    if !root() {
+        return;
+    }
+    let (node, kubelet) = ready_with("h100x8", QUICK, 8).await;
+    node.driver.override_with(&["* 999"]).unwrap();
+    node.wait("none healthy", || kubelet.ids(GPU, false).len() == 8)
+        .await;
+    node.driver.override_with(&[]).unwrap();
+    node.wait("all healthy", || kubelet.ids(GPU, true).len() == 8)
+        .await;
 }

@@ -1,19 +1,24 @@
 //! NVML, asked once and in full. Runs in the child process only.
 
 mod raw;
+mod sample;
 
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
 
 use nvml_wrapper::Nvml;
 use nvml_wrapper::error::NvmlError;
 use serde::{Deserialize, Serialize};
 
-use crate::model::{Failed, Gpu, Inventory, Links, MigDevice, Probe};
+use crate::model::{Gpu, Links, Look, MigDevice, Probe, System};
 
 /// NVML's largest number of links a GPU.
 const MAX_LINKS: u32 = 18;
+/// How long the driver may take to say what is to be done after an XID.
+const RECOVERY: Duration = Duration::from_millis(50);
 
 /// Something that happened to a GPU.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -57,29 +62,45 @@ impl Library {
         })
     }
 
-    /// All that there is. A GPU that does not answer is listed as such; the others are not affected.
-    pub fn inventory(&self, sys: &Path) -> Result<Inventory, NvmlError> {
+    /// What the driver says of itself. Asks no GPU, so that none can hold it up.
+    pub fn system(&self) -> Result<System, NvmlError> {
         let cuda = self.nvml.sys_cuda_driver_version()?;
         let part = |n: i32| u32::try_from(n).unwrap_or(0);
-        let mut found = Inventory {
+        Ok(System {
             driver: self.nvml.sys_driver_version()?,
             cuda: (part(cuda / 1000), part(cuda % 1000 / 10)),
-            ..Inventory::default()
-        };
-        for index in 0..self.nvml.device_count()? {
-            match self.gpu(index, sys) {
-                Ok(gpu) => found.gpus.push(gpu),
-                Err(e) => found.failed.push(Failed {
-                    index,
-                    error: e.to_string(),
-                }),
-            }
-        }
-        Ok(found)
+            count: self.nvml.device_count()?,
+        })
     }
 
-    fn gpu(&self, index: u32, sys: &Path) -> Result<Gpu, NvmlError> {
-        let device = self.nvml.device_by_index(index)?;
+    /// What the GPU of this index is, and whether it is well: both from the same calls. Only this GPU is asked.
+    pub fn look(&self, index: u32, sys: &Path) -> Look {
+        let ask = || {
+            let device = self.nvml.device_by_index(index)?;
+            let gpu = self.gpu(&device, index, sys)?;
+            let failed = supported(raw::remapped_rows(&self.nvml, &device))?.is_some_and(|rows| rows.failed);
+            Ok::<_, NvmlError>((gpu, raw::recovery_action(&self.nvml, &device), failed))
+        };
+        match ask() {
+            Ok((gpu, recovery, remap_failed)) => Look {
+                gpu: Some(gpu),
+                probe: Probe {
+                    error: None,
+                    recovery,
+                    remap_failed,
+                },
+            },
+            Err(e) => Look {
+                gpu: None,
+                probe: Probe {
+                    error: Some(e.to_string()),
+                    ..Probe::default()
+                },
+            },
+        }
+    }
+
+    fn gpu(&self, device: &nvml_wrapper::Device<'_>, index: u32, sys: &Path) -> Result<Gpu, NvmlError> {
         let info = device.pci_info()?;
         let pci = address(info.domain, info.bus, info.device);
         let capability = device.cuda_compute_capability()?;
@@ -106,7 +127,7 @@ impl Library {
                 }
             }
         }
-        gpu.links = self.links(&device);
+        gpu.links = self.links(device);
         Ok(gpu)
     }
 
@@ -151,39 +172,33 @@ impl Library {
         })
     }
 
-    /// Whether the GPU answers, and what it says of itself.
-    pub fn probe(&self, uuid: &str) -> Probe {
-        let ask = || {
-            let device = self.nvml.device_by_uuid(uuid)?;
-            device.memory_info()?;
-            let rows = supported(raw::remap_failed(&self.nvml, &device))?;
-            Ok::<_, NvmlError>((raw::recovery_action(&self.nvml, &device), rows.unwrap_or(false)))
-        };
-        match ask() {
-            Ok((recovery, remap_failed)) => Probe {
-                error: None,
-                recovery,
-                remap_failed,
-            },
-            Err(e) => Probe {
-                error: Some(e.to_string()),
-                ..Probe::default()
-            },
+    /// The GPU of this UUID, which was at this index when it was last looked at. To look for a UUID, NVML initialises every
+    /// GPU on the way: only done where the index is another's by now.
+    fn device(&self, index: u32, uuid: &str) -> Result<nvml_wrapper::Device<'_>, NvmlError> {
+        match self.nvml.device_by_index(index) {
+            Ok(device) if device.uuid()? == uuid => Ok(device),
+            Err(e @ NvmlError::GpuLost) => Err(e),
+            _ => self.nvml.device_by_uuid(uuid),
         }
     }
 
     /// Tells `heard` what happens to one GPU, on a set of its own so that no other GPU's trouble ends it, until it can be
     /// watched no longer. `ready` is told when it is watched, or that it cannot be.
-    pub fn watch(&self, uuid: &str, ready: impl FnOnce(Result<(), NvmlError>), heard: &dyn Fn(GpuEvent)) {
+    pub fn watch(
+        self: &Arc<Library>,
+        index: u32,
+        uuid: &str,
+        ready: impl FnOnce(Result<(), NvmlError>),
+        heard: &dyn Fn(GpuEvent),
+    ) {
         let event = |kind| GpuEvent {
             uuid: uuid.to_owned(),
             kind,
         };
-        let begun = self.nvml.device_by_uuid(uuid).and_then(|device| {
-            let set = raw::EventSet::of(&self.nvml, &device)?;
-            Ok((device, set))
-        });
-        let (device, set) = match begun {
+        let begun = self
+            .device(index, uuid)
+            .and_then(|device| raw::EventSet::of(&self.nvml, &device));
+        let set = match begun {
             Ok(begun) => begun,
             Err(e) => return ready(Err(e)),
         };
@@ -193,12 +208,25 @@ impl Library {
                 Ok(Some(raw::Xid { xid, instance })) => heard(event(EventKind::Xid {
                     xid,
                     instance,
-                    recovery: raw::recovery_action(&self.nvml, &device),
+                    recovery: self.recovery(index, uuid),
                 })),
                 Ok(None) => {}
                 Err(e) => return heard(event(EventKind::Lost { error: e.to_string() })),
             }
         }
+    }
+
+    /// The driver's recovery action, if it tells one soon: an XID is not kept back by a GPU that does not answer.
+    fn recovery(self: &Arc<Library>, index: u32, uuid: &str) -> Option<u32> {
+        let (nvml, uuid) = (Arc::clone(self), uuid.to_owned());
+        let (to, answer) = std::sync::mpsc::channel();
+        let ask = move || {
+            let device = nvml.device(index, &uuid).ok();
+            let _ = to.send(device.and_then(|d| raw::recovery_action(&nvml.nvml, &d)));
+        };
+        let thread = std::thread::Builder::new().stack_size(128 << 10).spawn(ask);
+        thread.ok()?;
+        answer.recv_timeout(RECOVERY).ok().flatten()
     }
 }
 

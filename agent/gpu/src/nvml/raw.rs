@@ -10,8 +10,10 @@ use nvml_wrapper::error::{NvmlError, nvml_sym, nvml_try};
 use nvml_wrapper::{Device, Nvml};
 use nvml_wrapper_sys::bindings as sys;
 
-/// NVML_FI_DEV_GET_GPU_RECOVERY_ACTION.
-const FIELD_RECOVERY_ACTION: u32 = 230;
+use crate::model::Rows;
+
+/// What a field of links is asked with for the sum of them.
+const ALL_LINKS: u32 = u32::MAX;
 /// How long one wait takes at most. Nothing depends on it: a wait that ends is begun again.
 const WAIT_MS: u32 = 60_000;
 /// What an instance's id is when there is none.
@@ -30,8 +32,8 @@ pub fn instances(nvml: &Nvml, slice: &Device<'_>) -> Result<(u32, u32), NvmlErro
     Ok((gpu, compute))
 }
 
-/// Whether a row could not be remapped.
-pub fn remap_failed(nvml: &Nvml, device: &Device<'_>) -> Result<bool, NvmlError> {
+/// Remapped rows.
+pub fn remapped_rows(nvml: &Nvml, device: &Device<'_>) -> Result<Rows, NvmlError> {
     let call = nvml_sym(nvml.lib().nvmlDeviceGetRemappedRows.as_ref())?;
     let (mut corrected, mut uncorrected, mut pending, mut failed) = (0, 0, 0, 0);
     // SAFETY: see the module.
@@ -44,7 +46,12 @@ pub fn remap_failed(nvml: &Nvml, device: &Device<'_>) -> Result<bool, NvmlError>
             &mut failed,
         ))?;
     }
-    Ok(failed != 0)
+    Ok(Rows {
+        corrected,
+        uncorrected,
+        pending: pending != 0,
+        failed: failed != 0,
+    })
 }
 
 /// Whether a switch is at the other end of a link.
@@ -58,16 +65,39 @@ pub fn leads_to_switch(nvml: &Nvml, device: &Device<'_>, link: u32) -> Result<bo
 
 /// What the driver says is to be done about the GPU (0: nothing); none when it does not say.
 pub fn recovery_action(nvml: &Nvml, device: &Device<'_>) -> Option<u32> {
+    let value = field(
+        nvml,
+        device,
+        sys::field_id::NVML_FI_DEV_GET_GPU_RECOVERY_ACTION,
+        0,
+    )?;
+    // SAFETY: every field of the union is a number, and the library has written it.
+    Some(unsafe { value.value.uiVal })
+}
+
+/// KiB of data over all NVLinks: sent, received.
+pub fn link_kib(nvml: &Nvml, device: &Device<'_>) -> Option<(u64, u64)> {
+    let ask = |id| {
+        let value = field(nvml, device, id, ALL_LINKS)?;
+        // SAFETY: every field of the union is a number; these two are 64 bits wide.
+        Some(unsafe { value.value.ullVal })
+    };
+    Some((
+        ask(sys::field_id::NVML_FI_DEV_NVLINK_THROUGHPUT_DATA_TX)?,
+        ask(sys::field_id::NVML_FI_DEV_NVLINK_THROUGHPUT_DATA_RX)?,
+    ))
+}
+
+fn field(nvml: &Nvml, device: &Device<'_>, id: u32, scope: u32) -> Option<sys::nvmlFieldValue_t> {
     let call = nvml_sym(nvml.lib().nvmlDeviceGetFieldValues.as_ref()).ok()?;
     // SAFETY: a structure of plain numbers.
     let mut value: sys::nvmlFieldValue_t = unsafe { std::mem::zeroed() };
-    value.fieldId = FIELD_RECOVERY_ACTION;
+    (value.fieldId, value.scopeId) = (id, scope);
     // SAFETY: see the module; one value is passed and one is counted.
     let answer = unsafe { call(device.handle(), 1, &mut value) };
     nvml_try(answer).ok()?;
     nvml_try(value.nvmlReturn).ok()?;
-    // SAFETY: every field of the union is a number, and the library has written it.
-    Some(unsafe { value.value.uiVal })
+    Some(value)
 }
 
 /// An error that the driver reported.

@@ -114,6 +114,20 @@ unsafe extern "C" fn nvmlDeviceGetFieldValues(
                 value.valueType = 1; // an unsigned int
                 value.value = nvml::nvmlValue_t { uiVal: action };
             }
+            // All links together; the topology says what went over them.
+            if let Some((sent, received)) = f.gpu.link_kib
+                && value.scopeId == c_uint::MAX
+                && [FIELD_LINK_SENT, FIELD_LINK_RECEIVED].contains(&value.fieldId)
+            {
+                value.nvmlReturn = OK;
+                value.valueType = 3; // an unsigned long long
+                let kib = if value.fieldId == FIELD_LINK_SENT {
+                    sent
+                } else {
+                    received
+                };
+                value.value = nvml::nvmlValue_t { ullVal: kib };
+            }
         }
         Ok(())
     })

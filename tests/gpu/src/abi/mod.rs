@@ -24,6 +24,9 @@ const NOT_FOUND: Code = nvml::nvmlReturn_enum_NVML_ERROR_NOT_FOUND;
 const TOO_SMALL: Code = nvml::nvmlReturn_enum_NVML_ERROR_INSUFFICIENT_SIZE;
 /// The driver's recovery action.
 const FIELD_RECOVERY_ACTION: u32 = 230;
+/// KiB of data over NVLinks.
+const FIELD_LINK_SENT: u32 = 138;
+const FIELD_LINK_RECEIVED: u32 = 139;
 const MIB: u64 = 1 << 20;
 
 type Done = Result<(), Code>;

@@ -1,0 +1,262 @@
+//! Looking at everything: what NVML says now, what that makes of each GPU, and when a process that is good for nothing any
+//! more is replaced.
+//!
+//! Each GPU is asked by itself, and one answer says what it is and whether it is well. One that does not answer is left alone
+//! for a while, for its question costs the others their process.
+
+use std::time::Duration;
+
+use slipway_gpu::{Gpu, GpuError, GpuEvent, Inventory, Look, Probe, System};
+use tokio::sync::mpsc;
+
+use super::{Again, Agent, now};
+
+/// How often a silent GPU is left out at first, in looks.
+const SILENT: u32 = 3;
+/// More GPUs than any machine has.
+const MAX_GPUS: u32 = 64;
+
+/// What came of asking one GPU.
+enum Seen {
+    /// An answer, be it an error.
+    Look(Look),
+    /// None in time.
+    Silent(String),
+    /// It was not asked.
+    Unasked,
+}
+
+impl Seen {
+    fn fails(&self) -> bool {
+        matches!(self, Seen::Look(Look { gpu: None, .. }))
+    }
+}
+
+struct Round {
+    system: System,
+    gpus: Vec<Seen>,
+}
+
+impl Agent {
+    /// Looks at everything again. A GPU is watched before it is first handed out, so that nothing that happens to it
+    /// afterwards is missed. None: the supervision has ended.
+    pub(super) async fn look(&mut self, events: &mut mpsc::Receiver<GpuEvent>) -> Option<()> {
+        let mut round = self.ask_all(events).await?;
+        let useless = match &round {
+            Ok(round) => !round.gpus.is_empty() && round.gpus.iter().all(Seen::fails),
+            Err(e) => matches!(e, GpuError::Nvml(_)),
+        };
+        // A driver that was loaded anew has errors only for a process that was there before.
+        if useless && self.may_renew().await? {
+            round = self.ask_all(events).await?;
+        }
+        match round {
+            Ok(round) => {
+                let fails = round.gpus.iter().any(Seen::fails);
+                self.judge(round, events).await?;
+                if !fails {
+                    self.failing = None;
+                } else if !useless {
+                    // One that was reset is there for a new process only.
+                    self.may_renew().await?;
+                }
+            }
+            Err(e) => self.unreachable(&e),
+        }
+        self.refresh(events).await
+    }
+
+    /// Replaces the process, unless that was done a moment ago for the same reason.
+    async fn may_renew(&mut self) -> Option<bool> {
+        match &mut self.failing {
+            Some(again) if !again.is_due() => return Some(false),
+            Some(again) => again.later(),
+            None => self.failing = Some(Again::first(self.config.health.probe())),
+        }
+        self.supervisor.renew().await.ok()?;
+        Some(true)
+    }
+
+    async fn ask_all(&mut self, events: &mut mpsc::Receiver<GpuEvent>) -> Option<Result<Round, GpuError>> {
+        let supervisor = self.supervisor.clone();
+        let system = match self.while_hearing(events, supervisor.system()).await? {
+            Ok(system) => system,
+            Err(e) => return Some(Err(e)),
+        };
+        let mut gpus = Vec::new();
+        for index in 0..system.count.min(MAX_GPUS) {
+            if self.silent.get(&index).is_some_and(|s| !s.is_due()) {
+                gpus.push(Seen::Unasked);
+                continue;
+            }
+            let seen = match self.while_hearing(events, supervisor.look(index)).await? {
+                Ok(look) => {
+                    self.silent.remove(&index);
+                    Seen::Look(look)
+                }
+                Err(e @ (GpuError::Hangs(_) | GpuError::StillHangs)) => self.is_silent(index, &e),
+                Err(GpuError::Nvml(error)) => Seen::Look(Look {
+                    gpu: None,
+                    probe: failed(error),
+                }),
+                Err(e) => return Some(Err(e)),
+            };
+            gpus.push(seen);
+        }
+        Some(Ok(Round { system, gpus }))
+    }
+
+    fn is_silent(&mut self, index: u32, error: &GpuError) -> Seen {
+        let first: Duration = self.config.health.probe() * SILENT;
+        self.silent
+            .entry(index)
+            .and_modify(Again::later)
+            .or_insert_with(|| Again::first(first));
+        Seen::Silent(error.to_string())
+    }
+
+    /// The driver does not answer: so none of its GPUs does. Where only our own process fails, what was known stays.
+    fn unreachable(&mut self, error: &GpuError) {
+        let told = error as &dyn std::error::Error;
+        if let GpuError::Process(_) = error {
+            tracing::warn!(
+                error = told,
+                "the GPUs cannot be looked at: what was known of them stays"
+            );
+            return;
+        }
+        if self.inventory.gpus.is_empty() {
+            // Those of the last run, for kubelet to hear that they are not well rather than that there are none.
+            self.inventory.gpus.clone_from(&self.known.gpus);
+        }
+        if self.warned.insert(format!("unreachable {error}")) {
+            tracing::warn!(error = told, "the driver does not answer");
+        }
+        for gpu in self.inventory.gpus.clone() {
+            self.probed(&gpu.uuid, &failed(error.to_string()));
+        }
+    }
+
+    /// What a look makes of every GPU. One that does not answer any more stays, over restarts of the agent too, so that
+    /// kubelet hears that it is unhealthy and not that it never was.
+    async fn judge(&mut self, round: Round, events: &mut mpsc::Receiver<GpuEvent>) -> Option<()> {
+        let System { driver, cuda, .. } = round.system;
+        let mut found = Inventory {
+            driver,
+            cuda,
+            ..Inventory::default()
+        };
+        let mut missing = Vec::new();
+        for (index, seen) in (0..).zip(round.gpus) {
+            match seen {
+                Seen::Look(Look {
+                    gpu: Some(gpu),
+                    probe,
+                }) => {
+                    self.probed(&gpu.uuid, &probe);
+                    found.gpus.push(gpu);
+                }
+                Seen::Look(Look { probe, .. }) => missing.push((index, probe.error)),
+                Seen::Silent(error) => missing.push((index, Some(error))),
+                Seen::Unasked => missing.push((index, None)),
+            }
+        }
+        for gpu in found.gpus.clone() {
+            if let Some(error) = self.watch(&gpu, events).await? {
+                self.probed(&gpu.uuid, &failed(error));
+            }
+        }
+        for (index, error) in missing {
+            self.stays(&mut found, index, error);
+        }
+        self.vanished(&mut found);
+        found.gpus.sort_by_key(|g| g.index);
+        if self.inventory != found {
+            tracing::info!(gpus = found.gpus.len(), driver = found.driver, "the node's GPUs");
+            self.known.gpus.clone_from(&found.gpus);
+            self.inventory = found;
+            self.keep();
+        }
+        Some(())
+    }
+
+    /// A GPU that did not answer, or was not asked (no error: its state is as it was).
+    fn stays(&mut self, found: &mut Inventory, index: u32, error: Option<String>) {
+        let there = |gpu: &Gpu| found.gpus.iter().any(|g| g.uuid == gpu.uuid);
+        let known = self.known.gpus.iter().find(|g| g.index == index && !there(g));
+        match (known.cloned(), error) {
+            (Some(gpu), error) => {
+                if let Some(error) = error {
+                    self.probed(&gpu.uuid, &failed(error));
+                }
+                found.gpus.push(gpu);
+            }
+            (None, Some(error)) if self.warned.insert(format!("{index} {error}")) => {
+                tracing::warn!(index, error, "a GPU does not answer");
+            }
+            _ => {}
+        }
+    }
+
+    /// GPUs that NVML does not list any more, though they are in the machine: fallen off the bus, to a process that was
+    /// started since.
+    fn vanished(&mut self, found: &mut Inventory) {
+        for gpu in self.known.gpus.clone() {
+            let there = found.gpus.iter().any(|g| g.uuid == gpu.uuid || g.pci == gpu.pci);
+            let device = self.config.paths.sys.join("bus/pci/devices").join(&gpu.pci);
+            if !there && device.exists() {
+                self.probed(&gpu.uuid, &failed("NVML lists it no longer".into()));
+                found.gpus.push(gpu);
+            }
+        }
+    }
+
+    fn probed(&mut self, uuid: &str, probe: &Probe) {
+        if !self.health.probed(uuid, probe, now()) {
+            return;
+        }
+        match self.health.of(uuid) {
+            Some(sick) => tracing::warn!(gpu = uuid, reason = sick.reason, "unhealthy"),
+            None => tracing::info!(gpu = uuid, "healthy again"),
+        }
+        self.post();
+        self.keep();
+    }
+
+    /// Has the GPU watched; what it did not answer to.
+    async fn watch(&mut self, gpu: &Gpu, events: &mut mpsc::Receiver<GpuEvent>) -> Option<Option<String>> {
+        if self.watched.contains(&gpu.uuid) {
+            return Some(None);
+        }
+        let supervisor = self.supervisor.clone();
+        let begun = self
+            .while_hearing(events, supervisor.watch(gpu.index, &gpu.uuid))
+            .await?;
+        match begun {
+            Ok(()) => {
+                self.watched.insert(gpu.uuid.clone());
+            }
+            Err(e @ (GpuError::Hangs(_) | GpuError::StillHangs)) => {
+                self.is_silent(gpu.index, &e);
+                return Some(Some(e.to_string()));
+            }
+            Err(e) if self.warned.insert(format!("{} {e}", gpu.uuid)) => {
+                let error = &e as &dyn std::error::Error;
+                tracing::warn!(
+                    gpu = gpu.uuid,
+                    error,
+                    "the GPU's XIDs cannot be heard; it is looked at from time to time only"
+                );
+            }
+            Err(_) => {}
+        }
+        Some(None)
+    }
+}
+
+fn failed(error: String) -> Probe {
+    Probe {
+        error: Some(error),
+        ..Probe::default()
+    }
+}

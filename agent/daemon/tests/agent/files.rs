@@ -1,0 +1,110 @@
+//! The CDI file over time, and what is handed out while a device is not in it.
+
+use slipway_fake_gpu::Topology;
+
+use crate::kubelet::{GPU, Kubelet, ready, ready_with};
+use crate::node::{Node, root};
+
+/// A look a second.
+const QUICK: &str = "[health]\nprobe_seconds = 1\n";
+
+fn listed(node: &Node) -> String {
+    node.ok(&["cdi", "list", "--spec-dir", &node.cdi().display().to_string()])
+}
+
+#[tokio::test]
+async fn root_a_device_without_a_node_costs_only_itself_and_comes_when_the_node_does() {
+    if !root() {
+        return;
+    }
+    let topology = Topology::named("h100x8").unwrap();
+    let mut node = Node::of(&topology, QUICK);
+    let kubelet = Kubelet::start(&node.kubelet());
+    std::fs::remove_file(node.driver.dev().join("nvidia3")).unwrap();
+    node.start();
+    node.wait("a list of seven", || kubelet.ids(GPU, true).len() == 7)
+        .await;
+    let uuid = &topology.gpus[3].uuid;
+    assert_eq!(kubelet.ids(GPU, false), std::slice::from_ref(uuid));
+    assert!(node.log().contains("nvidia3") && !listed(&node).contains(uuid));
+    node.driver.set_topology(&topology).unwrap();
+    node.wait("all eight", || kubelet.ids(GPU, true).len() == 8).await;
+    assert!(listed(&node).contains(uuid));
+}
+
+#[tokio::test]
+async fn root_what_no_container_could_be_given_is_handed_out_when_it_can() {
+    if !root() {
+        return;
+    }
+    let topology = Topology::named("h100x8").unwrap();
+    let mut node = Node::of(&topology, QUICK);
+    let kubelet = Kubelet::start(&node.kubelet());
+    let file = node.cdi().join("slipway-gpu.json");
+    // A file where the folder should be.
+    std::fs::write(node.cdi(), "").unwrap();
+    node.start();
+    node.wait("a list of none", || kubelet.ids(GPU, false).len() == 8)
+        .await;
+    assert!(node.log().contains("cannot be written"));
+    std::fs::remove_file(node.cdi()).unwrap();
+    node.wait("all eight", || kubelet.ids(GPU, true).len() == 8).await;
+    assert!(file.exists());
+    // What every device needs goes, and comes back.
+    std::fs::remove_file(node.driver.dev().join("nvidiactl")).unwrap();
+    node.wait("none again", || kubelet.ids(GPU, false).len() == 8)
+        .await;
+    assert!(!file.exists());
+    node.driver.set_topology(&topology).unwrap();
+    node.wait("all eight", || kubelet.ids(GPU, true).len() == 8).await;
+    // Somebody takes the file away.
+    std::fs::remove_file(&file).unwrap();
+    node.wait("the file", || file.exists()).await;
+    // Another has the same devices.
+    let other = format!(
+        r#"{{"cdiVersion":"0.5.0","kind":"nvidia.com/gpu","devices":[{{"name":"{}","containerEdits":{{"env":["A=b"]}}}}]}}"#,
+        topology.gpus[6].uuid
+    );
+    std::fs::write(node.cdi().join("nvidia.json"), other).unwrap();
+    node.wait("one less", || {
+        kubelet.ids(GPU, false) == [topology.gpus[6].uuid.clone()]
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn root_the_file_is_of_the_driver_that_runs_and_follows_it() {
+    if !root() {
+        return;
+    }
+    let (node, kubelet) = ready_with("h200", QUICK, 1).await;
+    let file = node.cdi().join("slipway-gpu.json");
+    // Another driver is installed, and the old one still runs.
+    node.driver.install("590.10").unwrap();
+    node.wait("none", || kubelet.ids(GPU, false).len() == 1).await;
+    assert!(node.log().contains("of the running driver, 580.95.05"));
+    assert!(!file.exists());
+    // It is loaded.
+    let mut topology = Topology::named("h200").unwrap();
+    topology.driver_version = "590.10".into();
+    node.driver.set_topology(&topology).unwrap();
+    node.driver.raise("reload").unwrap();
+    node.wait("the GPU", || kubelet.ids(GPU, true).len() == 1).await;
+    let text = std::fs::read_to_string(&file).unwrap();
+    assert!(
+        text.contains("libcuda.so.590.10") && !text.contains("580"),
+        "{text}"
+    );
+    drop((node, kubelet));
+
+    // Left over libraries of another version, which come first by name, do not count.
+    let topology = Topology::named("h200").unwrap();
+    let (node, _kubelet, _) = ready(&topology, "", 1).await;
+    let libraries = node.driver.root().join(slipway_fake_gpu::driver::LIBRARIES);
+    std::fs::write(libraries.join("libcuda.so.470.1.2"), "").unwrap();
+    let text = node.ok(&["cdi", "generate"]);
+    assert!(
+        text.contains("libcuda.so.580.95.05") && !text.contains("470"),
+        "{text}"
+    );
+}
