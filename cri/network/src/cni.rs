@@ -5,9 +5,10 @@
 //! container's.
 
 use std::io::Write as _;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use serde_json::{Value, json};
 
@@ -18,6 +19,7 @@ use crate::error::CniError;
 use crate::netns;
 use crate::plugin;
 use crate::pod::PodNetwork;
+use crate::reservation;
 use crate::template::{self, PodCidrs};
 
 /// The pod's interface.
@@ -85,6 +87,15 @@ impl Cni {
             (NetworkStatus::Ready { .. }, Some(reason)) => NetworkStatus::NotReady { reason },
             (status, _) => status,
         }
+    }
+
+    /// The configured network's name, whether its plugins can work or not.
+    pub fn network(&self) -> Option<String> {
+        self.inner
+            .folder
+            .network()
+            .ok()
+            .map(|network| network.name.clone())
     }
 
     fn configured(&self) -> NetworkStatus {
@@ -311,6 +322,31 @@ impl Cni {
             first = first.and(got);
         }
         first
+    }
+
+    /// Lets go of the addresses of the configured network that were reserved before `boot`, the moment this boot began: what
+    /// used them is gone, whoever it belonged to, and after a power cut DEL may not find them. Reservations that name a
+    /// container id which is `known` stay. The addresses. Blocks; does nothing where the addresses are not `host-local`'s.
+    ///
+    /// # Errors
+    /// No usable network; a reservation that cannot be read or removed; another operation that holds their lock for seconds.
+    pub fn forget_before(
+        &self,
+        boot: SystemTime,
+        known: impl Fn(&str) -> bool,
+    ) -> Result<Vec<IpAddr>, CniError> {
+        let network = self
+            .inner
+            .folder
+            .network()
+            .map_err(|reason| CniError::NotReady { reason })?;
+        let mut gone = Vec::new();
+        for folder in reservation::folders(&network.name, &network.plugins) {
+            let some = reservation::forget(&folder, boot, &known)
+                .map_err(|(path, source)| CniError::Reservation { path, source })?;
+            gone.extend(some);
+        }
+        Ok(gone)
     }
 }
 

@@ -77,6 +77,14 @@ pub enum CniError {
         /// Why not.
         source: io::Error,
     },
+    /// Reservations of an earlier boot cannot be let go of.
+    #[error("let go of addresses of an earlier boot: {}", path.display())]
+    Reservation {
+        /// The file or folder.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
     /// A result that is not one.
     #[error("{act} {network}: the result makes no sense: {reason}")]
     BadResult {

@@ -16,6 +16,7 @@ mod error;
 pub mod netns;
 mod plugin;
 mod pod;
+mod reservation;
 mod result;
 mod template;
 mod version;

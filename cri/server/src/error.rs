@@ -110,6 +110,8 @@ pub enum Error {
     },
     #[error("cannot make a network configuration of the template {}", path.display())]
     NetworkTemplate { path: PathBuf, source: Box<CniError> },
+    #[error("cannot let go of the addresses of an earlier boot")]
+    OldAddresses { source: Box<CniError> },
     #[error("cannot {act} {}", path.display())]
     Io {
         act: &'static str,

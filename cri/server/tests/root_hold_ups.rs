@@ -68,6 +68,82 @@ async fn root_after_a_reboot_a_plugin_that_hangs_does_not_keep_the_node_down() {
     w.finish().await;
 }
 
+/// Reserved addresses, as `host-local` keeps them.
+fn reserved(w: &World) -> Vec<std::path::PathBuf> {
+    let mut found: Vec<_> = std::fs::read_dir(w.path().join("ipam/slipwaytest"))
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .filter(|path| {
+            let name = path.file_name().unwrap().to_str().unwrap();
+            name.parse::<std::net::IpAddr>().is_ok()
+        })
+        .collect();
+    found.sort();
+    found
+}
+
+#[tokio::test]
+async fn root_after_a_power_cut_no_address_is_lost() {
+    if cannot_run() {
+        return;
+    }
+    let mut w = World::new(&[]).await;
+    let pod = w.run_pod(w.pod_config("torn", false)).await.unwrap();
+    // Made in this boot, by whomever: it stays, whoever starts again.
+    let [of_the_pod] = &reserved(&w)[..] else {
+        panic!("{:?}", reserved(&w))
+    };
+    let others = of_the_pod.with_file_name("10.0.0.200");
+    std::fs::write(&others, "another\r\neth0").unwrap();
+    w.kill9();
+    std::fs::remove_file(w.path().join("state/addresses")).unwrap();
+    w.restart(&[]).await;
+    swept(&w).await;
+    assert_eq!(reserved(&w), [others.clone(), of_the_pod.clone()]);
+    // What a cut leaves of files that nobody has synced, and of one whose pod's record was lost with it.
+    w.kill9();
+    w.kill_shims();
+    std::fs::write(of_the_pod, "").unwrap();
+    std::fs::remove_file(w.path().join("state/addresses")).unwrap();
+    tokio::time::sleep(Duration::from_millis(20)).await; // the clock of files ticks every few milliseconds
+    std::fs::write(w.path().join("boot_id"), "another\n").unwrap();
+    tokio::time::sleep(Duration::from_millis(20)).await;
+    let early = others.with_file_name("10.0.0.201");
+    std::fs::write(&early, "started before slipwayd\r\neth0").unwrap();
+    w.restart(&[]).await;
+    swept(&w).await;
+    assert_eq!(reserved(&w), std::slice::from_ref(&early));
+    // Once a boot: a clock that is set makes nothing older than it is.
+    std::fs::File::open(&early)
+        .unwrap()
+        .set_modified(std::time::UNIX_EPOCH)
+        .unwrap();
+    w.kill9();
+    w.restart(&[]).await;
+    let next = w.run_pod(w.pod_config("next", false)).await.unwrap();
+    assert!(early.exists());
+    std::fs::remove_file(&early).unwrap();
+    for id in [&pod, &next] {
+        w.stop_pod(id).await.unwrap();
+        w.remove_pod(id).await.unwrap();
+    }
+    // No reboot took its cgroup away.
+    for hierarchy in std::fs::read_dir("/sys/fs/cgroup").unwrap().flatten() {
+        let parent = w.cgroup().trim_start_matches('/').to_owned();
+        let _ = std::fs::remove_dir(hierarchy.path().join(parent).join("torn"));
+    }
+    w.finish().await;
+}
+
+/// Waits until slipwayd has looked at the network's addresses since it was started.
+async fn swept(w: &World) {
+    let began = Instant::now();
+    while !w.path().join("state/addresses").exists() {
+        assert!(began.elapsed() < Duration::from_secs(20), "{}", w.log());
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
 /// A file system that never answers.
 struct Hung {
     _device: std::fs::File,

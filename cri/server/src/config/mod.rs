@@ -15,7 +15,7 @@ use crate::cli::Flags;
 pub const DEFAULT_TOML: &str = include_str!("default.toml");
 /// Read when no `--config` is given and it exists.
 const DEFAULT_PATH: &str = "/etc/slipway/config.toml";
-const BOOT_ID_FILE: &str = "/proc/sys/kernel/random/boot_id";
+pub const BOOT_ID_FILE: &str = "/proc/sys/kernel/random/boot_id";
 
 /// Why a configuration is not usable.
 #[derive(Debug, thiserror::Error)]

@@ -3,6 +3,7 @@
 //! The verbs are the files beside this one. Lock order: the pod's turn, the pod's gate, a container's turn. State changes go to the disk first, then to memory, one at a time
 //! ([`Pod::transition`]); reading needs no await.
 
+mod addresses;
 pub mod dir;
 pub mod list;
 pub mod network;

@@ -1,10 +1,10 @@
 //! What is asked of the network's plugins beside a pod's coming and going: whether they can work (STATUS), whether the pods'
-//! networks are as they were left (CHECK), and that they forget what nobody has (GC, where configured).
+//! networks are as they were left (CHECK), and that they forget what nobody has (GC, where configured; what a reboot ended, always).
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::Pod;
+use super::{Pod, addresses};
 use crate::daemon::Daemon;
 use crate::records::PodNetworkState;
 use slipway_network::{Attachment, CniError, NetworkStatus, chain};
@@ -17,7 +17,7 @@ pub async fn run(daemon: Arc<Daemon>) {
     tokio::join!(check(&daemon), keep(&daemon));
 }
 
-async fn keep(daemon: &Daemon) {
+async fn keep(daemon: &Arc<Daemon>) {
     if daemon.config.network.gc
         && let Err(error) = collect(daemon).await
     {
@@ -27,7 +27,21 @@ async fn keep(daemon: &Daemon) {
         );
     }
     let mut complained = false;
+    let (mut forgotten, mut told) = (None, false);
     loop {
+        let network = daemon.cni.network();
+        if let Some(name) = &network
+            && network != forgotten
+        {
+            match addresses::forget(daemon, name).await {
+                Ok(()) => forgotten = network,
+                Err(error) if !told => {
+                    tracing::warn!(error = error.chain(), "trying again");
+                    told = true;
+                }
+                Err(_) => {}
+            }
+        }
         match daemon.cni.probe().await {
             NetworkStatus::NotReady { reason } if !complained => {
                 tracing::warn!(reason, "the network is not ready");

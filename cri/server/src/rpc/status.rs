@@ -37,6 +37,7 @@ fn code(error: &Error) -> Code {
         Error::Io { source, .. } => io(source),
         Error::Network { .. }
         | Error::NetworkTemplate { .. }
+        | Error::OldAddresses { .. }
         | Error::Random { .. }
         | Error::Encode { .. }
         | Error::Injected(_)
