@@ -7,6 +7,7 @@
 //! file on the stage, where `create` finds it. Those of `startContainer` run inside the container, where neither this
 //! program nor the stage can be reached: they get their environment and their time only.
 
+use crate::native;
 use libcontainer::oci_spec::runtime::{Hook, Spec};
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::process::{Pid, PidfdFlags, Signal};
@@ -31,9 +32,13 @@ const FAILURES: &str = "hook-failures";
 
 /// Puts the specification's hooks behind `hook`. `dir` is where failures are noted; the hooks' first users may write there.
 pub fn guard(spec: &mut Spec, dir: &Path) -> io::Result<()> {
+    let root = spec.root().as_ref().map(|r| r.path().clone());
     let Some(hooks) = spec.hooks_mut() else {
         return Ok(());
     };
+    if let (Some(root), Some(list)) = (root, hooks.create_container_mut()) {
+        native::replace(list, &root);
+    }
     let log = dir.join(FAILURES);
     let mut any = false;
     let mut guarded = |moment, list: &mut Option<Vec<Hook>>| {
@@ -94,11 +99,8 @@ pub fn run(args: &[OsString]) -> i32 {
     let Err(why) = attempt(Path::new(path), args, Duration::from_secs(seconds)) else {
         return 0;
     };
-    let text = format!(
-        "{} hook {} {why}\n",
-        moment.to_string_lossy(),
-        Path::new(path).display()
-    );
+    let path = native::name(Path::new(path));
+    let text = format!("{} hook {} {why}\n", moment.to_string_lossy(), path.display());
     let note = fs::OpenOptions::new().append(true).open(log);
     let _ = note.and_then(|mut file| file.write_all(text.as_bytes()));
     1

@@ -30,6 +30,7 @@
 mod create;
 mod executor;
 mod hook;
+mod native;
 mod normalise;
 mod passwd;
 mod points;
@@ -79,6 +80,7 @@ fn main() {
         Some("features") => features(),
         // What libcontainer runs in place of a hook: see `hook`.
         Some("hook") => hook::run(&args[1..]),
+        Some("native") => native::run(&args[1..]),
         _ => usage(&UsageError::Usage),
     };
     // Without running anything more: what libcontainer left in this process dies with it.

@@ -1,0 +1,319 @@
+//! NVIDIA's hooks of CDI files, done by Slipway itself: the program that they name is not on this machine. A program in the
+//! container loads `libcuda.so.1` by its name, whatever distribution its image is of.
+#![forbid(unsafe_code)]
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use harness::cri::{container_config, own_users, pod_config};
+use harness::{World, cmd, v1};
+
+const ARCH: &str = std::env::consts::ARCH;
+/// Where the driver's library is in the containers: no loader looks there by itself.
+const FOLDER: &str = "/opt/driver/lib";
+
+fn fixture(name: &str) -> PathBuf {
+    harness::lab::repo().join("tests/fixtures/gpu-hooks").join(name)
+}
+
+fn compile(compiler: &str, args: &[&str], source: &str, out: &Path) -> Result<()> {
+    let mut c = cmd::command(compiler, args);
+    c.arg("-o").arg(out).arg(fixture(source));
+    cmd::run(&mut c, Duration::from_secs(60))?
+        .ok()
+        .with_context(|| format!("{compiler} {source}"))?;
+    Ok(())
+}
+
+/// A libcuda whose name of the given version says whose it is.
+fn library(out: &Path, whose: &str) -> Result<()> {
+    std::fs::create_dir_all(out.parent().context("a folder")?)?;
+    let whose = format!("-DWHOSE=\"{whose}\"");
+    let args = [
+        "-shared",
+        "-fPIC",
+        "-nostdlib",
+        "-Wl,-soname,libcuda.so.1",
+        &whose,
+    ];
+    compile("cc", &args, "library.c", out)
+}
+
+/// What a distribution is to a loader.
+struct Family {
+    name: &'static str,
+    /// Where its C library and loader are; the loader's own path is a link there where that differs.
+    libc: String,
+    files: &'static [(&'static str, &'static str)],
+    musl: bool,
+}
+
+fn families() -> [Family; 4] {
+    let multiarch = format!("lib/{ARCH}-linux-gnu");
+    [
+        Family {
+            name: "debian",
+            libc: multiarch.clone(),
+            files: &[
+                ("etc/debian_version", "13.1\n"),
+                ("etc/ld.so.conf", "include /etc/ld.so.conf.d/*.conf\n"),
+                ("etc/ld.so.conf.d/libc.conf", "/usr/local/lib\n"),
+            ],
+            musl: false,
+        },
+        Family {
+            name: "ubi",
+            libc: "usr/lib64".to_owned(),
+            files: &[("etc/redhat-release", "Red Hat Enterprise Linux release 10\n")],
+            musl: false,
+        },
+        Family {
+            name: "distroless",
+            libc: multiarch,
+            files: &[],
+            musl: false,
+        },
+        Family {
+            name: "musl",
+            libc: "lib".to_owned(),
+            files: &[("etc/alpine-release", "3.23.0\n")],
+            musl: true,
+        },
+    ]
+}
+
+/// Builds an image of the family with the program /opens in it, and what `more` puts into its tree; its name.
+fn image(w: &World, family: &Family, more: impl FnOnce(&Path) -> Result<()>) -> Result<String> {
+    let dir = w.lab.join(format!("context-{}", family.name));
+    let root = dir.join("rootfs");
+    let libc = root.join(&family.libc);
+    std::fs::create_dir_all(&libc)?;
+    if family.musl {
+        compile("musl-gcc", &[], "opens.c", &root.join("opens"))?;
+        let loader = format!("ld-musl-{ARCH}.so.1");
+        std::fs::copy(Path::new("/lib").join(&loader), libc.join(&loader))?;
+    } else {
+        compile("cc", &[], "opens.c", &root.join("opens"))?;
+        let of = |name: &str| cmd::sh(&format!("realpath $(cc -print-file-name={name})"));
+        std::fs::copy(of("libc.so.6")?.trim(), libc.join("libc.so.6"))?;
+        let (place, loader) = match ARCH {
+            "aarch64" => ("lib", "ld-linux-aarch64.so.1"),
+            _ => ("lib64", "ld-linux-x86-64.so.2"),
+        };
+        if family.libc == format!("usr/{place}") {
+            std::os::unix::fs::symlink(&family.libc, root.join(place))?;
+        } else {
+            std::fs::create_dir_all(root.join(place))?;
+        }
+        std::fs::copy(of(loader)?.trim(), root.join(place).join(loader))?;
+    }
+    for (path, text) in family.files {
+        let path = root.join(path);
+        std::fs::create_dir_all(path.parent().context("a folder")?)?;
+        std::fs::write(path, text)?;
+    }
+    more(&root)?;
+    std::fs::write(dir.join("Dockerfile"), "FROM scratch\nCOPY rootfs/ /\n")?;
+    let name = format!("slipway.test/{}:1", family.name);
+    harness::image::run_slipway(&w.lab, &["build", "-t", &name, &dir.display().to_string()])?
+        .ok()
+        .with_context(|| format!("building {name}"))?;
+    Ok(name)
+}
+
+fn hook(args: &[&str]) -> serde_json::Value {
+    let args: Vec<&str> = ["nvidia-cdi-hook"].iter().chain(args).copied().collect();
+    serde_json::json!({"hookName": "createContainer", "path": "/usr/bin/nvidia-cdi-hook", "args": args})
+}
+
+/// The hooks that NVIDIA's generator writes, with the driver's version.
+fn usual(driver: &str) -> Vec<serde_json::Value> {
+    vec![
+        // By the name it has in itself, and by the one that programs are linked with.
+        hook(&[
+            "create-symlinks",
+            "--link",
+            &format!("libcuda.so.570.86.15::{FOLDER}/libcuda.so.1"),
+            "--link",
+            &format!("libcuda.so.1::{FOLDER}/libcuda.so"),
+        ]),
+        hook(&["enable-cuda-compat", &format!("--host-driver-version={driver}")]),
+        hook(&["update-ldcache", "--folder", FOLDER]),
+        hook(&["disable-device-node-modification"]),
+        hook(&["update-application-profile"]),
+    ]
+}
+
+/// Makes the driver's library, and the device `slipway.test/gpu=NAME` with these hooks.
+fn device(w: &World, name: &str, hooks: &[serde_json::Value]) -> Result<()> {
+    let file = w.lab.join("driver/libcuda.so.570.86.15");
+    if !file.exists() {
+        library(&file, "the driver's")?;
+    }
+    let mount = serde_json::json!({"hostPath": file, "containerPath": format!("{FOLDER}/libcuda.so.570.86.15"),
+        "options": ["ro", "nosuid", "nodev", "rbind", "rprivate"]});
+    let edits = serde_json::json!({"mounts": [mount], "hooks": hooks});
+    let file = serde_json::json!({"cdiVersion": "0.7.0", "kind": "slipway.test/gpu",
+        "devices": [{"name": name, "containerEdits": edits}]});
+    w.lab
+        .write(format!("cdi-dynamic/{name}.json"), file.to_string())?;
+    Ok(())
+}
+
+/// A container of the image that has the device and loads these libraries.
+fn loads(name: &str, image: &str, device: &str, libraries: &[&str]) -> v1::ContainerConfig {
+    let command: Vec<&str> = ["/opens"].iter().chain(libraries).copied().collect();
+    let mut c = container_config(name, image, &command);
+    c.cdi_devices = vec![v1::CdiDevice {
+        name: format!("slipway.test/gpu={device}"),
+    }];
+    c
+}
+
+/// What the container wrote until its end.
+async fn said(w: &World, name: &str, c: v1::ContainerConfig) -> Result<Vec<String>> {
+    let (_, id) = w.pod_with(name, c).await?;
+    w.cri.wait_exit(&id, Duration::from_secs(20)).await?;
+    Ok(w.log(name)?.into_iter().map(|l| l.text).collect())
+}
+
+#[tokio::test]
+async fn a_program_of_any_distribution_finds_libcuda_by_its_name() -> Result<()> {
+    let w = World::with_cdi("g-families").await?;
+    device(&w, "0", &usual("570.86.15"))?;
+    for family in families() {
+        let image = image(&w, &family, |_| Ok(()))?;
+        let c = loads(family.name, &image, "0", &["libcuda.so.1", "libcuda.so"]);
+        let lines = said(&w, family.name, c).await?;
+        let wanted = ["libcuda.so.1: the driver's", "libcuda.so: the driver's"];
+        assert_eq!(lines, wanted, "on {}", family.name);
+    }
+    w.finish().await
+}
+
+#[tokio::test]
+async fn so_does_one_on_a_read_only_root_and_one_in_a_user_namespace() -> Result<()> {
+    let w = World::with_cdi("g-hookroot").await?;
+    device(&w, "0", &usual("570.86.15"))?;
+    let [debian, ..] = families();
+    let image = image(&w, &debian, |_| Ok(()))?;
+    let mut c = loads("readonly", &image, "0", &["libcuda.so.1"]);
+    let security = c
+        .linux
+        .get_or_insert_default()
+        .security_context
+        .get_or_insert_default();
+    security.readonly_rootfs = true;
+    assert_eq!(said(&w, "readonly", c).await?, ["libcuda.so.1: the driver's"]);
+
+    let mut config = pod_config("users", &w.lab, false);
+    let user = own_users(&mut config);
+    let mut c = loads("users", &image, "0", &["libcuda.so.1"]);
+    let security = c
+        .linux
+        .get_or_insert_default()
+        .security_context
+        .get_or_insert_default();
+    security.namespace_options.get_or_insert_default().userns_options = Some(user);
+    let pod = w.cri.run_pod(config.clone()).await?;
+    let id = w.cri.run(&pod, c, config).await?;
+    w.cri.wait_exit(&id, Duration::from_secs(20)).await?;
+    let lines: Vec<String> = w.log("users")?.into_iter().map(|l| l.text).collect();
+    assert_eq!(lines, ["libcuda.so.1: the driver's"]);
+    w.finish().await
+}
+
+#[tokio::test]
+async fn an_images_newer_libcuda_is_used_where_the_driver_is_older() -> Result<()> {
+    let w = World::with_cdi("g-compat").await?;
+    let [debian, ..] = families();
+    let image = image(&w, &debian, |root| {
+        library(
+            &root.join("usr/local/cuda-13/compat/libcuda.so.580.10.1"),
+            "the image's",
+        )?;
+        std::os::unix::fs::symlink("cuda-13", root.join("usr/local/cuda"))?;
+        Ok(())
+    })?;
+    for (driver, wanted) in [("570.86.15", "the image's"), ("580.1.0", "the driver's")] {
+        let name = format!("v{}", &driver[..3]);
+        device(&w, &name, &usual(driver))?;
+        let lines = said(&w, &name, loads(&name, &image, &name, &["libcuda.so.1"])).await?;
+        assert_eq!(lines, [format!("libcuda.so.1: {wanted}")], "driver {driver}");
+    }
+    w.finish().await
+}
+
+/// CVE-2024-0132, CVE-2025-23267: what the image has links in place of leads nobody out of the container.
+#[tokio::test]
+async fn links_of_an_image_lead_no_hook_out_of_the_container() -> Result<()> {
+    let w = World::with_cdi("g-hooklink").await?;
+    let outside = w.lab.join("outside");
+    std::fs::create_dir_all(&outside)?;
+    std::fs::write(outside.join("ld.so.conf"), "the host's\n")?;
+    let mut hooks = usual("570.86.15");
+    hooks.push(hook(&["create-symlinks", "--link", "/evil::/through/link"]));
+    hooks.push(hook(&["chmod", "--mode", "777", "--path", "/through/ld.so.conf"]));
+    device(&w, "0", &hooks)?;
+    let [mut debian, ..] = families();
+    debian.files = &[];
+    let away = outside.display().to_string();
+    let image = image(&w, &debian, |root| {
+        for name in ["etc", "through"] {
+            std::os::unix::fs::symlink(&away, root.join(name))?;
+        }
+        std::os::unix::fs::symlink(format!("../../../../../../../..{away}"), root.join("usr"))?;
+        Ok(())
+    })?;
+    // Whether it runs is the image's affair; what is outside is ours.
+    let ran = w
+        .pod_with("link", loads("link", &image, "0", &["libcuda.so.1"]))
+        .await;
+    if let Ok((_, id)) = ran {
+        w.cri.wait_exit(&id, Duration::from_secs(20)).await?;
+    }
+    let there: Vec<_> = std::fs::read_dir(&outside)?
+        .flatten()
+        .map(|e| e.file_name())
+        .collect();
+    assert_eq!(there, ["ld.so.conf"]);
+    let file = outside.join("ld.so.conf");
+    assert_eq!(std::fs::read_to_string(&file)?, "the host's\n");
+    use std::os::unix::fs::PermissionsExt as _;
+    assert_ne!(file.metadata()?.permissions().mode() & 0o777, 0o777);
+    w.finish().await
+}
+
+#[tokio::test]
+async fn a_hook_that_cannot_be_done_fails_the_container_and_an_unknown_one_is_not_skipped() -> Result<()> {
+    let w = World::with_cdi("g-hookfail").await?;
+    let [debian, ..] = families();
+    let image = image(&w, &debian, |_| Ok(()))?;
+    let link = format!("x::{FOLDER}");
+    for (name, hook, wanted) in [
+        (
+            "inway",
+            hook(&["create-symlinks", "--link", &link]),
+            "make the link /opt/driver/lib to x",
+        ),
+        (
+            "absent",
+            hook(&["update-ldcache", "--ldconfig-path", "/no/such/ldconfig"]),
+            "/no/such/ldconfig",
+        ),
+        // A verb that we do not know is its program's, which is not here.
+        ("unknown", hook(&["make-coffee"]), "/usr/bin/nvidia-cdi-hook"),
+    ] {
+        device(&w, name, &[hook])?;
+        let ran = w
+            .pod_with(name, loads(name, &image, name, &["libcuda.so.1"]))
+            .await;
+        let text = format!("{:#}", ran.expect_err("a hook that cannot be done"));
+        assert!(
+            text.contains("createContainer hook") && text.contains(wanted),
+            "{text}"
+        );
+    }
+    w.finish().await
+}
