@@ -1,7 +1,7 @@
 //! What is known of the node at this moment, posted for whoever needs it: plugins, metrics, labels. Who reads it asks nobody
 //! else, so none of them can be held up by NVML.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use slipway_cdi::Spec;
@@ -22,6 +22,8 @@ pub struct Posted {
     pub spec: Option<Spec>,
     /// The GPUs that are not well.
     pub health: Health,
+    /// GPUs that do not answer, by UUID: nobody asks them.
+    pub silent: BTreeSet<String>,
     /// How many XIDs were heard, by GPU and number, since the agent was started.
     pub xids: BTreeMap<(String, u64), u64>,
 }

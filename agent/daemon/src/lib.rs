@@ -12,16 +12,15 @@ pub mod board;
 pub mod cdi;
 mod cli;
 pub mod config;
+mod http;
+mod incident;
+mod kmsg;
 pub mod node;
 pub mod plugin;
+mod pods;
 pub mod prefer;
 mod record;
 mod run;
-
-/// The device plugin API.
-#[allow(missing_docs, clippy::unwrap_used, reason = "generated")]
-pub mod v1beta1 {
-    tonic::include_proto!("v1beta1");
-}
+mod status;
 
 pub use cli::main;

@@ -10,6 +10,11 @@ use crate::config::{MigStrategy, Resources};
 /// Between a device's UUID and the number of a replica. Kubelet takes ids of 63 characters.
 const REPLICA: &str = "::";
 
+/// The UUID of the device that an id of kubelet's stands for.
+pub fn device_of(id: &str) -> &str {
+    id.split_once(REPLICA).map_or(id, |(uuid, _)| uuid)
+}
+
 /// A device as kubelet sees it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Item {

@@ -22,8 +22,13 @@ use tokio::time::Instant;
 use crate::board::Posted;
 use crate::cdi::{self, Roots};
 use crate::config::Config;
+use crate::http::{self, Gather, Seen};
+use crate::incident;
+use crate::kmsg::Log;
 use crate::node::Without;
+use crate::pods::Pods;
 use crate::record::{self, Folder, Kept, Known};
+use crate::status::Status;
 
 /// Most time between two looks for a driver that is not there.
 const MAX_PAUSE: Duration = Duration::from_secs(10);
@@ -63,8 +68,12 @@ pub async fn run(config: Config) -> Result<()> {
     let kept = kept(&config)?;
     let (records, written) = record::keep(Folder(config.paths.state.clone()), kept.clone());
     let work = async move {
-        let (supervisor, events) = driver(&config).await;
-        Agent::new(config, supervisor, kept, records).run(events).await
+        let board = watch::channel(Arc::default()).0;
+        let sides = Sides::start(&config, &board);
+        let (supervisor, events) = driver(&config, &sides.status).await;
+        sides.status.works(&supervisor);
+        let agent = Agent::new(config, supervisor, kept, records, board, sides);
+        agent.run(events).await
     };
     let done = tokio::select! {
         done = work => done,
@@ -74,6 +83,49 @@ pub async fn run(config: Config) -> Result<()> {
     // What was sent last is on disk when the program ends.
     written.await.context("write the records")?;
     done
+}
+
+/// What goes on beside the story, whether there is a driver or not.
+struct Sides {
+    status: Arc<Status>,
+    xids: mpsc::Sender<incident::Xid>,
+    tasks: Vec<JoinHandle<()>>,
+}
+
+impl Sides {
+    fn start(config: &Config, board: &watch::Sender<Arc<Posted>>) -> Sides {
+        let status = Arc::<Status>::default();
+        let pods = Arc::new(Pods::of(&config.paths.pod_resources, &config.paths.pods));
+        let seen = Seen::default();
+        let proc = config.paths.proc.clone();
+        let mut tasks = Vec::new();
+        if let Some(listen) = config.http.listen {
+            let gather = Gather::from(
+                board.subscribe(),
+                Arc::clone(&status),
+                Arc::clone(&pods),
+                seen.clone(),
+                proc.clone(),
+            );
+            tasks.push(tokio::spawn(http::serve(listen, Arc::clone(&status), gather)));
+        }
+        let inquiry = incident::Inquiry {
+            log: Log::follow(&config.paths.kmsg),
+            pods,
+            seen,
+            proc,
+        };
+        let (xids, heard) = mpsc::channel(incident::MAX_WAITING);
+        let (to, _incidents) = mpsc::channel(incident::MAX_WAITING);
+        tasks.push(tokio::spawn(incident::inquire(inquiry, heard, to)));
+        Sides { status, xids, tasks }
+    }
+}
+
+impl Drop for Sides {
+    fn drop(&mut self) {
+        self.tasks.iter().for_each(JoinHandle::abort);
+    }
 }
 
 /// What was kept by the last run.
@@ -98,7 +150,7 @@ fn kept(config: &Config) -> Result<Kept> {
 }
 
 /// Waits until there is a driver. Each new reason is logged once.
-async fn driver(config: &Config) -> (Supervisor, mpsc::Receiver<GpuEvent>) {
+async fn driver(config: &Config, status: &Status) -> (Supervisor, mpsc::Receiver<GpuEvent>) {
     let mut told = String::new();
     let mut pause = Duration::from_millis(100);
     loop {
@@ -112,6 +164,7 @@ async fn driver(config: &Config) -> (Supervisor, mpsc::Receiver<GpuEvent>) {
             }
             Err(e) => format!("{e:#}"),
         };
+        status.waits(&why);
         if why != told {
             tracing::warn!(why, "waiting for the driver");
             told = why;
@@ -164,6 +217,7 @@ struct Agent {
     without: Without,
     spec: Option<slipway_cdi::Spec>,
     board: watch::Sender<Arc<Posted>>,
+    sides: Sides,
     plugins: BTreeMap<String, JoinHandle<()>>,
     warned: BTreeSet<String>,
 }
@@ -179,7 +233,14 @@ fn now() -> u64 {
 }
 
 impl Agent {
-    fn new(config: Config, supervisor: Supervisor, kept: Kept, records: watch::Sender<Arc<Kept>>) -> Agent {
+    fn new(
+        config: Config,
+        supervisor: Supervisor,
+        kept: Kept,
+        records: watch::Sender<Arc<Kept>>,
+        board: watch::Sender<Arc<Posted>>,
+        sides: Sides,
+    ) -> Agent {
         let Kept { health, known } = kept;
         Agent {
             policy: Policy {
@@ -197,7 +258,8 @@ impl Agent {
             failing: None,
             without: Without::new(),
             spec: None,
-            board: watch::channel(Arc::default()).0,
+            board,
+            sides,
             plugins: BTreeMap::new(),
             warned: BTreeSet::new(),
         }
@@ -215,11 +277,18 @@ impl Agent {
                     None => anyhow::bail!("the supervision of NVML has ended"),
                 },
                 _ = ticks.tick() => {
+                    self.sides.status.beats(self.limit());
                     // None: the events have ended, which is told above.
                     let _ = self.look(&mut events).await;
                 }
             }
         }
+    }
+
+    /// How long a look may take with every GPU silent.
+    fn limit(&self) -> Duration {
+        let gpus = u32::try_from(self.inventory.gpus.len()).unwrap_or(64).max(8);
+        2 * self.config.driver.deadline() * (gpus + 2) + 3 * self.config.health.probe()
     }
 
     /// Something happened to a GPU. Kubelet hears of it first: each millisecond may place a pod on it.
@@ -234,8 +303,18 @@ impl Agent {
                 let changed = self.health.xid(&self.policy, gpu, *xid, *recovery, now());
                 *self.xids.entry((gpu.to_owned(), *xid)).or_default() += 1;
                 self.post();
-                let unhealthy = self.health.of(gpu).is_some();
+                let condemned = self.health.of(gpu).map(|u| u.reason.clone());
+                let unhealthy = condemned.is_some();
                 tracing::warn!(gpu, xid, ?instance, ?recovery, unhealthy, "XID");
+                if let Some(gpu) = self.inventory.gpus.iter().find(|g| g.uuid == gpu) {
+                    // Who it was is found out beside; of a storm, of the first ones.
+                    let _ = self.sides.xids.try_send(incident::Xid {
+                        gpu: gpu.clone(),
+                        xid: *xid,
+                        instance: *instance,
+                        condemned,
+                    });
+                }
                 if changed {
                     self.keep();
                 }

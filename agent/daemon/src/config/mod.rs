@@ -1,5 +1,6 @@
 //! The configuration: the file as written, checked. Unknown keys are refused. Knows no setting's use.
 
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -57,6 +58,8 @@ pub struct Config {
     pub cdi: Cdi,
     /// When a GPU is well.
     pub health: Health,
+    /// The agent's own server.
+    pub http: Http,
     /// What is logged.
     pub log: Log,
 }
@@ -89,6 +92,12 @@ pub struct Paths {
     pub kubelet: PathBuf,
     /// The folder of the CDI file.
     pub cdi: PathBuf,
+    /// kubelet's socket for who has which device.
+    pub pod_resources: PathBuf,
+    /// kubelet's socket for its pods.
+    pub pods: PathBuf,
+    /// The kernel's log.
+    pub kmsg: PathBuf,
 }
 
 /// How MIG devices are handed out.
@@ -147,6 +156,32 @@ pub struct Health {
     pub probe_seconds: u64,
 }
 
+/// The agent's own server.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Http {
+    /// Where; none: not at all.
+    #[serde(deserialize_with = "address")]
+    pub listen: Option<SocketAddr>,
+}
+
+impl Default for Http {
+    fn default() -> Http {
+        Http {
+            listen: Some(SocketAddr::from(([0, 0, 0, 0], 9400))),
+        }
+    }
+}
+
+/// An address, or an empty text.
+fn address<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Option<SocketAddr>, D::Error> {
+    let text = String::deserialize(from)?;
+    match text.as_str() {
+        "" => Ok(None),
+        text => text.parse().map(Some).map_err(serde::de::Error::custom),
+    }
+}
+
 /// What is logged.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -186,6 +221,9 @@ impl Default for Paths {
             state: "/var/lib/slipway-agent".into(),
             kubelet: "/var/lib/kubelet/device-plugins".into(),
             cdi: "/var/run/cdi".into(),
+            pod_resources: "/var/lib/kubelet/pod-resources/kubelet.sock".into(),
+            pods: "/var/lib/kubelet/pods-api/pods-api.sock".into(),
+            kmsg: "/dev/kmsg".into(),
         }
     }
 }
@@ -298,6 +336,9 @@ impl Config {
             ("paths.state", &self.paths.state),
             ("paths.kubelet", &self.paths.kubelet),
             ("paths.cdi", &self.paths.cdi),
+            ("paths.pod_resources", &self.paths.pod_resources),
+            ("paths.pods", &self.paths.pods),
+            ("paths.kmsg", &self.paths.kmsg),
         ] {
             if !path.is_absolute() {
                 return bad(key, &path.display(), "it is not an absolute path");

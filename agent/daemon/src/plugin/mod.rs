@@ -11,6 +11,7 @@ use std::sync::Arc;
 
 use crate::board::{Board, Posted};
 use crate::config::Resources;
+use crate::status::Status;
 
 pub use register::keep_registered;
 
@@ -32,6 +33,8 @@ pub struct Plugin {
     pub settings: Resources,
     /// What is handed out.
     pub board: Board,
+    /// Where it is told whether kubelet has it.
+    pub status: Arc<Status>,
 }
 
 impl Plugin {

@@ -25,9 +25,9 @@ use tonic::transport::{Endpoint, Server, Uri};
 
 use super::serve::{Served, options};
 use super::{KUBELET_SOCKET, Plugin, VERSION};
-use crate::v1beta1::RegisterRequest;
-use crate::v1beta1::device_plugin_server::DevicePluginServer;
-use crate::v1beta1::registration_client::RegistrationClient;
+use slipway_kubelet_api::v1beta1::RegisterRequest;
+use slipway_kubelet_api::v1beta1::device_plugin_server::DevicePluginServer;
+use slipway_kubelet_api::v1beta1::registration_client::RegistrationClient;
 
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const MAX_PAUSE: Duration = Duration::from_secs(10);
@@ -109,6 +109,7 @@ pub async fn keep_registered(plugin: Plugin) {
             None => {}
         }
         waiting = absent;
+        plugin.status.registered(&plugin.resource, current.is_some());
         // Where it just failed, that our socket is gone is no news.
         let ours = current.as_ref().filter(|_| done).map(|r| r.socket.clone());
         let Ok(watched) = watched else {

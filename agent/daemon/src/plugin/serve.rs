@@ -14,8 +14,8 @@ use super::Plugin;
 use crate::config::Allocate;
 use crate::node::Item;
 use crate::prefer::prefer;
-use crate::v1beta1::device_plugin_server::DevicePlugin;
-use crate::v1beta1::{
+use slipway_kubelet_api::v1beta1::device_plugin_server::DevicePlugin;
+use slipway_kubelet_api::v1beta1::{
     AllocateRequest, AllocateResponse, CdiDevice, ContainerAllocateResponse,
     ContainerPreferredAllocationResponse, Device, DevicePluginOptions, DeviceSpec, Empty,
     ListAndWatchResponse, Mount, NumaNode, PreStartContainerRequest, PreStartContainerResponse,
@@ -126,7 +126,7 @@ impl DevicePlugin for Served {
     ) -> Result<Response<PreferredAllocationResponse>, Status> {
         let posted = self.plugin.posted();
         let items = posted.of(&self.plugin.resource);
-        let choose = |r: &crate::v1beta1::ContainerPreferredAllocationRequest| {
+        let choose = |r: &slipway_kubelet_api::v1beta1::ContainerPreferredAllocationRequest| {
             let size = usize::try_from(r.allocation_size).unwrap_or(0);
             ContainerPreferredAllocationResponse {
                 device_i_ds: prefer(

@@ -1,6 +1,7 @@
 //! Saying what there is: the CDI file, the board, and a plugin for each resource. A device that no container could be given is
 //! posted as unhealthy.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -76,6 +77,7 @@ impl Agent {
             spec: self.spec.clone(),
             health: self.health.clone(),
             xids: self.xids.clone(),
+            silent: self.silent_uuids(),
         }));
         for warning in offer.warnings {
             if self.warned.insert(warning.clone()) {
@@ -90,11 +92,20 @@ impl Agent {
                 kind: self.config.cdi.kind.clone(),
                 settings: self.config.resources.clone(),
                 board: self.board.subscribe(),
+                status: Arc::clone(&self.sides.status),
             };
             self.plugins
                 .entry(resource)
                 .or_insert_with(|| tokio::spawn(keep_registered(plugin)));
         }
+    }
+}
+
+impl Agent {
+    fn silent_uuids(&self) -> BTreeSet<String> {
+        let silent = |g: &&slipway_gpu::Gpu| self.silent.contains_key(&g.index);
+        let gpus = self.inventory.gpus.iter();
+        gpus.filter(silent).map(|g| g.uuid.clone()).collect()
     }
 }
 

@@ -7,10 +7,10 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use hyper_util::rt::TokioIo;
-use slipway_agent::v1beta1::device_plugin_client::DevicePluginClient;
-use slipway_agent::v1beta1::registration_server::{Registration, RegistrationServer};
-use slipway_agent::v1beta1::{Device, Empty, RegisterRequest};
 use slipway_fake_gpu::Topology;
+use slipway_kubelet_api::v1beta1::device_plugin_client::DevicePluginClient;
+use slipway_kubelet_api::v1beta1::registration_server::{Registration, RegistrationServer};
+use slipway_kubelet_api::v1beta1::{Device, Empty, RegisterRequest};
 use tokio::net::{UnixListener, UnixStream};
 use tokio_stream::wrappers::UnixListenerStream;
 use tonic::transport::{Channel, Endpoint, Server, Uri};

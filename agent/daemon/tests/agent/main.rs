@@ -4,6 +4,8 @@
 mod cdi;
 mod files;
 mod kubelet;
+mod metrics;
 mod node;
 mod plugin;
 mod sick;
+mod who;

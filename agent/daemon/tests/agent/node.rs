@@ -39,7 +39,7 @@ impl Node {
         std::fs::create_dir(node.kubelet()).unwrap();
         let path = |p: &PathBuf| format!("{:?}", p.display().to_string());
         let config = format!(
-            "[driver]\nroot = {}\ndev = {}\ndeadline_ms = 1500\n[paths]\nproc = {}\nsys = {}\nstate = {}\nkubelet = {}\ncdi = {}\n{more}",
+            "[driver]\nroot = {}\ndev = {}\ndeadline_ms = 1500\n[paths]\nproc = {}\nsys = {}\nstate = {}\nkubelet = {}\ncdi = {}\npod_resources = {}\npods = {}\nkmsg = {}\n[http]\nlisten = \"127.0.0.1:0\"\n{more}",
             path(&node.driver.root()),
             path(&node.driver.dev()),
             path(&node.driver.proc()),
@@ -47,6 +47,9 @@ impl Node {
             path(&node.dir.path().join("state")),
             path(&node.kubelet()),
             path(&node.cdi()),
+            path(&node.pod_resources()),
+            path(&node.pods()),
+            path(&node.dir.path().join("kmsg")),
         );
         std::fs::write(node.config(), config).unwrap();
         node
@@ -59,6 +62,26 @@ impl Node {
     /// kubelet's folder.
     pub fn kubelet(&self) -> PathBuf {
         self.dir.path().join("kubelet")
+    }
+
+    /// kubelet's socket for who has what.
+    pub fn pod_resources(&self) -> PathBuf {
+        self.dir.path().join("resources.sock")
+    }
+
+    /// kubelet's socket for its pods.
+    pub fn pods(&self) -> PathBuf {
+        self.dir.path().join("pods.sock")
+    }
+
+    /// The kernel's log, to be written to; before the agent is started.
+    pub fn kernel_log(&self) -> std::fs::File {
+        let path = self.dir.path().join("kmsg");
+        let mode = rustix::fs::Mode::RWXU;
+        rustix::fs::mknodat(rustix::fs::CWD, &path, rustix::fs::FileType::Fifo, mode, 0).unwrap();
+        // Open in both directions, it has no end while this is open.
+        let both = std::fs::OpenOptions::new().read(true).write(true).open(path);
+        both.unwrap()
     }
 
     /// The CDI folder.

@@ -1,10 +1,10 @@
 //! What kubelet sees of the agent.
 
-use slipway_agent::v1beta1::{
+use slipway_fake_gpu::Topology;
+use slipway_kubelet_api::v1beta1::{
     AllocateRequest, ContainerAllocateRequest, ContainerPreferredAllocationRequest, PreStartContainerRequest,
     PreferredAllocationRequest,
 };
-use slipway_fake_gpu::Topology;
 
 use crate::kubelet::{GPU, Kubelet, ready, ready_with};
 use crate::node::{Node, root};
