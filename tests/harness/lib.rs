@@ -7,6 +7,7 @@
 
 pub mod cluster;
 pub mod cmd;
+pub mod containerd;
 pub mod cri;
 pub mod crictl;
 pub mod critest;

@@ -1,78 +1,13 @@
 //! The real containerd beside us: our shim as its runtime `io.containerd.slipway.v1`, our images in its store.
 #![forbid(unsafe_code)]
 
-use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
+use harness::Lab;
+use harness::containerd::Containerd;
 use harness::image::{self, BUSYBOX, run_slipway};
 use harness::registry::Registry;
-use harness::{Lab, cmd, lab};
-
-/// A containerd of this test's own, with our programs first on its PATH.
-struct Containerd {
-    child: Child,
-    socket: String,
-    path: String,
-}
-
-impl Containerd {
-    fn start(lab: &Lab) -> Result<Containerd> {
-        let socket = lab.join("ctrd/run/containerd.sock").display().to_string();
-        let config = lab.write(
-            "ctrd/config.toml",
-            format!(
-                "version = 3\nroot = '{}'\nstate = '{}'\ndisabled_plugins = ['io.containerd.cri.v1.runtime', 'io.containerd.cri.v1.images', 'io.containerd.grpc.v1.cri', 'io.containerd.nri.v1.nri', 'io.containerd.internal.v1.opt', 'io.containerd.snapshotter.v1.devmapper']\n[grpc]\n  address = '{socket}'\n[ttrpc]\n  address = '{socket}.ttrpc'\n",
-                lab.join("ctrd/root").display(),
-                lab.join("ctrd/run").display(),
-            ),
-        )?;
-        let bin = lab::bin("");
-        let path = format!(
-            "{}:{}:/usr/sbin:/usr/bin:/sbin:/bin",
-            bin.display(),
-            lab::cache().join("tools/bin").display()
-        );
-        let log = std::fs::File::create(lab.join("ctrd/log"))?;
-        let child = Command::new(lab::tool("containerd"))
-            .arg("--config")
-            .arg(config)
-            .env("PATH", &path)
-            .stdin(Stdio::null())
-            .stdout(log.try_clone()?)
-            .stderr(log)
-            .spawn()
-            .context("starting containerd (tests/setup/go-tools.sh containerd builds it)")?;
-        let c = Containerd { child, socket, path };
-        let began = Instant::now();
-        while c.ctr(&["version"])?.code != 0 {
-            if began.elapsed() > Duration::from_secs(20) {
-                bail!(
-                    "containerd does not answer:\n{}",
-                    std::fs::read_to_string(lab.join("ctrd/log"))?
-                );
-            }
-            std::thread::sleep(Duration::from_millis(50));
-        }
-        Ok(c)
-    }
-
-    fn ctr(&self, args: &[&str]) -> Result<cmd::Output> {
-        let mut all = vec!["--address", self.socket.as_str(), "--namespace", "test"];
-        all.extend(args);
-        cmd::run(
-            cmd::command(lab::tool("ctr"), all).env("PATH", &self.path),
-            Duration::from_secs(60),
-        )
-    }
-}
-
-impl Drop for Containerd {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
 
 #[test]
 fn containerd_runs_execs_and_removes_a_container_through_our_shim() -> Result<()> {

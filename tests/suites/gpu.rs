@@ -7,6 +7,7 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use harness::containerd::Containerd;
 use harness::cri::{container_config, own_users, pod_config};
 use harness::image::BUSYBOX;
 use harness::{World, lab, v1};
@@ -113,6 +114,47 @@ fn with(c: &mut v1::ContainerConfig, device: &str) {
 const LOOK: &str = "ls /dev | grep nvidia | tr '\\n' ' '; echo; opens; echo $NVIDIA_VISIBLE_DEVICES; \
     cat /dev/nvidia1 2>&1; for minor in 0 2 3; do mknod /dev/other$minor c 195 $minor 2>/dev/null && cat /dev/other$minor 2>&1; done; \
     touch /usr/lib/x86_64-linux-gnu/libcuda.so.1 2>/dev/null || echo read-only";
+
+/// The file's hooks are run there by containerd's runtimes: runc, and our shim, which does them itself.
+#[tokio::test]
+async fn containerd_gives_a_container_the_same_gpu_by_the_same_file() -> Result<()> {
+    let (w, _driver, _) = world("gpu-ctrd", "workstation").await?;
+    let tar = w.lab.join("image.tar").display().to_string();
+    harness::image::run_slipway(&w.lab, &["save", "-o", &tar, WITH_LIBC])?.ok()?;
+    let containerd = Containerd::start(&w.lab)?;
+    containerd.ctr(&["images", "import", &tar])?.ok()?;
+    let fifos = w.lab.join("fifos").display().to_string();
+    let look = "opens; ls /dev | grep nvidia | tr '\\n' ' '; echo; grep -c libcuda.so.1 /etc/ld.so.cache";
+    for runtime in ["io.containerd.runc.v2", "io.containerd.slipway.v1"] {
+        let cgroup = format!("{}/{runtime}", w.lab.cgroup());
+        let run = [
+            "run",
+            "--rm",
+            "--runtime",
+            runtime,
+            "--cgroup",
+            &cgroup,
+            "--fifo-dir",
+            &fifos,
+            "--device",
+            "nvidia.com/gpu=0",
+            WITH_LIBC,
+            "gpu",
+            "sh",
+            "-c",
+            look,
+        ];
+        let said = containerd
+            .ctr_with_cdi(&w.lab.join("cdi-dynamic"), &run)?
+            .ok()
+            .context(runtime)?;
+        let lines: Vec<&str> = said.stdout.lines().collect();
+        let nodes = "nvidia-modeset nvidia-uvm nvidia-uvm-tools nvidia1 nvidiactl ";
+        assert_eq!(lines, ["libcuda 580", nodes, "1"], "{runtime}");
+    }
+    drop(containerd);
+    w.finish().await
+}
 
 #[tokio::test]
 async fn a_container_has_its_own_gpu_and_the_drivers_library_and_opens_no_other() -> Result<()> {

@@ -10,7 +10,7 @@ use slipway_cdi::{Cache, Spec};
 use slipway_gpu::Supervisor;
 
 use crate::config::{Config, DEFAULT_PATH, DEFAULT_TOML, LogFormat};
-use crate::{cdi, run};
+use crate::{cdi, hook, run};
 
 /// The GPUs of a node, for kubelet and for container runtimes. Without a verb: runs as the node's agent.
 #[derive(Debug, Parser)]
@@ -37,6 +37,12 @@ enum Verb {
     },
     /// The GPUs that NVML lists, as JSON.
     List,
+    /// Does a hook of the CDI file, for container runtimes.
+    #[command(hide = true, disable_help_flag = true)]
+    CdiHook {
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<String>,
+    },
     /// Talks to NVML for the agent.
     #[command(hide = true)]
     NvmlChild { library: PathBuf, sys: PathBuf },
@@ -111,6 +117,7 @@ pub fn main() -> Result<ExitCode> {
         Some(Verb::Cdi {
             verb: CdiVerb::Validate { files },
         }) => return validate(&files),
+        Some(Verb::CdiHook { args }) => hook::run(&args).context("cdi-hook")?,
         Some(Verb::NvmlChild { library, sys }) => {
             slipway_gpu::child::serve(&library, &sys).context("talk to the agent")?;
             // Threads may hang in the driver: nothing is waited for.

@@ -12,6 +12,7 @@ pub mod board;
 pub mod cdi;
 mod cli;
 pub mod config;
+mod hook;
 mod http;
 mod incident;
 mod kmsg;

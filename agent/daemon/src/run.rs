@@ -59,6 +59,10 @@ pub fn roots(config: &Config) -> Roots {
         driver: config.driver.root.clone(),
         dev: config.driver.dev_dir(),
         proc: config.paths.proc.clone(),
+        hook: match config.cdi.hook.as_os_str().is_empty() {
+            true => std::env::current_exe().unwrap_or_else(|_| "/usr/local/bin/slipway-agent".into()),
+            false => config.cdi.hook.clone(),
+        },
     }
 }
 

@@ -6,9 +6,11 @@
 //! a GPU             /dev/nvidiaN, its DRM nodes
 //! a MIG device      its GPU's /dev/nvidiaN, the capability nodes of its GPU and compute instance
 //! ```
-//! There are no hooks in it: what others do with links after the container's root is made (`libcuda.so.1`) is done by
-//! mounting the library at that name too. So nothing of the container's is followed or executed on the host.
+//! A library is mounted at each of its names (`libcuda.so.1`), so that it takes no hook to make links. What only a hook can
+//! do, loader's cache, forward compatibility, the driver's parameters and profile, is said with the names that NVIDIA's files
+//! use: slipwayd does it itself, other runtimes run `slipway-agent cdi-hook` ([`hooks`]).
 
+mod hooks;
 mod libraries;
 mod write;
 
@@ -33,6 +35,8 @@ pub struct Roots {
     pub dev: PathBuf,
     /// /proc.
     pub proc: PathBuf,
+    /// The program that does the hooks.
+    pub hook: PathBuf,
 }
 
 /// Why there is no file.
@@ -169,6 +173,7 @@ fn common(roots: &Roots, driver: &str) -> Result<ContainerEdits, GenerateError> 
         mounts: libraries::mounts(&roots.driver, driver)?,
         ..ContainerEdits::default()
     };
+    edits.hooks = hooks::all(&roots.hook, driver, &edits.mounts);
     for (name, needed) in [
         ("nvidiactl", true),
         ("nvidia-uvm", true),

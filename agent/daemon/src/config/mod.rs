@@ -144,7 +144,12 @@ pub struct Resources {
 pub struct Cdi {
     /// Vendor and class.
     pub kind: String,
+    /// The hooks' program; empty for this one.
+    pub hook: PathBuf,
 }
+
+/// The programs that can do the CDI file's hooks.
+const HOOK_PROGRAMS: [&str; 3] = ["slipway-agent", "nvidia-cdi-hook", "nvidia-ctk"];
 
 /// When a GPU is well.
 #[derive(Debug, Clone, Deserialize)]
@@ -244,6 +249,7 @@ impl Default for Cdi {
     fn default() -> Cdi {
         Cdi {
             kind: "nvidia.com/gpu".into(),
+            hook: PathBuf::new(),
         }
     }
 }
@@ -368,6 +374,18 @@ impl Config {
         if probe.is_err() {
             return bad("cdi.kind", &self.cdi.kind, "it is not of the form vendor/class");
         }
+        let hook = &self.cdi.hook;
+        let known = hook
+            .file_name()
+            .is_some_and(|n| HOOK_PROGRAMS.iter().any(|known| n == *known));
+        let usable = hook.as_os_str().is_empty() || hook.is_absolute() && known;
+        if !usable {
+            return bad(
+                "cdi.hook",
+                &hook.display().to_string(),
+                "it is no absolute path of slipway-agent, nvidia-cdi-hook or nvidia-ctk",
+            );
+        }
         if !(1..=128).contains(&self.resources.replicas) {
             return bad(
                 "resources.replicas",
@@ -423,6 +441,8 @@ mod tests {
             ("[resources]\nmig_strategy = \"both\"\n", "both"),
             ("[resources]\nreplicas = 0\n", "resources.replicas"),
             ("[cdi]\nkind = \"gpu\"\n", "cdi.kind"),
+            ("[cdi]\nhook = \"/bin/true\"\n", "cdi.hook"),
+            ("[cdi]\nhook = \"slipway-agent\"\n", "cdi.hook"),
             ("[log]\nlevel = \"loud\"\n", "log.level"),
         ] {
             let error = parse(text).expect_err(text).to_string();

@@ -88,7 +88,17 @@ fn root_the_file_has_what_one_gpu_needs() {
         assert!(mount.host_path.starts_with(&driver), "{mount:?}");
         assert!(mount.options.contains(&"ro".to_owned()) && mount.options.contains(&"nosuid".to_owned()));
     }
-    assert!(common.hooks.is_empty());
+    let verbs: Vec<&str> = common.hooks.iter().map(|h| h.args[2].as_str()).collect();
+    assert_eq!(
+        verbs,
+        [
+            "enable-cuda-compat",
+            "update-ldcache",
+            "disable-device-node-modification",
+            "update-application-profile"
+        ]
+    );
+    assert!(common.hooks.iter().all(|h| h.path.ends_with("/slipway-agent")));
 }
 
 #[test]
