@@ -106,6 +106,22 @@ fn for_pod(id: &str, s: Stats) -> pod::CgroupStats {
                 write_bytes: io.write_bytes,
                 read_ios: io.read_ios,
                 write_ios: io.write_ios,
+                discard_bytes: io.discard_bytes,
+                sync_bytes: io.sync_bytes,
+                async_bytes: io.async_bytes,
+                scheduler: io.scheduler.map(|counts| pod::SchedulerIo {
+                    read_merged: counts.read_merged,
+                    write_merged: counts.write_merged,
+                    read_ns: counts.read_ns,
+                    write_ns: counts.write_ns,
+                    queued: counts.queued,
+                }),
+                cost: io.cost.map(|cost| pod::CostIo {
+                    usage_us: cost.usage_us,
+                    wait_us: cost.wait_us,
+                    indebt_us: cost.indebt_us,
+                    indelay_us: cost.indelay_us,
+                }),
             })
             .collect(),
         processes: s.processes,
@@ -113,6 +129,16 @@ fn for_pod(id: &str, s: Stats) -> pod::CgroupStats {
         memory_kernel: s.memory_kernel,
         memory_active_file: s.memory_active_file,
         swap_limited: s.swap_limited,
+        cpu_burst_periods: s.more.cpu_burst_periods,
+        cpu_burst_ns: s.more.cpu_burst_ns,
+        memory_high_events: s.more.memory_high_events,
+        memory_max_events: s.more.memory_max_events,
+        memory_dirty: s.more.memory_dirty,
+        memory_writeback: s.more.memory_writeback,
+        memory_pages_scanned: s.more.memory_pages_scanned,
+        memory_pages_stolen: s.more.memory_pages_stolen,
+        memory_refaults_file: s.more.memory_refaults_file,
+        memory_refaults_anon: s.more.memory_refaults_anon,
     }
 }
 

@@ -154,6 +154,8 @@ pub struct Stats {
     pub memory_active_file: u64,
     /// Processes the OOM killer killed in here.
     pub oom_kills: u64,
+    /// What only some kernels count, or one version of cgroups.
+    pub more: More,
     /// Tasks (threads).
     pub pids: u64,
     /// 0: unlimited.
@@ -170,6 +172,31 @@ pub struct Stats {
     pub io_psi: Option<Psi>,
     /// By device.
     pub io: Vec<BlkIoStats>,
+}
+
+/// What this kernel may not count: `None`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct More {
+    /// Enforcement periods in which more than the quota was used.
+    pub cpu_burst_periods: Option<u64>,
+    /// For how long.
+    pub cpu_burst_ns: Option<u64>,
+    /// How often `memory.high` slowed it down; v2.
+    pub memory_high_events: Option<u64>,
+    /// How often `memory.max` was about to be exceeded; v2.
+    pub memory_max_events: Option<u64>,
+    /// Bytes of page cache that are not on the disk yet.
+    pub memory_dirty: Option<u64>,
+    /// Bytes of page cache on their way there.
+    pub memory_writeback: Option<u64>,
+    /// Pages looked at to be taken back; v2.
+    pub memory_pages_scanned: Option<u64>,
+    /// Pages taken back; v2.
+    pub memory_pages_stolen: Option<u64>,
+    /// Pages of files that were needed again after they had been taken back.
+    pub memory_refaults_file: Option<u64>,
+    /// The same of anonymous pages.
+    pub memory_refaults_anon: Option<u64>,
 }
 
 /// Pressure stall information.
@@ -209,4 +236,42 @@ pub struct BlkIoStats {
     pub read_ios: u64,
     /// Writes.
     pub write_ios: u64,
+    /// Bytes discarded.
+    pub discard_bytes: Option<u64>,
+    /// Bytes moved while somebody waited for them; v1.
+    pub sync_bytes: Option<u64>,
+    /// Bytes moved while nobody did; v1.
+    pub async_bytes: Option<u64>,
+    /// What the IO scheduler counts; v1 with one that does.
+    pub scheduler: Option<SchedulerIo>,
+    /// What the device's cost model counts; v2 where there is one.
+    pub cost: Option<CostIo>,
+}
+
+/// What an IO scheduler that looks after cgroups counts.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct SchedulerIo {
+    /// Reads merged into others.
+    pub read_merged: u64,
+    /// Writes merged into others.
+    pub write_merged: u64,
+    /// Nanoseconds of reading.
+    pub read_ns: u64,
+    /// Nanoseconds of writing.
+    pub write_ns: u64,
+    /// Under way.
+    pub queued: u64,
+}
+
+/// Microseconds of a device's time, as the kernel's cost model (io.cost.model) reckons.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct CostIo {
+    /// Used.
+    pub usage_us: u64,
+    /// Waited for.
+    pub wait_us: u64,
+    /// In debt.
+    pub indebt_us: u64,
+    /// Slowed down for it.
+    pub indelay_us: u64,
 }
