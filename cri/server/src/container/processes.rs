@@ -1,7 +1,9 @@
-//! What a container's processes hold, read from /proc: descriptors, sockets, the limit of the first.
+//! What a container's processes hold and do, read from /proc: descriptors, sockets, states, the limit of the first.
 
 /// More processes than this are not looked into: statistics must not take the node's time.
 const MOST: usize = 4096;
+/// Nor more threads than this, all together.
+const MOST_THREADS: usize = 4096;
 /// Nor more descriptors than this, all together.
 const MOST_DESCRIPTORS: u64 = 100_000;
 
@@ -12,12 +14,24 @@ pub struct Processes {
     pub sockets: u64,
     /// RLIMIT_NOFILE of its init, soft; `None`: unlimited, or it is gone.
     pub open_files_limit: Option<u64>,
+    /// `None`: too many to look at.
+    pub tasks: Option<Tasks>,
+}
+
+/// Threads by what they do.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Tasks {
+    pub running: u64,
+    pub sleeping: u64,
+    pub stopped: u64,
+    pub uninterruptible: u64,
 }
 
 /// Looks into processes by pid; those that end meanwhile hold nothing.
 pub fn look(init: u32, pids: &[u32]) -> Processes {
     let mut all = Processes {
         open_files_limit: open_files_limit(init),
+        tasks: tasks(pids),
         ..Processes::default()
     };
     for pid in pids.iter().take(MOST) {
@@ -34,6 +48,32 @@ pub fn look(init: u32, pids: &[u32]) -> Processes {
         }
     }
     all
+}
+
+fn tasks(pids: &[u32]) -> Option<Tasks> {
+    let (mut all, mut looked_at) = (Tasks::default(), 0);
+    for pid in pids {
+        for entry in std::fs::read_dir(format!("/proc/{pid}/task"))
+            .into_iter()
+            .flatten()
+            .flatten()
+        {
+            looked_at += 1;
+            if looked_at > MOST_THREADS {
+                return None;
+            }
+            let stat = std::fs::read_to_string(entry.path().join("stat")).unwrap_or_default();
+            // proc_pid_stat(5): the state stands behind the name, which may have anything in it.
+            match stat.rsplit_once(") ").and_then(|(_, rest)| rest.chars().next()) {
+                Some('R') => all.running += 1,
+                Some('S') => all.sleeping += 1,
+                Some('D') => all.uninterruptible += 1,
+                Some('T' | 't') => all.stopped += 1,
+                _ => {}
+            }
+        }
+    }
+    Some(all)
 }
 
 fn open_files_limit(pid: u32) -> Option<u64> {
@@ -59,6 +99,12 @@ mod tests {
                 && after.descriptors >= before.descriptors.min(3)
                 && after.open_files_limit > Some(0)
         );
-        assert_eq!(look(u32::MAX, &[u32::MAX]), Processes::default());
+        let nothing = Processes {
+            tasks: Some(Tasks::default()),
+            ..Processes::default()
+        };
+        assert_eq!(look(u32::MAX, &[u32::MAX]), nothing);
+        let tasks = after.tasks.unwrap();
+        assert!(tasks.running >= 1, "this thread runs: {tasks:?}");
     }
 }

@@ -217,17 +217,33 @@ fn seccomp(profile: &Seccomp) -> Result<slipway_spec::Seccomp, Error> {
             let mut json = Vec::new();
             std::fs::File::open(path)
                 .and_then(|file| file.take(PROFILE_LIMIT).read_to_end(&mut json))
-                .map_err(Error::io("read the seccomp profile", path))?;
+                .map_err(asked_for(
+                    "security_context.seccomp",
+                    "read the seccomp profile",
+                    path,
+                ))?;
             Ok(slipway_spec::Seccomp::Localhost(json))
         }
+    }
+}
+
+/// A file that a request names: where it is not there, the request is wrong.
+fn asked_for(field: &'static str, act: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> Error {
+    let path = path.to_owned();
+    move |error| match error.kind() {
+        std::io::ErrorKind::NotFound | std::io::ErrorKind::IsADirectory => {
+            Error::invalid(field, format!("{}: {error}", path.display()))
+        }
+        _ => Error::io(act, path)(error),
     }
 }
 
 fn devices(container: &Container) -> Result<Vec<Device>, Error> {
     let mut nodes = Vec::new();
     for device in &container.record().config.devices {
-        let found = slipway_cdi::host::expand(&device.host_path, &device.container_path)
-            .map_err(Error::io("look up the device", &device.host_path))?;
+        let found = slipway_cdi::host::expand(&device.host_path, &device.container_path).map_err(
+            asked_for("config.devices", "look up the device", &device.host_path),
+        )?;
         nodes.extend(found.into_iter().map(|found| Device {
             container_path: found.container_path,
             node: found.node,

@@ -1,6 +1,8 @@
 //! What containers and pods use: asked of their shims now, except the size of writable layers, which takes long to count.
 //! Layers are counted behind the answer, a few at a time, and what is known is answered: nobody waits for a tree to be
-//! walked for more than [`PATIENCE`], and what is told is older than the configuration's age by one walk at most.
+//! walked for more than [`PATIENCE`], and what is told is older than the configuration's age by one walk at most. Where the
+//! disk has filled or emptied meanwhile, somebody may be about to choose a victim by these figures: then a layer is counted
+//! before the answer, unless it was just now, or is so large that it would have to be walked all the time.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -24,6 +26,11 @@ const SHORTEST_SAMPLE_NS: i64 = 100_000_000;
 const PATIENCE: Duration = Duration::from_millis(100);
 /// Layers counted at once, so that statistics do not take the disk from the containers.
 const COUNTS: usize = 2;
+/// By how much the disk's use has to differ for figures to be old before their time.
+const NOTICEABLE: u64 = 8 << 20;
+/// A layer is counted again after a second at the earliest, and after this many times what its last count took.
+const SOONEST: Duration = Duration::from_secs(1);
+const PER_COUNT: u32 = 50;
 static COUNTING: Semaphore = Semaphore::const_new(COUNTS);
 
 /// What was known last.
@@ -48,6 +55,29 @@ pub struct LayerSample {
     pub at_ns: i64,
     pub usage: Usage,
     counted: Instant,
+    took: Duration,
+    /// Bytes of the disk that were in use.
+    disk: u64,
+}
+
+/// Whether a layer is to be counted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Due {
+    No,
+    Behind,
+    First,
+}
+
+impl LayerSample {
+    fn due(&self, age: Duration, disk: u64, max_age: Duration) -> Due {
+        if disk.abs_diff(self.disk) >= NOTICEABLE && age >= SOONEST.max(self.took * PER_COUNT) {
+            Due::First
+        } else if age > max_age {
+            Due::Behind
+        } else {
+            Due::No
+        }
+    }
 }
 
 /// One container's use.
@@ -130,8 +160,9 @@ async fn of_containers(daemon: &Arc<Daemon>, pod: &Arc<Pod>, containers: Vec<Arc
             layer: None,
         });
     }
+    let disk = disk_use(daemon).await;
     let until = tokio::time::Instant::now() + PATIENCE;
-    let layers = stats.iter().map(|s| layer(daemon, &s.container, until));
+    let layers = stats.iter().map(|s| layer(daemon, &s.container, disk, until));
     for (layer, stats) in join_all(layers).await.into_iter().zip(&mut stats) {
         stats.layer = layer;
     }
@@ -173,27 +204,40 @@ fn next_sample(last: Option<CpuSample>, at_ns: i64, usage_ns: u64) -> CpuSample 
     }
 }
 
-/// The size of the writable layer as known. It is counted behind the answer when that is old; when nothing is known, the
-/// count is waited for a little.
+/// Bytes in use where the layers lie; 0: nobody can tell.
+async fn disk_use(daemon: &Daemon) -> u64 {
+    let root = daemon.paths.root.clone();
+    let asked = crate::blocking::run(move || {
+        rustix::fs::statvfs(&root).map_err(|e| Error::io("measure the file system of", &root)(e.into()))
+    });
+    asked
+        .await
+        .map_or(0, |fs| fs.f_blocks.saturating_sub(fs.f_bfree) * fs.f_frsize)
+}
+
+/// The size of the writable layer as known. It is counted behind the answer when that is old; when nothing is known, or
+/// the disk has changed, the count is waited for a little.
 async fn layer(
     daemon: &Arc<Daemon>,
     container: &Arc<Container>,
+    disk: u64,
     until: tokio::time::Instant,
 ) -> Option<LayerSample> {
     let (known, counting) = {
         let samples = container.samples.lock().unwrap_or_else(PoisonError::into_inner);
         (samples.layer, samples.counting.clone())
     };
-    let stale = known.is_none_or(|s| s.counted.elapsed() > daemon.config.stats.layer_usage_max_age);
-    if !stale || counting.swap(true, Ordering::AcqRel) {
+    let max_age = daemon.config.stats.layer_usage_max_age;
+    let due = known.map_or(Due::First, |s| s.due(s.counted.elapsed(), disk, max_age));
+    if due == Due::No || counting.swap(true, Ordering::AcqRel) {
         return known;
     }
     let (behind, whose) = (daemon.clone(), container.clone());
     let counted = daemon.background.spawn(async move {
-        count(&behind, &whose).await;
+        count(&behind, &whose, disk).await;
         counting.store(false, Ordering::Release);
     });
-    if known.is_some() || tokio::time::timeout_at(until, counted).await.is_err() {
+    if due == Due::Behind || tokio::time::timeout_at(until, counted).await.is_err() {
         return known;
     }
     let samples = container.samples.lock().unwrap_or_else(PoisonError::into_inner);
@@ -201,10 +245,11 @@ async fn layer(
 }
 
 /// Counts the writable layer and the anonymous volumes, which lie on the same file system and are the container's too.
-async fn count(daemon: &Arc<Daemon>, container: &Arc<Container>) {
+async fn count(daemon: &Arc<Daemon>, container: &Arc<Container>, disk: u64) {
     let Ok(_turn) = COUNTING.acquire().await else {
         return;
     };
+    let began = Instant::now();
     let (store, volumes, id) = (
         daemon.store.clone(),
         daemon.paths.volumes.clone(),
@@ -227,6 +272,8 @@ async fn count(daemon: &Arc<Daemon>, container: &Arc<Container>) {
                 at_ns: crate::time::now_ns(),
                 usage,
                 counted: Instant::now(),
+                took: began.elapsed(),
+                disk,
             };
             let mut samples = container.samples.lock().unwrap_or_else(PoisonError::into_inner);
             samples.layer = Some(sample);
@@ -249,5 +296,27 @@ mod tests {
         assert_eq!(second.nano_cores, Some(250_000_000));
         let hurried = next_sample(Some(second), 2_000_000_001, 900_000_000);
         assert_eq!(hurried.nano_cores, Some(250_000_000), "the last rate stands");
+    }
+
+    #[test]
+    fn a_layer_is_counted_before_its_time_when_the_disk_fills() {
+        let sample = |took| LayerSample {
+            at_ns: 0,
+            usage: Usage::default(),
+            counted: Instant::now(),
+            took: Duration::from_millis(took),
+            disk: 1 << 30,
+        };
+        let age = Duration::from_secs(30);
+        let due = |took, after: u64, disk| sample(took).due(Duration::from_secs(after), disk, age);
+        let (same, more, less) = ((1 << 30) + 4096, (1 << 30) + NOTICEABLE, (1 << 30) - NOTICEABLE);
+        assert_eq!(due(1, 29, same), Due::No);
+        assert_eq!(due(1, 31, same), Due::Behind);
+        assert_eq!(due(1, 2, more), Due::First);
+        assert_eq!(due(1, 2, less), Due::First, "what was deleted is somebody's too");
+        assert_eq!(due(1, 0, more), Due::No, "it was counted just now");
+        assert_eq!(due(400, 19, more), Due::No, "it takes too long for that");
+        assert_eq!(due(400, 21, more), Due::First);
+        assert_eq!(due(4000, 31, more), Due::Behind);
     }
 }

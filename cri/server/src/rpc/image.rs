@@ -15,16 +15,15 @@ type Answer<T> = Result<Response<T>, Status>;
 /// An image's name in a request, which has to have one.
 fn named(spec: Option<v1::ImageSpec>) -> Result<String, Error> {
     let name = spec.map(|s| s.image).unwrap_or_default();
-    if name.is_empty() {
-        Err(Error::invalid("image", "is missing"))
-    } else {
-        Ok(name)
-    }
+    Ok(decode::image_name("image.image", name)?)
 }
 
 impl Cri {
     async fn images(&self, filter: Option<v1::ImageFilter>) -> Result<Vec<v1::Image>, Error> {
-        let name = filter.and_then(|f| f.image).map(|s| s.image).unwrap_or_default();
+        let mut name = filter.and_then(|f| f.image).map(|s| s.image).unwrap_or_default();
+        if !name.is_empty() {
+            name = decode::image_name("filter.image.image", name)?;
+        }
         Ok(image::list::list(&self.daemon, &name)
             .await?
             .iter()
@@ -64,7 +63,7 @@ impl ImageService for Cri {
     ) -> Answer<v1::ImageStatusResponse> {
         let v1::ImageStatusRequest { image, verbose } = request.into_inner();
         let name = image.map(|s| s.image).unwrap_or_default();
-        call(info_span!("ImageStatus", image = name), async {
+        call(info_span!("ImageStatus", image = decode::clip(&name)), async {
             let name = named(Some(v1::ImageSpec {
                 image: name,
                 ..Default::default()
@@ -84,7 +83,7 @@ impl ImageService for Cri {
     async fn pull_image(&self, request: Request<v1::PullImageRequest>) -> Answer<v1::PullImageResponse> {
         let v1::PullImageRequest { image, auth, .. } = request.into_inner();
         let name = image.as_ref().map(|s| s.image.clone()).unwrap_or_default();
-        call(info_span!("PullImage", image = name), async {
+        call(info_span!("PullImage", image = decode::clip(&name)), async {
             let (name, auth) = (named(image)?, decode::credentials(auth.unwrap_or_default())?);
             let daemon = self.daemon.clone();
             let pulled = async move { image::pull::pull(&daemon, &name, auth).await };
@@ -102,7 +101,7 @@ impl ImageService for Cri {
     ) -> Answer<v1::RemoveImageResponse> {
         let image = request.into_inner().image;
         let name = image.as_ref().map(|s| s.image.clone()).unwrap_or_default();
-        call(info_span!("RemoveImage", image = name), async {
+        call(info_span!("RemoveImage", image = decode::clip(&name)), async {
             let name = named(image)?;
             let daemon = self.daemon.clone();
             self.daemon

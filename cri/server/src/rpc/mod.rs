@@ -6,11 +6,13 @@ pub mod decode;
 mod encode;
 mod events;
 mod image;
+mod measure;
 mod metrics;
 mod node;
 mod runtime;
 mod status;
 mod stream;
+mod urls;
 
 use std::sync::Arc;
 

@@ -1,5 +1,6 @@
 //! The runtime service: decode, call, encode.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use slipway_cri_api::v1;
@@ -7,9 +8,11 @@ use slipway_cri_api::v1::runtime_service_server::RuntimeService;
 use tonic::{Request, Response, Status, async_trait};
 use tracing::info_span;
 
+use super::decode::clip;
+use super::decode::filter::{container_filter, pod_filter, pod_stats_filter, stats_filter};
 use super::stream::{Parts, parts, parts_of};
 use super::{Cri, call, decode, encode, events, metrics, node};
-use crate::container::{self, command, list::Visible, processes, stats};
+use crate::container::{self, stats};
 use crate::error::Error;
 use crate::{pod, pod_cidr};
 
@@ -19,71 +22,39 @@ fn unimplemented<T>(what: &'static str) -> Answer<T> {
     Err(super::status::from(&Error::Unimplemented { what }))
 }
 
-fn pod_filter(filter: Option<v1::PodSandboxFilter>) -> Result<pod::list::Filter, Error> {
-    let filter = filter.unwrap_or_default();
-    let state = filter
-        .state
-        .map(|s| decode::known("filter.state", s.state))
-        .transpose()?;
-    Ok(pod::list::Filter {
-        id: filter.id,
-        ready: state.map(|s: v1::PodSandboxState| s == v1::PodSandboxState::SandboxReady),
-        labels: decode::string_map(filter.label_selector),
-    })
-}
-
-fn container_filter(filter: Option<v1::ContainerFilter>) -> Result<container::list::Filter, Error> {
-    let filter = filter.unwrap_or_default();
-    let state = filter
-        .state
-        .map(|s| decode::known("filter.state", s.state))
-        .transpose()?;
-    Ok(container::list::Filter {
-        id: filter.id,
-        pod: filter.pod_sandbox_id,
-        state: state.map(|s| match s {
-            v1::ContainerState::ContainerCreated => Visible::Created,
-            v1::ContainerState::ContainerRunning => Visible::Running,
-            v1::ContainerState::ContainerExited => Visible::Exited,
-            v1::ContainerState::ContainerUnknown => Visible::Unknown,
-        }),
-        labels: decode::string_map(filter.label_selector),
-    })
-}
-
-fn stats_filter(filter: Option<v1::ContainerStatsFilter>) -> container::list::Filter {
-    let filter = filter.unwrap_or_default();
-    container::list::Filter {
-        id: filter.id,
-        pod: filter.pod_sandbox_id,
-        state: None,
-        labels: decode::string_map(filter.label_selector),
-    }
-}
-
-fn pod_stats_filter(filter: Option<v1::PodSandboxStatsFilter>) -> pod::list::Filter {
-    let filter = filter.unwrap_or_default();
-    pod::list::Filter {
-        id: filter.id,
-        ready: None,
-        labels: decode::string_map(filter.label_selector),
-    }
-}
-
-/// The file system of a directory, by its device.
-fn file_system(dir: &std::path::Path) -> Option<metrics::FileSystem> {
-    let stat = rustix::fs::stat(dir).ok()?;
-    let fs = rustix::fs::statvfs(dir).ok()?;
-    let (major, minor) = (rustix::fs::major(stat.st_dev), rustix::fs::minor(stat.st_dev));
-    Some(metrics::FileSystem {
-        device: metrics::device_name(major.into(), minor.into()),
-        bytes: fs.f_blocks * fs.f_frsize,
-        inodes: fs.f_files,
-        inodes_free: fs.f_ffree,
-    })
-}
-
 impl Cri {
+    pub(super) fn pod(&self, id: String) -> Result<Arc<pod::Pod>, Error> {
+        self.daemon.visible_pod(&decode::id("pod_sandbox_id", id)?)
+    }
+
+    fn container(&self, id: String) -> Result<Arc<container::Container>, Error> {
+        self.daemon.visible_container(&decode::id("container_id", id)?)
+    }
+
+    /// The kubelet has edited the pod's cgroup itself; what is left is to remember.
+    async fn note_pod_resources(
+        &self,
+        request: v1::UpdatePodSandboxResourcesRequest,
+    ) -> Result<v1::UpdatePodSandboxResourcesResponse, Error> {
+        let pod = self.pod(request.pod_sandbox_id)?;
+        let checked = |field, asked: Option<v1::LinuxContainerResources>| {
+            let checked = asked.as_ref().map(|r| decode::resources(field, r)).transpose();
+            checked.map(Option::unwrap_or_default)
+        };
+        let overhead = checked("overhead", request.overhead)?;
+        let resources = checked("resources", request.resources)?;
+        let daemon = self.daemon.clone();
+        let noted = async move {
+            pod.transition(&daemon.records, |state| {
+                state.resources = Some((overhead, resources));
+                true
+            })
+            .await
+        };
+        self.daemon.to_the_end(noted).await?;
+        Ok(v1::UpdatePodSandboxResourcesResponse {})
+    }
+
     fn pods(&self, filter: &pod::list::Filter) -> Result<Vec<v1::PodSandbox>, Error> {
         Ok(pod::list::list(&self.daemon, filter)?
             .iter()
@@ -96,68 +67,6 @@ impl Cri {
             .iter()
             .map(|c| encode::container(c))
             .collect())
-    }
-
-    /// Where writable layers lie: as ImageFsInfo names it.
-    fn layers(&self) -> String {
-        self.daemon.paths.root.to_string_lossy().into_owned()
-    }
-
-    async fn stats(&self, filter: &container::list::Filter) -> Result<Vec<v1::ContainerStats>, Error> {
-        let mut found = container::list::list(&self.daemon, filter)?;
-        found.retain(|container| container.live());
-        let measured = stats::of_many(&self.daemon, found).await;
-        Ok(measured
-            .iter()
-            .map(|s| encode::container_stats(s, &self.layers()))
-            .collect())
-    }
-
-    async fn measured_pods(&self, filter: &pod::list::Filter) -> Result<Vec<v1::PodSandboxStats>, Error> {
-        let mut found = pod::list::list(&self.daemon, filter)?;
-        found.retain(|pod| pod.shim().is_some());
-        Ok(futures_util::future::join_all(found.iter().map(|pod| self.measured_pod(pod))).await)
-    }
-
-    async fn metrics(&self) -> Result<Vec<v1::PodSandboxMetrics>, Error> {
-        let mut found = pod::list::list(&self.daemon, &Default::default())?;
-        found.retain(|pod| pod.shim().is_some());
-        let measured = futures_util::future::join_all(found.iter().map(|pod| self.measure(pod))).await;
-        Ok(measured.iter().map(metrics::of_pod).collect())
-    }
-
-    async fn measure(&self, pod: &std::sync::Arc<pod::Pod>) -> metrics::Measured {
-        let stats = stats::of_pod(&self.daemon, pod).await;
-        let mut asked = Vec::with_capacity(stats.containers.len());
-        for container in &stats.containers {
-            let pids = match pod.shim().filter(|_| container.cgroup.is_some()) {
-                Some(shim) => shim.pids(container.container.id().as_str()).await.ok(),
-                None => None,
-            };
-            asked.push((container.container.state().made.pid, pids));
-        }
-        let root = self.daemon.paths.root.clone();
-        let looked = crate::blocking::run(move || {
-            let look = |(init, pids): (u32, Option<Vec<u32>>)| Some(processes::look(init, &pids?));
-            Ok((asked.into_iter().map(look).collect(), file_system(&root)))
-        });
-        let (processes, file_system) = looked.await.unwrap_or_default();
-        metrics::Measured {
-            interfaces: pod::stats::interfaces(pod).await,
-            // As a path, where the kubelet gave one.
-            cgroup: match &pod.record().config.cgroup_parent {
-                Some(path) => path.clone(),
-                None => pod::run::cgroup_parent(&self.daemon, pod),
-            },
-            stats,
-            processes,
-            file_system,
-        }
-    }
-
-    async fn measured_pod(&self, pod: &std::sync::Arc<pod::Pod>) -> v1::PodSandboxStats {
-        let measured = stats::of_pod(&self.daemon, pod).await;
-        encode::pod_stats(&measured, &pod::stats::interfaces(pod).await, &self.layers())
     }
 }
 
@@ -199,8 +108,9 @@ impl RuntimeService for Cri {
             .and_then(|c| c.network_config)
             .unwrap_or_default();
         call(info_span!("UpdateRuntimeConfig"), async {
+            let pod_cidr = decode::name("runtime_config.network_config.pod_cidr", network.pod_cidr)?;
             let daemon = self.daemon.clone();
-            let told = async move { pod_cidr::update(&daemon, network.pod_cidr).await };
+            let told = async move { pod_cidr::update(&daemon, pod_cidr).await };
             self.daemon.to_the_end(told).await?;
             Ok(v1::UpdateRuntimeConfigResponse {})
         })
@@ -216,7 +126,7 @@ impl RuntimeService for Cri {
             .config
             .as_ref()
             .and_then(|c| c.metadata.as_ref())
-            .map(|m| m.name.clone());
+            .map(|m| clip(&m.name).to_owned());
         call(info_span!("RunPodSandbox", name), async {
             let config = decode::pod_config(
                 request.config,
@@ -240,8 +150,8 @@ impl RuntimeService for Cri {
         request: Request<v1::StopPodSandboxRequest>,
     ) -> Answer<v1::StopPodSandboxResponse> {
         let id = request.into_inner().pod_sandbox_id;
-        call(info_span!("StopPodSandbox", pod = id), async {
-            let daemon = self.daemon.clone();
+        call(info_span!("StopPodSandbox", pod = clip(&id)), async {
+            let (daemon, id) = (self.daemon.clone(), decode::id("pod_sandbox_id", id)?);
             self.daemon
                 .to_the_end(async move { pod::stop::stop(&daemon, &id).await })
                 .await?;
@@ -255,8 +165,8 @@ impl RuntimeService for Cri {
         request: Request<v1::RemovePodSandboxRequest>,
     ) -> Answer<v1::RemovePodSandboxResponse> {
         let id = request.into_inner().pod_sandbox_id;
-        call(info_span!("RemovePodSandbox", pod = id), async {
-            let daemon = self.daemon.clone();
+        call(info_span!("RemovePodSandbox", pod = clip(&id)), async {
+            let (daemon, id) = (self.daemon.clone(), decode::id("pod_sandbox_id", id)?);
             self.daemon
                 .to_the_end(async move { pod::remove::remove(&daemon, &id).await })
                 .await?;
@@ -271,9 +181,9 @@ impl RuntimeService for Cri {
     ) -> Answer<v1::PodSandboxStatusResponse> {
         let request = request.into_inner();
         call(
-            info_span!("PodSandboxStatus", pod = request.pod_sandbox_id),
+            info_span!("PodSandboxStatus", pod = clip(&request.pod_sandbox_id)),
             async {
-                let pod = self.daemon.visible_pod(&request.pod_sandbox_id)?;
+                let pod = self.pod(request.pod_sandbox_id)?;
                 let filter = container::list::Filter {
                     pod: pod.id().to_string(),
                     ..Default::default()
@@ -330,12 +240,13 @@ impl RuntimeService for Cri {
             .config
             .as_ref()
             .and_then(|c| c.metadata.as_ref())
-            .map(|m| m.name.clone());
+            .map(|m| clip(&m.name).to_owned());
         call(
-            info_span!("CreateContainer", pod = request.pod_sandbox_id, name),
+            info_span!("CreateContainer", pod = clip(&request.pod_sandbox_id), name),
             async {
                 let config = decode::container_config(request.config)?;
-                let (daemon, pod) = (self.daemon.clone(), request.pod_sandbox_id);
+                let daemon = self.daemon.clone();
+                let pod = decode::id("pod_sandbox_id", request.pod_sandbox_id)?;
                 let created = async move { container::create::create(&daemon, &pod, config).await };
                 let id = self.daemon.to_the_end(created).await?;
                 Ok(v1::CreateContainerResponse {
@@ -351,8 +262,8 @@ impl RuntimeService for Cri {
         request: Request<v1::StartContainerRequest>,
     ) -> Answer<v1::StartContainerResponse> {
         let id = request.into_inner().container_id;
-        call(info_span!("StartContainer", container = id), async {
-            let daemon = self.daemon.clone();
+        call(info_span!("StartContainer", container = clip(&id)), async {
+            let (daemon, id) = (self.daemon.clone(), decode::id("container_id", id)?);
             self.daemon
                 .to_the_end(async move { container::start::start(&daemon, &id).await })
                 .await?;
@@ -369,14 +280,17 @@ impl RuntimeService for Cri {
             container_id: id,
             timeout,
         } = request.into_inner();
-        call(info_span!("StopContainer", container = id, timeout), async {
-            let grace = Duration::from_secs(decode::seconds("timeout", timeout)?);
-            let daemon = self.daemon.clone();
-            self.daemon
-                .to_the_end(async move { container::stop::stop(&daemon, &id, grace).await })
-                .await?;
-            Ok(v1::StopContainerResponse {})
-        })
+        call(
+            info_span!("StopContainer", container = clip(&id), timeout),
+            async {
+                let grace = Duration::from_secs(decode::seconds("timeout", timeout)?);
+                let (daemon, id) = (self.daemon.clone(), decode::id("container_id", id)?);
+                self.daemon
+                    .to_the_end(async move { container::stop::stop(&daemon, &id, grace).await })
+                    .await?;
+                Ok(v1::StopContainerResponse {})
+            },
+        )
         .await
     }
 
@@ -385,8 +299,8 @@ impl RuntimeService for Cri {
         request: Request<v1::RemoveContainerRequest>,
     ) -> Answer<v1::RemoveContainerResponse> {
         let id = request.into_inner().container_id;
-        call(info_span!("RemoveContainer", container = id), async {
-            let daemon = self.daemon.clone();
+        call(info_span!("RemoveContainer", container = clip(&id)), async {
+            let (daemon, id) = (self.daemon.clone(), decode::id("container_id", id)?);
             self.daemon
                 .to_the_end(async move { container::remove::remove(&daemon, &id).await })
                 .await?;
@@ -426,9 +340,9 @@ impl RuntimeService for Cri {
     ) -> Answer<v1::ContainerStatusResponse> {
         let request = request.into_inner();
         call(
-            info_span!("ContainerStatus", container = request.container_id),
+            info_span!("ContainerStatus", container = clip(&request.container_id)),
             async {
-                let container = self.daemon.visible_container(&request.container_id)?;
+                let container = self.container(request.container_id)?;
                 let status = Some(encode::container_status(&container));
                 let mut info = Default::default();
                 if request.verbose {
@@ -448,15 +362,20 @@ impl RuntimeService for Cri {
     ) -> Answer<v1::UpdateContainerResourcesResponse> {
         let request = request.into_inner();
         let id = request.container_id;
-        call(info_span!("UpdateContainerResources", container = id), async {
-            let change = request
-                .linux
-                .ok_or_else(|| Error::invalid("linux", "is missing"))?;
-            let (daemon, change) = (self.daemon.clone(), decode::resources("linux", &change)?);
-            let updated = async move { container::update::update(&daemon, &id, change).await };
-            self.daemon.to_the_end(updated).await?;
-            Ok(v1::UpdateContainerResourcesResponse {})
-        })
+        call(
+            info_span!("UpdateContainerResources", container = clip(&id)),
+            async {
+                let change = request
+                    .linux
+                    .ok_or_else(|| Error::invalid("linux", "is missing"))?;
+                decode::annotations("annotations", request.annotations)?;
+                let (daemon, id) = (self.daemon.clone(), decode::id("container_id", id)?);
+                let change = decode::resources("linux", &change)?;
+                let updated = async move { container::update::update(&daemon, &id, change).await };
+                self.daemon.to_the_end(updated).await?;
+                Ok(v1::UpdateContainerResourcesResponse {})
+            },
+        )
         .await
     }
 
@@ -465,34 +384,8 @@ impl RuntimeService for Cri {
         request: Request<v1::UpdatePodSandboxResourcesRequest>,
     ) -> Answer<v1::UpdatePodSandboxResourcesResponse> {
         let request = request.into_inner();
-        let id = request.pod_sandbox_id;
-        call(info_span!("UpdatePodSandboxResources", pod = id), async {
-            let pod = self.daemon.visible_pod(&id)?;
-            let overhead = request
-                .overhead
-                .as_ref()
-                .map(|r| decode::resources("overhead", r))
-                .transpose()?
-                .unwrap_or_default();
-            let resources = request
-                .resources
-                .as_ref()
-                .map(|r| decode::resources("resources", r))
-                .transpose()?
-                .unwrap_or_default();
-            // The kubelet has edited the pod's cgroup itself; what is left is to remember.
-            let daemon = self.daemon.clone();
-            let noted = async move {
-                pod.transition(&daemon.records, |state| {
-                    state.resources = Some((overhead, resources));
-                    true
-                })
-                .await
-            };
-            self.daemon.to_the_end(noted).await?;
-            Ok(v1::UpdatePodSandboxResourcesResponse {})
-        })
-        .await
+        let span = info_span!("UpdatePodSandboxResources", pod = clip(&request.pod_sandbox_id));
+        call(span, self.note_pod_resources(request)).await
     }
 
     async fn reopen_container_log(
@@ -500,8 +393,8 @@ impl RuntimeService for Cri {
         request: Request<v1::ReopenContainerLogRequest>,
     ) -> Answer<v1::ReopenContainerLogResponse> {
         let id = request.into_inner().container_id;
-        call(info_span!("ReopenContainerLog", container = id), async {
-            let daemon = self.daemon.clone();
+        call(info_span!("ReopenContainerLog", container = clip(&id)), async {
+            let (daemon, id) = (self.daemon.clone(), decode::id("container_id", id)?);
             self.daemon
                 .to_the_end(async move { container::logs::reopen(&daemon, &id).await })
                 .await?;
@@ -516,8 +409,8 @@ impl RuntimeService for Cri {
             cmd,
             timeout,
         } = request.into_inner();
-        call(info_span!("ExecSync", container = id), async {
-            let cmd = decode::command(cmd)?;
+        call(info_span!("ExecSync", container = clip(&id)), async {
+            let (id, cmd) = (decode::id("container_id", id)?, decode::command(cmd)?);
             let timeout = Duration::from_secs(decode::seconds("timeout", timeout)?);
             let output = container::exec::exec_sync(&self.daemon, &id, cmd, timeout).await?;
             Ok(v1::ExecSyncResponse {
@@ -534,8 +427,8 @@ impl RuntimeService for Cri {
         request: Request<v1::ContainerStatsRequest>,
     ) -> Answer<v1::ContainerStatsResponse> {
         let id = request.into_inner().container_id;
-        call(info_span!("ContainerStats", container = id), async {
-            let container = self.daemon.visible_container(&id)?;
+        call(info_span!("ContainerStats", container = clip(&id)), async {
+            let container = self.container(id)?;
             let measured = stats::of_container(&self.daemon, container).await?;
             Ok(v1::ContainerStatsResponse {
                 stats: Some(encode::container_stats(&measured, &self.layers())),
@@ -548,11 +441,10 @@ impl RuntimeService for Cri {
         &self,
         request: Request<v1::ListContainerStatsRequest>,
     ) -> Answer<v1::ListContainerStatsResponse> {
-        let filter = stats_filter(request.into_inner().filter);
+        let filter = request.into_inner().filter;
         call(info_span!("ListContainerStats"), async {
-            Ok(v1::ListContainerStatsResponse {
-                stats: self.stats(&filter).await?,
-            })
+            let stats = self.stats(&stats_filter(filter)?).await?;
+            Ok(v1::ListContainerStatsResponse { stats })
         })
         .await
     }
@@ -561,8 +453,9 @@ impl RuntimeService for Cri {
         &self,
         request: Request<v1::StreamContainerStatsRequest>,
     ) -> Answer<Self::StreamContainerStatsStream> {
-        let filter = stats_filter(request.into_inner().filter);
-        let found = call(info_span!("StreamContainerStats"), self.stats(&filter))
+        let filter = request.into_inner().filter;
+        let measured = async { self.stats(&stats_filter(filter)?).await };
+        let found = call(info_span!("StreamContainerStats"), measured)
             .await?
             .into_inner();
         Ok(parts(found, |container_stats| v1::StreamContainerStatsResponse {
@@ -575,8 +468,8 @@ impl RuntimeService for Cri {
         request: Request<v1::PodSandboxStatsRequest>,
     ) -> Answer<v1::PodSandboxStatsResponse> {
         let id = request.into_inner().pod_sandbox_id;
-        call(info_span!("PodSandboxStats", pod = id), async {
-            let pod = self.daemon.visible_pod(&id)?;
+        call(info_span!("PodSandboxStats", pod = clip(&id)), async {
+            let pod = self.pod(id)?;
             Ok(v1::PodSandboxStatsResponse {
                 stats: Some(self.measured_pod(&pod).await),
             })
@@ -588,11 +481,10 @@ impl RuntimeService for Cri {
         &self,
         request: Request<v1::ListPodSandboxStatsRequest>,
     ) -> Answer<v1::ListPodSandboxStatsResponse> {
-        let filter = pod_stats_filter(request.into_inner().filter);
+        let filter = request.into_inner().filter;
         call(info_span!("ListPodSandboxStats"), async {
-            Ok(v1::ListPodSandboxStatsResponse {
-                stats: self.measured_pods(&filter).await?,
-            })
+            let stats = self.measured_pods(&pod_stats_filter(filter)?).await?;
+            Ok(v1::ListPodSandboxStatsResponse { stats })
         })
         .await
     }
@@ -601,8 +493,9 @@ impl RuntimeService for Cri {
         &self,
         request: Request<v1::StreamPodSandboxStatsRequest>,
     ) -> Answer<Self::StreamPodSandboxStatsStream> {
-        let filter = pod_stats_filter(request.into_inner().filter);
-        let found = call(info_span!("StreamPodSandboxStats"), self.measured_pods(&filter))
+        let filter = request.into_inner().filter;
+        let measured = async { self.measured_pods(&pod_stats_filter(filter)?).await };
+        let found = call(info_span!("StreamPodSandboxStats"), measured)
             .await?
             .into_inner();
         Ok(parts(found, |pod_sandbox_stats| {
@@ -612,54 +505,23 @@ impl RuntimeService for Cri {
 
     async fn exec(&self, request: Request<v1::ExecRequest>) -> Answer<v1::ExecResponse> {
         let request = request.into_inner();
-        call(info_span!("Exec", container = request.container_id), async {
-            let cmd = decode::command(request.cmd)?;
-            let container = command::running(&self.daemon, &request.container_id, "run a command in it")?.0;
-            let url = self.urls.exec(slipway_stream::ExecRequest {
-                container: container.id().to_string(),
-                command: cmd,
-                tty: request.tty,
-                stdin: request.stdin,
-                stdout: request.stdout,
-                stderr: request.stderr,
-            })?;
-            Ok(v1::ExecResponse { url })
-        })
-        .await
+        let span = info_span!("Exec", container = clip(&request.container_id));
+        call(span, async { self.exec_url(request) }).await
     }
 
     async fn attach(&self, request: Request<v1::AttachRequest>) -> Answer<v1::AttachResponse> {
         let request = request.into_inner();
-        call(info_span!("Attach", container = request.container_id), async {
-            let container = command::running(&self.daemon, &request.container_id, "attach to it")?.0;
-            let url = self.urls.attach(slipway_stream::AttachRequest {
-                container: container.id().to_string(),
-                tty: request.tty,
-                stdin: request.stdin,
-                stdout: request.stdout,
-                stderr: request.stderr,
-            })?;
-            Ok(v1::AttachResponse { url })
-        })
-        .await
+        let span = info_span!("Attach", container = clip(&request.container_id));
+        call(span, async { self.attach_url(request) }).await
     }
 
     async fn port_forward(
         &self,
         request: Request<v1::PortForwardRequest>,
     ) -> Answer<v1::PortForwardResponse> {
-        // The ports it names are those the client will ask for: it is then that they are connected to.
-        let id = request.into_inner().pod_sandbox_id;
-        call(info_span!("PortForward", pod = id), async {
-            let pod = self.daemon.visible_pod(&id)?;
-            pod.ready("forward a connection to it")?;
-            let pod = pod.id().to_string();
-            let url = self
-                .urls
-                .port_forward(slipway_stream::PortForwardRequest { pod })?;
-            Ok(v1::PortForwardResponse { url })
-        })
-        .await
+        let request = request.into_inner();
+        let span = info_span!("PortForward", pod = clip(&request.pod_sandbox_id));
+        call(span, async { self.port_forward_url(request) }).await
     }
 
     async fn checkpoint_container(

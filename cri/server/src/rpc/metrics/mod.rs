@@ -10,341 +10,14 @@ use slipway_shim_client::pod as wire;
 use crate::container::processes::Processes;
 use crate::container::stats::{ContainerStats, PodStats};
 use crate::container::update;
+use crate::pod::Pod;
 use crate::pod::stats::Interface;
 use crate::records::ContainerPhase;
-use v1::MetricType::{Counter, Gauge};
 
-/// The labels of every metric; a metric's own come after them.
-const LABELS: [&str; 6] = ["id", "name", "image", "container", "pod", "namespace"];
+mod families;
 
-/// A metric: its name, what it says, and its own labels.
-struct Family {
-    name: &'static str,
-    help: &'static str,
-    kind: v1::MetricType,
-    labels: &'static [&'static str],
-}
-
-const fn family(
-    name: &'static str,
-    kind: v1::MetricType,
-    labels: &'static [&'static str],
-    help: &'static str,
-) -> Family {
-    Family {
-        name,
-        help,
-        kind,
-        labels,
-    }
-}
-
-const DEVICE: &[&str] = &["device"];
-const INTERFACE: &[&str] = &["interface"];
-
-/// All of them, sorted by name.
-const FAMILIES: &[Family] = &[
-    family(
-        "container_blkio_device_usage_total",
-        Counter,
-        &["device", "major", "minor", "operation"],
-        "Bytes moved to and from a block device",
-    ),
-    family(
-        "container_cpu_cfs_periods_total",
-        Counter,
-        &[],
-        "Periods in which a CPU quota was enforced",
-    ),
-    family(
-        "container_cpu_cfs_throttled_periods_total",
-        Counter,
-        &[],
-        "Periods in which the CPU quota was used up",
-    ),
-    family(
-        "container_cpu_cfs_throttled_seconds_total",
-        Counter,
-        &[],
-        "Seconds spent waiting for CPU quota",
-    ),
-    family(
-        "container_cpu_system_seconds_total",
-        Counter,
-        &[],
-        "CPU seconds used in the kernel",
-    ),
-    family(
-        "container_cpu_usage_seconds_total",
-        Counter,
-        &["cpu"],
-        "CPU seconds used",
-    ),
-    family(
-        "container_cpu_user_seconds_total",
-        Counter,
-        &[],
-        "CPU seconds used in user space",
-    ),
-    family("container_file_descriptors", Gauge, &[], "Open file descriptors"),
-    family(
-        "container_fs_inodes_free",
-        Gauge,
-        DEVICE,
-        "Free inodes of the file system of writable layers",
-    ),
-    family(
-        "container_fs_inodes_total",
-        Gauge,
-        DEVICE,
-        "Inodes of the file system of writable layers",
-    ),
-    family(
-        "container_fs_limit_bytes",
-        Gauge,
-        DEVICE,
-        "Size of the file system of writable layers",
-    ),
-    family(
-        "container_fs_reads_bytes_total",
-        Counter,
-        DEVICE,
-        "Bytes read from a device",
-    ),
-    family("container_fs_reads_total", Counter, DEVICE, "Reads from a device"),
-    family(
-        "container_fs_usage_bytes",
-        Gauge,
-        DEVICE,
-        "Bytes that the container's writable layer takes",
-    ),
-    family(
-        "container_fs_writes_bytes_total",
-        Counter,
-        DEVICE,
-        "Bytes written to a device",
-    ),
-    family("container_fs_writes_total", Counter, DEVICE, "Writes to a device"),
-    family(
-        "container_last_seen",
-        Gauge,
-        &[],
-        "When it was measured last, in seconds since 1970",
-    ),
-    family("container_memory_cache", Gauge, &[], "Bytes of page cache"),
-    family(
-        "container_memory_failcnt",
-        Counter,
-        &[],
-        "How often a memory limit was hit",
-    ),
-    family(
-        "container_memory_failures_total",
-        Counter,
-        &["failure_type", "scope"],
-        "Page faults",
-    ),
-    family(
-        "container_memory_kernel_usage",
-        Gauge,
-        &[],
-        "Bytes of the kernel's own memory",
-    ),
-    family(
-        "container_memory_mapped_file",
-        Gauge,
-        &[],
-        "Bytes of mapped files",
-    ),
-    family(
-        "container_memory_max_usage_bytes",
-        Gauge,
-        &[],
-        "The most bytes of memory used so far",
-    ),
-    family("container_memory_rss", Gauge, &[], "Bytes of anonymous memory"),
-    family("container_memory_swap", Gauge, &[], "Bytes of swap used"),
-    family(
-        "container_memory_total_active_file_bytes",
-        Gauge,
-        &[],
-        "Bytes of page cache used lately",
-    ),
-    family(
-        "container_memory_total_inactive_file_bytes",
-        Gauge,
-        &[],
-        "Bytes of page cache not used lately",
-    ),
-    family(
-        "container_memory_usage_bytes",
-        Gauge,
-        &[],
-        "Bytes of memory used, page cache and all",
-    ),
-    family(
-        "container_memory_working_set_bytes",
-        Gauge,
-        &[],
-        "Bytes of memory used, without page cache not used lately",
-    ),
-    family(
-        "container_network_receive_bytes_total",
-        Counter,
-        INTERFACE,
-        "Bytes received",
-    ),
-    family(
-        "container_network_receive_errors_total",
-        Counter,
-        INTERFACE,
-        "Errors while receiving",
-    ),
-    family(
-        "container_network_receive_packets_dropped_total",
-        Counter,
-        INTERFACE,
-        "Packets dropped while receiving",
-    ),
-    family(
-        "container_network_receive_packets_total",
-        Counter,
-        INTERFACE,
-        "Packets received",
-    ),
-    family(
-        "container_network_transmit_bytes_total",
-        Counter,
-        INTERFACE,
-        "Bytes sent",
-    ),
-    family(
-        "container_network_transmit_errors_total",
-        Counter,
-        INTERFACE,
-        "Errors while sending",
-    ),
-    family(
-        "container_network_transmit_packets_dropped_total",
-        Counter,
-        INTERFACE,
-        "Packets dropped while sending",
-    ),
-    family(
-        "container_network_transmit_packets_total",
-        Counter,
-        INTERFACE,
-        "Packets sent",
-    ),
-    family(
-        "container_oom_events_total",
-        Counter,
-        &[],
-        "Processes killed for want of memory",
-    ),
-    family(
-        "container_pressure_cpu_stalled_seconds_total",
-        Counter,
-        &[],
-        "Seconds in which nothing ran for want of CPU",
-    ),
-    family(
-        "container_pressure_cpu_waiting_seconds_total",
-        Counter,
-        &[],
-        "Seconds in which something waited for CPU",
-    ),
-    family(
-        "container_pressure_io_stalled_seconds_total",
-        Counter,
-        &[],
-        "Seconds in which nothing ran for waiting for I/O",
-    ),
-    family(
-        "container_pressure_io_waiting_seconds_total",
-        Counter,
-        &[],
-        "Seconds in which something waited for I/O",
-    ),
-    family(
-        "container_pressure_memory_stalled_seconds_total",
-        Counter,
-        &[],
-        "Seconds in which nothing ran for want of memory",
-    ),
-    family(
-        "container_pressure_memory_waiting_seconds_total",
-        Counter,
-        &[],
-        "Seconds in which something waited for memory",
-    ),
-    family("container_processes", Gauge, &[], "Processes"),
-    family("container_sockets", Gauge, &[], "Open sockets"),
-    family(
-        "container_spec_cpu_period",
-        Gauge,
-        &[],
-        "The period of the CPU quota in microseconds",
-    ),
-    family(
-        "container_spec_cpu_quota",
-        Gauge,
-        &[],
-        "The CPU quota in microseconds",
-    ),
-    family("container_spec_cpu_shares", Gauge, &[], "CPU shares"),
-    family(
-        "container_spec_memory_limit_bytes",
-        Gauge,
-        &[],
-        "The memory limit; 0: none",
-    ),
-    family(
-        "container_spec_memory_reservation_limit_bytes",
-        Gauge,
-        &[],
-        "The memory reservation; 0: none",
-    ),
-    family(
-        "container_spec_memory_swap_limit_bytes",
-        Gauge,
-        &[],
-        "The limit on memory and swap; 0: none",
-    ),
-    family(
-        "container_start_time_seconds",
-        Gauge,
-        &[],
-        "When it started, in seconds since 1970",
-    ),
-    family("container_threads", Gauge, &[], "Threads"),
-    family(
-        "container_threads_max",
-        Gauge,
-        &[],
-        "The most threads it may have; 0: any number",
-    ),
-    family(
-        "container_ulimits_soft",
-        Gauge,
-        &["ulimit"],
-        "Soft limits of its first process",
-    ),
-];
-
-/// What there may be; static.
-pub fn descriptors() -> Vec<v1::MetricDescriptor> {
-    let described = |family: &Family| v1::MetricDescriptor {
-        name: family.name.to_owned(),
-        help: family.help.to_owned(),
-        label_keys: LABELS
-            .iter()
-            .chain(family.labels)
-            .map(|label| (*label).to_owned())
-            .collect(),
-    };
-    FAMILIES.iter().map(described).collect()
-}
+use families::FAMILIES;
+pub use families::descriptors;
 
 /// What is measured of a pod besides its statistics.
 pub struct Measured {
@@ -378,6 +51,7 @@ pub fn of_pod(measured: &Measured) -> v1::PodSandboxMetrics {
     let mut of_cgroup = Metrics::new(labels(&measured.cgroup, "", "", ""));
     if let Some(cgroup) = &measured.stats.cgroup {
         of_cgroup.cgroup(cgroup);
+        of_cgroup.pod(pod);
     }
     let mut of_sandbox = Metrics::new(labels(&measured.cgroup, pod.id().as_str(), "", ""));
     of_sandbox.network(&measured.interfaces);
@@ -410,12 +84,25 @@ struct Metrics {
 }
 
 const NS: u64 = 1_000_000_000;
+const US: u64 = 1_000_000;
+
+/// What is negative is not there.
+fn positive(value: i64) -> u64 {
+    u64::try_from(value).unwrap_or(0)
+}
 
 impl Metrics {
     fn new(labels: [String; 6]) -> Metrics {
         Metrics {
             labels,
             list: Vec::new(),
+        }
+    }
+
+    /// One that this kernel may not count.
+    fn add_known(&mut self, name: &str, value: Option<u64>) {
+        if let Some(value) = value {
+            self.add(name, &[], value);
         }
     }
 
@@ -441,6 +128,16 @@ impl Metrics {
             self.cgroup(cgroup);
         }
         if let Some(processes) = processes {
+            if let Some(tasks) = processes.tasks {
+                for (state, count) in [
+                    ("running", tasks.running),
+                    ("sleeping", tasks.sleeping),
+                    ("stopped", tasks.stopped),
+                    ("uninterruptible", tasks.uninterruptible),
+                ] {
+                    self.add("container_tasks_state", &[state], count);
+                }
+            }
             self.add("container_file_descriptors", &[], processes.descriptors);
             self.add("container_sockets", &[], processes.sockets);
             if let Some(limit) = processes.open_files_limit {
@@ -456,8 +153,25 @@ impl Metrics {
                 self.add("container_fs_usage_bytes", &device, layer.usage.bytes);
             }
         }
-        let limits = update::in_force(&stats.container).limits;
-        let positive = |value: i64| u64::try_from(value).unwrap_or(0);
+        self.limits(&update::in_force(&stats.container).limits);
+        let created = stats.container.record().created_at_ns;
+        self.add("container_creation_time_seconds", &[], positive(created) / NS);
+        if let ContainerPhase::Running { started_at_ns } = stats.container.phase() {
+            self.add("container_start_time_seconds", &[], positive(started_at_ns) / NS);
+        }
+    }
+
+    fn pod(&mut self, pod: &Pod) {
+        let created = positive(pod.record().created_at_ns) / NS;
+        self.add("container_creation_time_seconds", &[], created);
+        self.add("container_start_time_seconds", &[], created);
+        let told = pod.state().resources.map(|(_, resources)| resources);
+        if let Some(resources) = told.or_else(|| pod.record().config.resources.clone()) {
+            self.limits(&resources.limits);
+        }
+    }
+
+    fn limits(&mut self, limits: &slipway_spec::Resources) {
         self.add("container_spec_cpu_period", &[], positive(limits.cpu_period));
         if limits.cpu_quota > 0 {
             self.add("container_spec_cpu_quota", &[], positive(limits.cpu_quota));
@@ -478,9 +192,6 @@ impl Metrics {
             &[],
             positive(limits.memory_swap_limit),
         );
-        if let ContainerPhase::Running { started_at_ns } = stats.container.phase() {
-            self.add("container_start_time_seconds", &[], positive(started_at_ns) / NS);
-        }
     }
 
     fn cgroup(&mut self, c: &wire::CgroupStats) {
@@ -508,6 +219,9 @@ impl Metrics {
                 &[],
                 c.cpu_throttled_ns / NS,
             );
+            self.add_known("container_cpu_cfs_burst_periods_total", c.cpu_burst_periods);
+            let burst = c.cpu_burst_ns.map(|ns| ns / NS);
+            self.add_known("container_cpu_cfs_burst_seconds_total", burst);
         }
         self.add("container_memory_cache", &[], c.memory_cache);
         self.add("container_memory_rss", &[], c.memory_rss);
@@ -518,6 +232,24 @@ impl Metrics {
             &[],
             c.memory_active_file,
         );
+        for (name, value) in [
+            ("container_memory_events_high_total", c.memory_high_events),
+            ("container_memory_events_max_total", c.memory_max_events),
+            ("container_memory_file_dirty_bytes", c.memory_dirty),
+            ("container_memory_file_writeback_bytes", c.memory_writeback),
+            ("container_memory_pgscan_total", c.memory_pages_scanned),
+            ("container_memory_pgsteal_total", c.memory_pages_stolen),
+            (
+                "container_memory_workingset_refault_anon_total",
+                c.memory_refaults_anon,
+            ),
+            (
+                "container_memory_workingset_refault_file_total",
+                c.memory_refaults_file,
+            ),
+        ] {
+            self.add_known(name, value);
+        }
         self.add("container_memory_swap", &[], c.swap_usage);
         self.add("container_memory_failcnt", &[], c.memory_failcnt);
         self.add("container_memory_usage_bytes", &[], c.memory_usage);
@@ -553,7 +285,7 @@ impl Metrics {
         let psi = [("cpu", &c.cpu_psi), ("memory", &c.memory_psi), ("io", &c.io_psi)];
         for (what, pressure) in psi {
             let Some(pressure) = pressure else { continue };
-            let seconds = |data: &Option<wire::PsiData>| data.as_ref().map_or(0, |d| d.total_us / 1_000_000);
+            let seconds = |data: &Option<wire::PsiData>| data.as_ref().map_or(0, |d| d.total_us / US);
             self.add(
                 &format!("container_pressure_{what}_waiting_seconds_total"),
                 &[],
@@ -571,15 +303,61 @@ impl Metrics {
         for io in devices {
             let (major, minor) = (io.major.to_string(), io.minor.to_string());
             let device = device_name(io.major, io.minor);
-            for (operation, bytes) in [("Read", io.read_bytes), ("Write", io.write_bytes)] {
+            // v1 alone knows who waited, and has a sum.
+            let total = io
+                .sync_bytes
+                .zip(io.async_bytes)
+                .map(|(sync, other)| sync + other);
+            for (operation, bytes) in [
+                ("Read", Some(io.read_bytes)),
+                ("Write", Some(io.write_bytes)),
+                ("Discard", io.discard_bytes),
+                ("Sync", io.sync_bytes),
+                ("Async", io.async_bytes),
+                ("Total", total),
+            ] {
                 let labels = [device.as_str(), &major, &minor, operation];
-                self.add("container_blkio_device_usage_total", &labels, bytes);
+                if let Some(bytes) = bytes {
+                    self.add("container_blkio_device_usage_total", &labels, bytes);
+                }
             }
             let device = [device.as_str()];
             self.add("container_fs_reads_bytes_total", &device, io.read_bytes);
             self.add("container_fs_reads_total", &device, io.read_ios);
             self.add("container_fs_writes_bytes_total", &device, io.write_bytes);
             self.add("container_fs_writes_total", &device, io.write_ios);
+            self.add("container_fs_sector_reads_total", &device, io.read_bytes / SECTOR);
+            self.add(
+                "container_fs_sector_writes_total",
+                &device,
+                io.write_bytes / SECTOR,
+            );
+            if let Some(s) = &io.scheduler {
+                for (name, value) in [
+                    ("container_fs_io_current", s.queued),
+                    (
+                        "container_fs_io_time_seconds_total",
+                        (s.read_ns + s.write_ns) / NS,
+                    ),
+                    ("container_fs_read_seconds_total", s.read_ns / NS),
+                    ("container_fs_reads_merged_total", s.read_merged),
+                    ("container_fs_write_seconds_total", s.write_ns / NS),
+                    ("container_fs_writes_merged_total", s.write_merged),
+                ] {
+                    self.add(name, &device, value);
+                }
+            }
+            if let Some(cost) = &io.cost {
+                for (what, value) in [
+                    ("indebt", cost.indebt_us),
+                    ("indelay", cost.indelay_us),
+                    ("usage", cost.usage_us),
+                    ("wait", cost.wait_us),
+                ] {
+                    let name = format!("container_fs_io_cost_{what}_seconds_total");
+                    self.add(&name, &device, value / US);
+                }
+            }
         }
     }
 
@@ -606,6 +384,9 @@ impl Metrics {
     }
 }
 
+/// Of the kernel's block layer, whatever the device's are.
+const SECTOR: u64 = 512;
+
 /// `/dev/vda` where the kernel knows the numbers, else nothing, as cAdvisor.
 pub fn device_name(major: u64, minor: u64) -> String {
     let link = std::fs::read_link(format!("/sys/dev/block/{major}:{minor}"));
@@ -617,6 +398,7 @@ pub fn device_name(major: u64, minor: u64) -> String {
 
 #[cfg(test)]
 mod tests {
+    use super::families::LABELS;
     use super::*;
 
     #[test]
@@ -640,7 +422,21 @@ mod tests {
         let cgroup = wire::CgroupStats {
             cpu_usage_ns: 3 * NS,
             cpu_periods: 1,
-            io: vec![wire::BlkIo::default()],
+            io: vec![wire::BlkIo {
+                read_bytes: 1024,
+                discard_bytes: Some(7),
+                sync_bytes: Some(1),
+                async_bytes: Some(2),
+                scheduler: Some(Default::default()),
+                cost: Some(wire::CostIo {
+                    usage_us: 9 * US,
+                    ..Default::default()
+                }),
+                ..Default::default()
+            }],
+            memory_high_events: Some(4),
+            memory_refaults_anon: Some(6),
+            cpu_burst_ns: Some(2 * NS),
             cpu_psi: Some(psi),
             ..Default::default()
         };
@@ -669,5 +465,32 @@ mod tests {
         };
         assert_eq!(value("container_cpu_usage_seconds_total"), 3);
         assert_eq!(value("container_pressure_cpu_waiting_seconds_total"), 5);
+        assert_eq!(value("container_cpu_cfs_burst_seconds_total"), 2);
+        assert_eq!(value("container_memory_events_high_total"), 4);
+        assert_eq!(value("container_memory_workingset_refault_anon_total"), 6);
+        assert_eq!(value("container_fs_io_cost_usage_seconds_total"), 9);
+        assert_eq!(value("container_fs_sector_reads_total"), 2);
+        let operations = |metrics: &Metrics| {
+            let usage = metrics.list.iter();
+            usage
+                .filter(|m| m.name == "container_blkio_device_usage_total")
+                .count()
+        };
+        assert_eq!(operations(&metrics), 6);
+        // What is not counted has no value, rather than 0.
+        let mut metrics = Metrics::new(Default::default());
+        let io = vec![wire::BlkIo::default()];
+        metrics.cgroup(&wire::CgroupStats {
+            io,
+            ..Default::default()
+        });
+        assert_eq!(operations(&metrics), 2);
+        for name in [
+            "container_cpu_cfs_burst_periods_total",
+            "container_memory_pgscan_total",
+            "container_fs_reads_merged_total",
+        ] {
+            assert!(!metrics.list.iter().any(|m| m.name == name), "{name}");
+        }
     }
 }
