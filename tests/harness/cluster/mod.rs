@@ -27,6 +27,7 @@ mod examples;
 mod net;
 mod node;
 mod pki;
+mod power;
 mod process;
 
 pub use net::Net;

@@ -174,6 +174,10 @@ impl Cluster {
         c.arg("--config")
             .arg(self.node_dir(n).join("config.toml"))
             .args(["--log-level", "info,slipwayd=debug"]);
+        let boot = self.boot_id(n);
+        if boot.exists() {
+            c.arg("--boot-id-file").arg(boot);
+        }
         self.processes().start(&self.runtime(n), &c)
     }
 
@@ -341,7 +345,10 @@ impl Cluster {
     }
 
     /// Removes every pod of node `n`'s runtime and ends it. One that died is started again, to clean up.
-    pub(super) async fn drain(&self, n: usize) -> Result<()> {
+    ///
+    /// # Errors
+    /// A pod cannot be removed, or it does not end.
+    pub async fn drain(&self, n: usize) -> Result<()> {
         let name = self.runtime(n);
         if !self.node_dir(n).join("config.toml").exists() {
             return Ok(());

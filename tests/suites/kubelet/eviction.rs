@@ -1,5 +1,6 @@
 //! Pressure on the disk, as kubelet concludes it from the runtime's figures, and what it does about it.
 
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -56,27 +57,211 @@ pub async fn unused_images_are_collected_when_the_disk_is_full(k: Kube) -> Resul
 
     // kubelet is told that any disk is too full: eviction removes what is unused at once, where its own collection of images
     // would come five minutes after its start.
-    let path = k.cluster.node_dir(1).join("kubelet.yaml");
-    let before = std::fs::read_to_string(&path)?;
     let calm = "nodefs.available: \"1%\", imagefs.available: \"1%\"";
-    ensure!(before.contains(calm), "{before}");
-    let strict = before.replace(calm, "nodefs.available: \"99%\"") + "imageMinimumGCAge: 1s\n";
-    restart_kubelet(&k, &path, &strict)?;
+    let other = Thresholds::change(
+        &k,
+        1,
+        calm,
+        "nodefs.available: \"99%\"",
+        "imageMinimumGCAge: 1s\n",
+    )?;
     let gone = collected(&k, &image).await;
-    restart_kubelet(&k, &path, &before)?;
-    k.cluster.wait_ready(1, Duration::from_secs(30)).await?;
-    let pressure = ".status.conditions[?(@.type==\"DiskPressure\")].status";
-    k.until("node/node1", pressure, "False").await?;
-    k.until("node/node1", ".spec.taints", "").await?;
+    other.restore().await?;
     drop(registry);
     lab.finish()?;
     gone
 }
 
-fn restart_kubelet(k: &Kube, path: &std::path::Path, configuration: &str) -> Result<()> {
-    std::fs::write(path, configuration)?;
-    k.cluster.processes().end("kubelet1", Duration::from_secs(10))?;
-    k.cluster.start_kubelet(1)
+/// A kubelet that evicts sooner than it did.
+struct Thresholds<'a> {
+    k: &'a Kube,
+    node: usize,
+    path: PathBuf,
+    before: String,
+}
+
+impl<'a> Thresholds<'a> {
+    /// Starts node `node`'s kubelet anew with `from` in its configuration replaced by `to`, and with `more` behind it.
+    fn change(k: &'a Kube, node: usize, from: &str, to: &str, more: &str) -> Result<Thresholds<'a>> {
+        let path = k.cluster.node_dir(node).join("kubelet.yaml");
+        let before = std::fs::read_to_string(&path)?;
+        ensure!(before.contains(from), "no {from} in\n{before}");
+        let changed = before.replace(from, to) + more;
+        let thresholds = Thresholds {
+            k,
+            node,
+            path,
+            before,
+        };
+        thresholds.restart(&changed)?;
+        Ok(thresholds)
+    }
+
+    fn restart(&self, configuration: &str) -> Result<()> {
+        std::fs::write(&self.path, configuration)?;
+        let name = format!("kubelet{}", self.node);
+        self.k.cluster.processes().end(&name, Duration::from_secs(10))?;
+        self.k.cluster.start_kubelet(self.node)
+    }
+
+    /// The kubelet as it was, and no pressure on its node any more.
+    async fn restore(&self) -> Result<()> {
+        self.restart(&self.before)?;
+        self.calm().await
+    }
+
+    /// Waits until the node is Ready, under no pressure, and takes pods.
+    async fn calm(&self) -> Result<()> {
+        self.k
+            .cluster
+            .wait_ready(self.node, Duration::from_secs(30))
+            .await?;
+        let node = format!("node/node{}", self.node);
+        for kind in ["DiskPressure", "MemoryPressure"] {
+            let path = format!(".status.conditions[?(@.type==\"{kind}\")].status");
+            self.k.until(&node, &path, "False").await?;
+        }
+        self.k.until(&node, ".spec.taints", "").await
+    }
+}
+
+const MIB: u64 = 1 << 20;
+
+fn on_node2(mut more: serde_json::Value) -> serde_json::Value {
+    let place = json!({ "nodeSelector": { "kubernetes.io/hostname": "node2" } });
+    crate::kube::merge(&mut more, place);
+    more
+}
+
+/// Waits until one of the pods is evicted; which, and why.
+async fn evicted(k: &Kube, pods: &[&str]) -> Result<(String, String)> {
+    let phase = |pod: &str| k.field(&format!("pod/{pod}"), ".status.phase");
+    k.until_true("an eviction", |_| {
+        Ok(pods.iter().any(|p| phase(p).is_ok_and(|phase| phase == "Failed")))
+    })
+    .await?;
+    let failed = pods
+        .iter()
+        .filter(|p| phase(p).is_ok_and(|phase| phase == "Failed"));
+    let failed: Vec<&str> = failed.copied().collect();
+    ensure!(failed.len() == 1, "one is enough, and {failed:?} ended");
+    let pod = format!("pod/{}", failed[0]);
+    ensure!(
+        k.field(&pod, ".status.reason")? == "Evicted",
+        "{}",
+        k.field(&pod, ".status")?
+    );
+    Ok((failed[0].to_owned(), k.field(&pod, ".status.message")?))
+}
+
+pub async fn memory_pressure_evicts_the_pod_that_holds_most_beyond_its_request(k: Kube) -> Result<()> {
+    let capacity = k.field("node/node2", ".status.capacity.memory")?;
+    let capacity: u64 = capacity
+        .strip_suffix("Ki")
+        .and_then(|n| n.parse().ok())
+        .with_context(|| capacity.clone())?;
+    // The pods together may have 700 MiB, and are under pressure when less than 200 of them are left.
+    let reserved = format!("kubeReserved: {{memory: {}Ki}}\n", capacity - 700 * 1024);
+    let few = "memory.available: 200Mi,";
+    let strict = Thresholds::change(&k, 2, "memory.available: 100Mi,", few, &reserved)?;
+    k.cluster.wait_ready(2, Duration::from_secs(30)).await?;
+    k.until("node/node2", ".status.allocatable.memory", "500Mi")
+        .await?;
+    let hold = |mib: u64| {
+        let bytes = mib * MIB;
+        format!("(head -c {bytes} /dev/zero; echo; echo held >&2; exec sleep 1000) | tail -c {bytes}")
+    };
+    let asks = |mib: u64| json!({ "resources": { "requests": { "memory": format!("{mib}Mi") } } });
+    let pods = [("asked", 240, 260), ("small", 80, 20), ("over", 300, 20)];
+    for (name, holds, request) in pods {
+        k.pod(name, &hold(holds), on_node2(json!({})), asks(request))?;
+        if name != "over" {
+            k.until_true("the memory to be held", |k| Ok(k.logs(name)?.contains("held")))
+                .await?;
+        }
+    }
+    let (victim, message) = evicted(&k, &["asked", "small", "over"]).await?;
+    ensure!(victim == "over", "{victim} was evicted: {message}");
+    // "Container main was using 308000Ki, request is 20Mi": the figure is the runtime's.
+    let used = message
+        .split("was using ")
+        .nth(1)
+        .and_then(|rest| rest.split("Ki").next()?.parse::<u64>().ok())
+        .with_context(|| message.clone())?;
+    let most = 300 * 1024;
+    ensure!(
+        (most * 2 / 3..most + 32 * 1024).contains(&used),
+        "the container held {most}Ki, and kubelet says: {message}"
+    );
+    strict.calm().await?;
+    for pod in ["asked", "small"] {
+        ensure!(k.field(&format!("pod/{pod}"), ".status.phase")? == "Running");
+        ensure!(k.field(&format!("pod/{pod}"), ".status.containerStatuses[0].restartCount")? == "0");
+    }
+    for (pod, ..) in pods {
+        k.ok(&["delete", "pod", pod])?;
+    }
+    strict.restore().await
+}
+
+pub async fn disk_pressure_evicts_the_pod_that_has_written_most_into_its_root(k: Kube) -> Result<()> {
+    // The runtime's root gets a file system of its own, so small that pods can fill it.
+    let cluster = &k.cluster;
+    let processes = cluster.processes();
+    let root = cluster.node_dir(2).join("root");
+    let swap = async |command: String| -> Result<()> {
+        processes.end("kubelet2", Duration::from_secs(10))?;
+        cluster.drain(2).await?;
+        harness::cmd::sh(&command)?;
+        cluster.start_runtime(2)?;
+        cluster.wait_runtime(2).await?;
+        Ok(())
+    };
+    let root = root.display();
+    swap(format!("mount -t tmpfs -o size=512m,mode=700 tmpfs '{root}'")).await?;
+    cluster.build_stage(2, "busybox", IMAGE)?;
+    let calm = "imagefs.available: \"1%\"";
+    let strict = Thresholds::change(&k, 2, calm, "imagefs.available: 256Mi", "")?;
+    cluster.wait_ready(2, Duration::from_secs(30)).await?;
+    let write = |mib: u64, file: &str| {
+        format!(
+            "head -c {} /dev/zero > {file}; echo written; exec sleep 1000",
+            mib * MIB
+        )
+    };
+    let volume = || on_node2(json!({ "volumes": [{ "name": "scratch", "emptyDir": {} }] }));
+    let mount = || json!({ "volumeMounts": [{ "name": "scratch", "mountPath": "/scratch" }] });
+    // What a pod writes into a volume is on another disk.
+    let pods = [
+        ("elsewhere", 240, "/scratch/x"),
+        ("modest", 64, "/x"),
+        ("greedy", 180, "/x"),
+    ];
+    for (name, mib, file) in pods {
+        k.pod(name, &write(mib, file), volume(), mount())?;
+        if name != "greedy" {
+            k.until_true("everything to be written", |k| {
+                Ok(k.logs(name)?.contains("written"))
+            })
+            .await?;
+        }
+    }
+    let (victim, message) = evicted(&k, &["elsewhere", "modest", "greedy"]).await?;
+    ensure!(victim == "greedy", "{victim} was evicted: {message}");
+    ensure!(message.contains("ephemeral-storage"), "{message}");
+    // What it had written is given back, and the pressure goes with it.
+    strict.calm().await?;
+    let free = rustix::fs::statvfs(&*cluster.node_dir(2).join("root"))?;
+    let free = free.f_bavail * free.f_frsize;
+    ensure!(free > 400 * MIB, "{free} bytes are free");
+    for pod in ["elsewhere", "modest"] {
+        ensure!(k.field(&format!("pod/{pod}"), ".status.phase")? == "Running");
+    }
+    for (pod, ..) in pods {
+        k.ok(&["delete", "pod", pod])?;
+    }
+    swap(format!("umount '{root}'")).await?;
+    strict.restore().await
 }
 
 /// Waits until the image is gone.

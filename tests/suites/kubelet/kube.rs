@@ -265,6 +265,7 @@ const EXPECTED: &[&str] = &[
     "127.0.0.1:9/no/such",
     "slipway.test/not-here",
     "/private/busybox:1",
+    "is not known here",
     "CrashLoopBackOff",
     // It is being ended, with requests under way: the words are its own.
     "rpc error: code = Canceled desc = context canceled",

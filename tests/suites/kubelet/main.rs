@@ -2,9 +2,10 @@
 //!
 //! One cluster for all tests, so the runner is our own: it takes the test runner's usual arguments (a filter, -q,
 //! --test-threads=N), brings the cluster up, runs the tests side by side, each in a namespace of its own, then those that
-//! want the cluster to themselves one after the other, reads kubelet's log, and takes the cluster down.
+//! want a node to themselves, one after the other on each node, reads kubelet's log, and takes the cluster down.
 #![forbid(unsafe_code)]
 
+use std::collections::BTreeMap;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -15,11 +16,13 @@ use harness::cluster::{Cluster, Net, Options};
 
 mod compare;
 mod eviction;
+mod features;
 mod follow;
 mod gpu;
 mod kube;
 mod lifecycle;
 mod network;
+mod power;
 mod restarts;
 mod secrets;
 mod streaming;
@@ -31,6 +34,8 @@ use kube::Kube;
 
 /// The node that most tests' pods are on.
 pub const OURS: usize = 1;
+/// A node with a network namespace of its own, which can be treated worse.
+pub const SECOND: usize = 2;
 /// The node with containerd, which gets only what names it.
 pub const PEER: usize = 3;
 
@@ -40,21 +45,23 @@ type Running = Pin<Box<dyn Future<Output = Result<()>> + Send>>;
 pub struct Test {
     name: &'static str,
     run: fn(Kube) -> Running,
-    alone: bool,
+    /// The node that it wants to itself.
+    alone: Option<usize>,
 }
 
 /// Names a test after its function.
 #[macro_export]
 macro_rules! tests {
-    ($alone:literal: $($module:ident::$name:ident),+ $(,)?) => {
+    ($alone:expr; $($module:ident::$name:ident),+ $(,)?) => {
         vec![$($crate::Test { name: stringify!($name), run: |k| Box::pin($module::$name(k)), alone: $alone }),+]
     };
 }
 
 fn all() -> Vec<Test> {
     // The longest first.
-    let mut list = tests![false:
+    let mut list = tests![None;
         training::an_image_is_built_in_the_cluster_and_trains_on_two_nodes,
+        features::a_cron_job_runs_when_its_time_has_come,
         lifecycle::kubelet_rotates_logs_and_no_line_is_lost,
         workloads::containers_start_in_order_and_end_as_the_restart_policy_says,
         workloads::a_job_completes_and_its_logs_are_kept,
@@ -68,6 +75,9 @@ fn all() -> Vec<Test> {
         compare::statistics_and_metrics_are_those_that_containerd_gives,
         secrets::a_private_image_is_pulled_with_the_secrets_of_its_pod_alone,
         lifecycle::grpc_probes_are_asked,
+        features::a_container_and_its_pod_are_resized_in_place,
+        features::volumes_of_images_read_only_mounts_and_users_are_as_asked,
+        features::handlers_are_told_with_what_they_can_and_a_runtime_class_names_one,
         volumes::config_maps_secrets_projections_and_the_downward_api_are_mounted,
         volumes::host_paths_and_empty_directories_are_mounted,
         network::host_namespaces_and_a_shared_pid_namespace,
@@ -79,11 +89,16 @@ fn all() -> Vec<Test> {
         streaming::debug_adds_a_container_that_sees_its_target,
         streaming::logs_are_followed_live,
     ];
-    list.extend(tests![true:
+    list.extend(tests![Some(OURS);
         restarts::a_running_container_never_notices_restarts_of_kubelet_and_slipwayd,
         restarts::the_node_is_ready_soon_after_slipwayd_is_up,
         gpu::pods_get_gpus_of_their_own_and_a_sick_one_is_not_given_again,
         eviction::unused_images_are_collected_when_the_disk_is_full,
+    ]);
+    list.extend(tests![Some(SECOND);
+        power::a_node_that_lost_its_power_brings_every_pod_back,
+        eviction::memory_pressure_evicts_the_pod_that_holds_most_beyond_its_request,
+        eviction::disk_pressure_evicts_the_pod_that_has_written_most_into_its_root,
     ]);
     list
 }
@@ -176,7 +191,7 @@ async fn bring_up() -> Result<Cluster> {
             count: PEER,
         },
         program: env!("CARGO_BIN_EXE_cluster").into(),
-        slipwayd: String::new(),
+        slipwayd: features::HANDLERS.into(),
         containerd: if everywhere_containerd() {
             (1..=PEER).collect()
         } else {
@@ -197,7 +212,7 @@ async fn bring_up() -> Result<Cluster> {
 }
 
 async fn run_all(cluster: &Arc<Cluster>, tests: Vec<Test>, threads: usize) -> Result<Vec<String>> {
-    let (alone, together): (Vec<Test>, Vec<Test>) = tests.into_iter().partition(|t| t.alone);
+    let (alone, together): (Vec<Test>, Vec<Test>) = tests.into_iter().partition(|t| t.alone.is_some());
     let mut wrong = Vec::new();
     let mut running = tokio::task::JoinSet::new();
     let mut waiting = together.into_iter();
@@ -212,8 +227,23 @@ async fn run_all(cluster: &Arc<Cluster>, tests: Vec<Test>, threads: usize) -> Re
             None => break,
         }
     }
+    let mut on_nodes: BTreeMap<Option<usize>, Vec<Test>> = BTreeMap::new();
     for t in alone {
-        wrong.extend(one(cluster.clone(), t).await);
+        on_nodes.entry(t.alone).or_default().push(t);
+    }
+    let mut running = tokio::task::JoinSet::new();
+    for tests in on_nodes.into_values() {
+        let cluster = cluster.clone();
+        running.spawn(async move {
+            let mut wrong = Vec::new();
+            for t in tests {
+                wrong.extend(one(cluster.clone(), t).await);
+            }
+            wrong
+        });
+    }
+    while let Some(r) = running.join_next().await {
+        wrong.extend(r?);
     }
     Ok(wrong)
 }
