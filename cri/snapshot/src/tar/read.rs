@@ -7,6 +7,10 @@ use std::io::{self, Read};
 
 /// Extended headers and long names larger than this are refused.
 const MAX_EXTENDED: u64 = 1 << 20;
+/// So many stand before one entry at most; writers need four.
+const MOST_EXTENDED: usize = 8;
+/// Bytes of all extended headers together: 200 for each of the entries that a layer may have.
+const MAX_EXTENDED_TOGETHER: u64 = 4 << 30;
 /// What may follow the end mark: writers pad to their record size.
 const MAX_TRAILING: u64 = 16 << 20;
 
@@ -40,13 +44,19 @@ pub enum TarError {
         #[source]
         source: PaxError,
     },
-    /// An extended header or long name is too large to be honest.
-    #[error("the extended header at byte {at} of the archive has {size} bytes")]
+    /// An extended header or long name is too large to be honest, or all of them together are.
+    #[error("the extended headers up to byte {at} of the archive have {size} bytes")]
     ExtendedTooLarge {
         /// Where.
         at: u64,
-        /// Its size.
+        /// Their size.
         size: u64,
+    },
+    /// Extended headers follow each other without an entry.
+    #[error("more than {MOST_EXTENDED} extended headers follow each other at byte {at} of the archive")]
+    TooManyExtended {
+        /// Where.
+        at: u64,
     },
     /// A kind of entry that an image layer cannot hold.
     #[error("{name:?} is of a kind that is not supported: {kind}")]
@@ -69,6 +79,7 @@ pub struct Reader<R> {
     padding: u64,
     current: Vec<u8>,
     global: Records,
+    extended: u64,
     ended: bool,
 }
 
@@ -90,6 +101,7 @@ impl<R: Read> Reader<R> {
             padding: 0,
             current: Vec::new(),
             global: Records::default(),
+            extended: 0,
             ended: false,
         }
     }
@@ -109,7 +121,7 @@ impl<R: Read> Reader<R> {
         }
         self.skip_body()?;
         let mut pending = Pending::default();
-        loop {
+        for _ in 0..=MOST_EXTENDED {
             let at = self.position;
             let Some(raw) = self.header_block()? else {
                 self.ended = true;
@@ -127,6 +139,7 @@ impl<R: Read> Reader<R> {
                 _ => return self.entry(&raw, at, size, pending).map(Some),
             }
         }
+        Err(TarError::TooManyExtended { at: self.position })
     }
 
     /// Reads some of the current entry's contents; 0 at their end.
@@ -288,6 +301,11 @@ impl<R: Read> Reader<R> {
 
     fn extended_body(&mut self, at: u64, size: u64) -> Result<Vec<u8>, TarError> {
         if size > MAX_EXTENDED {
+            return Err(TarError::ExtendedTooLarge { at, size });
+        }
+        self.extended += size;
+        if self.extended > MAX_EXTENDED_TOGETHER {
+            let size = self.extended;
             return Err(TarError::ExtendedTooLarge { at, size });
         }
         let padded = size + padding_of(size);

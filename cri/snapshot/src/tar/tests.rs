@@ -191,3 +191,49 @@ fn a_directory_of_v7_and_a_hard_link_with_a_size_are_understood() {
         .collect();
     assert_eq!(kinds, [Kind::Directory, Kind::HardLink, Kind::File]);
 }
+
+#[test]
+fn extended_headers_that_never_come_to_an_entry_are_refused() {
+    for kind in [b'x', b'g', b'L', b'K'] {
+        let body: &[u8] = match kind {
+            b'x' | b'g' => b"12 path=abc\n",
+            _ => b"abc\0",
+        };
+        let stream = |headers: usize| {
+            let mut bytes = Vec::new();
+            for _ in 0..headers {
+                bytes.extend(raw(b"e", kind, body.len() as u64));
+                bytes.extend(body);
+                bytes.resize(bytes.len().next_multiple_of(BLOCK), 0);
+            }
+            bytes.extend(raw(b"f", b'0', 0));
+            bytes.extend([0; 2 * BLOCK]);
+            bytes
+        };
+        assert!(Reader::new(&stream(8)[..]).next_entry().unwrap().is_some());
+        let error = Reader::new(&stream(9)[..]).next_entry().unwrap_err();
+        assert!(matches!(error, TarError::TooManyExtended { .. }), "{error}");
+        // Also those that never end.
+        let mut one = stream(1);
+        one.truncate(2 * BLOCK);
+        let endless = std::iter::repeat_with(|| one.clone()).take(1 << 20);
+        let mut read = 0;
+        let counted = endless.flatten().inspect(|_| read += 1);
+        let error = Reader::new(Bytes(counted)).next_entry().unwrap_err();
+        assert!(matches!(error, TarError::TooManyExtended { .. }), "{error}");
+        assert!(read < 20 * BLOCK, "{read}");
+    }
+}
+
+struct Bytes<I>(I);
+
+impl<I: Iterator<Item = u8>> Read for Bytes<I> {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        let mut n = 0;
+        for (to, from) in buffer.iter_mut().zip(&mut self.0) {
+            *to = from;
+            n += 1;
+        }
+        Ok(n)
+    }
+}
