@@ -285,7 +285,13 @@ impl Run {
                     store.add_blob_source(&digest, &to.name())?;
                 }
             }
-            store.record_push(&id, &to.with_digest(manifest.digest).to_string(), &manifest)?;
+            match store.record_push(&id, &to.with_digest(manifest.digest).to_string(), &manifest) {
+                // Removed while it was pushed: the registry has it all the same.
+                Err(StoreError::NoImage { name }) => {
+                    tracing::info!(image = name, to = %to, "an image was removed while it was pushed");
+                }
+                recorded => recorded?,
+            }
             Held::release(lease);
             Ok(())
         })

@@ -144,6 +144,119 @@ async fn a_chunk_that_fails_goes_on_from_what_the_registry_has() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_image_that_is_removed_while_it_is_pushed_is_pushed() {
+    if !root() {
+        return;
+    }
+    for at in ["/v2/to/blobs/uploads/", "/v2/to/manifests/v1"] {
+        let node = Node::new();
+        let (made, image) = pulled(&node, 100_000).await;
+        let got = Shared::default();
+        let (take, store, id) = (taking(&got), node.store.clone(), image.id);
+        let fake = Fake::start(move |seen, _| {
+            if seen.path == at {
+                store.remove_image(&id).unwrap();
+            }
+            take(seen)
+        })
+        .await;
+        let pushed = node
+            .pusher(quick())
+            .push(&image, &fake.reference("to:v1"), None, &Silent)
+            .await;
+        assert_eq!(
+            pushed.unwrap_or_else(|e| panic!("{at}: {}", chain(&e))),
+            made.digest
+        );
+        assert_whole(&got, &made);
+        assert!(node.store.image(&image.id).unwrap().is_none());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_image_that_lies_about_a_layer_is_refused_and_changes_no_push() {
+    if !root() {
+        return;
+    }
+    let node = Node::new();
+    let (made, base) = pulled(&node, 100_000).await;
+    // The same layers by its configuration, and other blobs.
+    let mut lies = made.layers.clone();
+    lies[0].bytes = image::gzip(b"nothing of the kind");
+    lies[0].digest = Digest::of(&lies[0].bytes);
+    let again = image::oci(&[lies[0].clone(), lies[1].clone()], "amd64");
+    // And the truth, compressed once more.
+    let mut truths = made.layers.clone();
+    truths[0].bytes = zstd(&made.layers[0].bytes);
+    truths[0].digest = Digest::of(&truths[0].bytes);
+    let other = image::oci(
+        &[truths[0].clone(), truths[1].clone(), layer(&[("more", b"more")])],
+        "amd64",
+    );
+    let good = well(&[("liar:v1", &again), ("other:v1", &other)]);
+    let fake = Fake::start(move |seen, _| good(seen)).await;
+    let puller = node.puller(quick());
+    let pull = async |name| puller.pull(&fake.reference(name), None, &amd64(), &Silent).await;
+    let error = pull("liar:v1").await.unwrap_err();
+    assert!(
+        chain(&error).contains("the uncompressed tar of layer"),
+        "{}",
+        chain(&error)
+    );
+    node.assert_nothing_half_there();
+    let other_image = pull("other:v1").await.unwrap_or_else(|e| panic!("{}", chain(&e)));
+    let asked = fake.count(|seen| seen.is_blob(&truths[0].digest));
+    assert_eq!(asked, 1);
+    // A blob that is known is not asked for again, nor read.
+    pull("other:v1").await.unwrap();
+    node.store.remove_image(&other_image.id).unwrap();
+    pull("other:v1").await.unwrap_or_else(|e| panic!("{}", chain(&e)));
+    let lease = node.store.lease("build").unwrap();
+    let active = node.store.prepare("step", base.chain.as_ref(), &lease).unwrap();
+    std::fs::write(active.upper.join("new"), "new").unwrap();
+    let options = slipway_image::LayerOptions::default();
+    let layers = node
+        .store
+        .seal_layers(base.chain.as_ref(), &[(&active, &options)], &lease);
+    let mut diffs: Vec<String> = base.layers.iter().map(ToString::to_string).collect();
+    diffs.push(layers.unwrap()[0].diff_id.to_string());
+    let config = serde_json::json!({
+        "architecture": "amd64", "os": "linux", "config": {}, "rootfs": {"type": "layers", "diff_ids": diffs},
+    });
+    let built = node
+        .store
+        .commit_image(slipway_image::NewImage {
+            config: &serde_json::to_vec(&config).unwrap(),
+            manifest: None,
+            names: Vec::new(),
+            repo_digests: Vec::new(),
+            writer: slipway_image::Writer::Build,
+            lease: &lease,
+        })
+        .unwrap();
+    let got = Shared::default();
+    let take = taking(&got);
+    let to = Fake::start(move |seen, _| take(seen)).await;
+    let pushed = node
+        .pusher(quick())
+        .push(&built, &to.reference("to:v1"), None, &Silent)
+        .await;
+    pushed.unwrap_or_else(|e| panic!("{}", chain(&e)));
+    let manifest: serde_json::Value = serde_json::from_slice(&got.lock().unwrap().manifests["v1"]).unwrap();
+    let digest = |at: usize| manifest["layers"][at]["digest"].as_str().unwrap().to_owned();
+    let known = [made.layers[0].digest.to_string(), truths[0].digest.to_string()];
+    assert!(known.contains(&digest(0)), "{}", digest(0));
+    assert_eq!(digest(1), made.layers[1].digest.to_string());
+}
+
+/// The tar of a gzip blob as zstd.
+fn zstd(gzip: &[u8]) -> Vec<u8> {
+    let mut tar = Vec::new();
+    std::io::Read::read_to_end(&mut flate2::read::GzDecoder::new(gzip), &mut tar).unwrap();
+    ::zstd::bulk::compress(&tar, 1).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_registry_without_chunks_gets_one_piece_and_a_forgetful_one_a_new_upload() {
     if !root() {
         return;

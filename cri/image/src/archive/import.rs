@@ -1,8 +1,8 @@
 //! Reading an archive: its files become blobs, then its index or manifest says which of them are images.
 
 use super::{DockerImage, NAME, REF_NAME};
-use crate::codec::{Format, Window, decoder};
-use crate::digest::{DiffId, Digest};
+use crate::codec::{Window, decoder};
+use crate::digest::{DiffId, Digest, ImageId};
 use crate::error::{Result, StoreError, chain};
 use crate::image::{Image, NewImage, PulledManifest, Writer};
 use crate::platform::Platform;
@@ -16,7 +16,7 @@ use std::str::FromStr;
 
 /// A JSON document of an archive is not larger than this.
 const MAX_JSON: u64 = 4 << 20;
-/// Files in an archive, and images in an index.
+/// Files in an archive, and images in an index or a list.
 const MAX_FILES: usize = 100_000;
 /// Bytes of all names and targets of links together: they are kept until the archive's end.
 const MAX_NAMES: usize = 32 << 20;
@@ -55,6 +55,11 @@ fn load(store: &Store, tar: &mut dyn Read, options: &UnpackOptions, lease: &Leas
         Some(bytes) => parse(bytes, "manifest.json")?,
         None => Vec::new(),
     };
+    if docker.len() > MAX_IMAGES {
+        return Err(bad(format!(
+            "its manifest.json lists more than {MAX_IMAGES} images"
+        )));
+    }
     if let Some(index) = contents.documents.get("index.json") {
         let index: ImageIndex = parse(index, "index.json")?;
         let mut found = Vec::new();
@@ -62,9 +67,9 @@ fn load(store: &Store, tar: &mut dyn Read, options: &UnpackOptions, lease: &Leas
         for (manifest, names) in found {
             images.push(oci_image(store, &manifest, names, &mut docker, options, lease)?);
         }
-    } else if !docker.is_empty() {
-        for image in &docker {
-            images.push(docker_image(store, &contents, image, options, lease)?);
+    } else {
+        for image in distinct(docker, &contents)? {
+            images.push(docker_image(store, &contents, &image, options, lease)?);
         }
     }
     if images.is_empty() {
@@ -329,6 +334,40 @@ fn oci_image(
     commit(store, &id, layers, Some(pulled), names, options, lease)
 }
 
+impl Contents {
+    /// A file that manifest.json names, perhaps through links.
+    fn named(&self, path: &str) -> Result<(Digest, u64)> {
+        let mut path = key(path.as_bytes());
+        for _ in 0..8 {
+            if let Some(found) = self.files.get(&path) {
+                return Ok(*found);
+            }
+            let Some(target) = self.links.get(&path) else {
+                break;
+            };
+            path.clone_from(target);
+        }
+        Err(bad(format!("manifest.json names {path}, which is not in it")))
+    }
+}
+
+/// Each image once, with all its names: a configuration is an image's identity.
+fn distinct(docker: Vec<DockerImage>, contents: &Contents) -> Result<Vec<DockerImage>> {
+    let mut images: Vec<DockerImage> = Vec::new();
+    let mut known: BTreeMap<Digest, usize> = BTreeMap::new();
+    for image in docker {
+        let (id, _) = contents.named(&image.config)?;
+        match known.get(&id) {
+            Some(at) => images[*at].repo_tags.extend(image.repo_tags),
+            None => {
+                known.insert(id, images.len());
+                images.push(image);
+            }
+        }
+    }
+    Ok(images)
+}
+
 fn docker_image(
     store: &Store,
     contents: &Contents,
@@ -336,23 +375,10 @@ fn docker_image(
     options: &UnpackOptions,
     lease: &Lease,
 ) -> Result<Image> {
-    let blob = |path: &str| -> Result<(Digest, u64)> {
-        let mut path = key(path.as_bytes());
-        for _ in 0..8 {
-            if let Some(found) = contents.files.get(&path) {
-                return Ok(*found);
-            }
-            let Some(target) = contents.links.get(&path) else {
-                break;
-            };
-            path.clone_from(target);
-        }
-        Err(bad(format!("manifest.json names {path}, which is not in it")))
-    };
-    let (id, _) = blob(&image.config)?;
+    let (id, _) = contents.named(&image.config)?;
     let mut layers = Vec::new();
     for path in &image.layers {
-        let (digest, size) = blob(path)?;
+        let (digest, size) = contents.named(path)?;
         layers.push(Descriptor::new(media_type(store, &digest)?, size, digest));
     }
     commit(store, &id, layers, None, image.repo_tags.clone(), options, lease)
@@ -367,11 +393,7 @@ fn media_type(store: &Store, digest: &Digest) -> Result<MediaType> {
         what: digest.to_string(),
         source,
     })?;
-    Ok(match format {
-        Format::Gzip => MediaType::ImageLayerGzip,
-        Format::Zstd => MediaType::ImageLayerZstd,
-        Format::Plain => MediaType::ImageLayer,
-    })
+    Ok(format.media_type())
 }
 
 fn commit(
@@ -399,8 +421,7 @@ fn commit(
     }
     let names = references(names)?;
     let mut sources = Vec::new();
-    let mut originals = Vec::new();
-    for (descriptor, diff) in layers.into_iter().zip(diffs) {
+    for (descriptor, diff) in layers.iter().cloned().zip(diffs) {
         let digest = digest_of(&descriptor)?;
         let blob = lease
             .blob(&digest)?
@@ -410,7 +431,6 @@ fn commit(
             source,
         })?;
         let (diff_id, reader) = (DiffId::from(diff), Box::new(blob.open()?));
-        originals.push((diff_id, descriptor.clone()));
         sources.push(LayerSource {
             descriptor,
             reader,
@@ -419,7 +439,20 @@ fn commit(
         });
     }
     store.unpack_layers(sources, options, lease)?;
-    store.record_originals(&originals)?;
+    let id = ImageId::from(*id);
+    // What an archive without manifests brings gets one, which says what its blobs are; an image that has one keeps it.
+    let made = match (&manifest, store.image(&id)?) {
+        (None, None) => Some(store.make_manifest(&id, &config, layers)?),
+        (None, Some(there)) if there.manifest.is_none() && !there.built_here => {
+            Some(store.make_manifest(&id, &config, layers)?)
+        }
+        _ => None,
+    };
+    let manifest = manifest.or(made.as_ref().map(|made| PulledManifest {
+        bytes: &made.bytes,
+        media_type: made.media_type.clone(),
+        layers: made.layers.clone(),
+    }));
     let (repo_digests, writer) = (Vec::new(), Writer::Load);
     store.commit_image(NewImage {
         config: &config,

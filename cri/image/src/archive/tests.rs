@@ -136,6 +136,74 @@ fn root_saving_a_build_for_docker_leaves_no_copy_of_its_layers() {
 }
 
 #[test]
+fn root_an_archive_cannot_put_another_blob_under_a_layer_that_is_here() {
+    if !is_root("another_blob_by_archive") {
+        return;
+    }
+    let bed = Bed::new();
+    let good = Blob::gzip(&[("a", &[1; 30_000])]);
+    let base = pull(&bed.store, std::slice::from_ref(&good), &["base"], "").unwrap();
+    let lie = gzip(b"nothing of the kind");
+    let docker = json(serde_json::json!([{ "Config": "c.json", "RepoTags": ["liar"], "Layers": ["l"] }]));
+    let cfg = config(&[good.diff_id], "liar");
+    let archived = archive(&[
+        ("manifest.json", docker),
+        ("c.json", cfg.clone()),
+        ("l", lie.clone()),
+    ]);
+    let error = load(&bed, &archived).unwrap_err();
+    assert!(matches!(error, StoreError::DigestMismatch { .. }), "{error:?}");
+    let manifest = json(serde_json::json!({ "schemaVersion": 2,
+        "config": { "mediaType": MediaType::ImageConfig, "digest": Digest::of(&cfg).to_string(), "size": cfg.len() },
+        "layers": [{ "mediaType": MediaType::ImageLayerGzip, "digest": Digest::of(&lie).to_string(), "size": lie.len() }],
+    }));
+    let index = json(serde_json::json!({ "schemaVersion": 2, "manifests": [{
+        "mediaType": MediaType::ImageManifest, "digest": Digest::of(&manifest).to_string(), "size": manifest.len(),
+    }]}));
+    let path = |bytes: &[u8]| format!("blobs/sha256/{}", Digest::of(bytes).hex());
+    let (c, l, m) = (path(&cfg), path(&lie), path(&manifest));
+    let archived = archive(&[
+        ("index.json", index),
+        (c.as_str(), cfg),
+        (l.as_str(), lie),
+        (m.as_str(), manifest),
+    ]);
+    let error = load(&bed, &archived).unwrap_err();
+    assert!(matches!(error, StoreError::DigestMismatch { .. }), "{error:?}");
+    let built = build(&bed.store, Some(&base), "data", b"3", "app").unwrap();
+    let lease = bed.store.lease("push").unwrap();
+    let manifest = bed
+        .store
+        .manifest(&built.id, Compression::default(), &lease)
+        .unwrap();
+    assert_eq!(manifest.layers[0].digest(), good.descriptor.digest());
+}
+
+#[test]
+fn root_an_archive_lists_so_many_images_and_each_once() {
+    if !is_root("lists_so_many_images") {
+        return;
+    }
+    let bed = Bed::new();
+    let layer = tar(&[("a", b"1")]);
+    let cfg = config(&[Digest::of(&layer).into()], "");
+    let of = |names: &[String]| {
+        let entry = |name| serde_json::json!({ "Config": "c.json", "RepoTags": [name], "Layers": ["l"] });
+        let list = json(names.iter().map(entry).collect());
+        archive(&[
+            ("manifest.json", list),
+            ("c.json", cfg.clone()),
+            ("l", layer.clone()),
+        ])
+    };
+    let numbered = |count: usize| (0..count).map(|n| format!("x:{n}")).collect::<Vec<_>>();
+    let loaded = load(&bed, &of(&numbered(100))).unwrap();
+    assert_eq!((loaded.len(), loaded[0].names.len()), (1, 100));
+    let error = load(&bed, &of(&numbered(1001))).unwrap_err().to_string();
+    assert!(error.contains("more than 1000 images"), "{error}");
+}
+
+#[test]
 fn root_an_archive_of_long_names_is_refused_before_they_fill_the_memory() {
     if !is_root("an_archive_of_long_names") {
         return;

@@ -1,7 +1,8 @@
 //! Marking what nobody needs: one transaction, the whole catalog.
 //!
 //! Roots: images, what leases hold, the parents of active snapshots, cache entries. A layer needs those below it; a
-//! blob is needed while a layer that it encodes is. An active snapshot needs the snapshots it was prepared on.
+//! blob is needed while a layer that it encodes is: of those it came as, the ones that manifests of images name, or else
+//! the newest. An active snapshot needs the snapshots it was prepared on.
 
 use super::{digest, uint};
 use crate::digest::Digest;
@@ -41,10 +42,26 @@ UPDATE snapshots SET state = 'doomed', key = NULL
 WHERE state = 'committed' AND id NOT IN below
   AND id NOT IN (SELECT snapshot FROM layers WHERE doomed = 0)";
 
+/// A layer outlives its image where others are built on it, and then one of its blobs has to be left for their push.
 const MARK_BLOBS: &str = "
+WITH
+named(digest) AS (
+    SELECT json_extract(l.value, '$.digest') FROM manifests m,
+        json_each(iif(json_valid(CAST(m.bytes AS TEXT)), CAST(m.bytes AS TEXT), '{}'), '$.layers') l
+    WHERE l.type = 'object' AND json_type(l.value, '$.digest') = 'text'
+),
+here(diff_id, digest, named, seen) AS (
+    SELECT o.diff_id, o.digest, o.digest IN named, o.seen FROM originals o
+    JOIN blobs b ON b.digest = o.digest AND b.doomed = 0
+    WHERE o.diff_id IN (SELECT diff_id FROM layers WHERE doomed = 0)
+),
+ranked(digest, named, rank) AS (
+    SELECT digest, named, row_number() OVER (PARTITION BY diff_id ORDER BY named DESC, seen DESC, digest) FROM here
+),
+needed(digest) AS (SELECT digest FROM ranked WHERE named OR rank = 1)
 UPDATE blobs SET doomed = 1 WHERE doomed = 0
   AND digest NOT IN (SELECT item FROM lease_items WHERE kind = 'blob')
-  AND digest NOT IN (SELECT o.digest FROM originals o JOIN layers l ON l.diff_id = o.diff_id WHERE l.doomed = 0)";
+  AND digest NOT IN needed";
 
 const KEEP_VARIANTS: &str = "  AND digest NOT IN (SELECT v.digest FROM variants v JOIN layers l ON l.diff_id = v.diff_id WHERE l.doomed = 0)";
 

@@ -12,10 +12,11 @@ pub(crate) struct BlobRow {
     pub(crate) size: u64,
 }
 
+/// Records a blob that was seen to decode to the layer's tar.
 pub(crate) fn add_original(c: &Connection, diff: &DiffId, blob: &BlobRow, media_type: &str) -> Result<()> {
     c.execute(
         "INSERT INTO originals (diff_id, digest, media_type, size, seen) VALUES (?1, ?2, ?3, ?4, ?5)
-         ON CONFLICT (diff_id, digest) DO UPDATE SET seen = excluded.seen",
+         ON CONFLICT (diff_id, digest) DO UPDATE SET seen = excluded.seen, media_type = excluded.media_type",
         (
             diff.to_string(),
             blob.digest.to_string(),
@@ -26,6 +27,17 @@ pub(crate) fn add_original(c: &Connection, diff: &DiffId, blob: &BlobRow, media_
     )
     .map_err(sql("record a pulled layer's blob"))?;
     Ok(())
+}
+
+/// Whether a blob was seen to decode to the layer's tar, or was made of it here.
+pub(crate) fn is_known(c: &Connection, diff: &DiffId, blob: &Digest) -> Result<bool> {
+    c.query_row(
+        "SELECT EXISTS (SELECT 1 FROM originals WHERE diff_id = ?1 AND digest = ?2)
+             OR EXISTS (SELECT 1 FROM variants WHERE diff_id = ?1 AND digest = ?2)",
+        (diff.to_string(), blob.to_string()),
+        |row| row.get(0),
+    )
+    .map_err(sql("look for a layer's blob"))
 }
 
 /// The blobs a layer was pulled as, those that are here first, then the newest.

@@ -5,6 +5,7 @@
 //! bounds how many there are at a time.
 
 use flate2::bufread::MultiGzDecoder;
+use oci_spec::image::MediaType;
 use std::io::{self, BufReader, Chain, Cursor, Read};
 use zstd::stream::raw::{DParameter, InBuffer, Operation, OutBuffer, WriteBuf};
 use zstd::zstd_safe::{self, DCtx, ResetDirective};
@@ -52,6 +53,17 @@ pub(crate) enum Format {
     Gzip,
     Zstd,
     Plain,
+}
+
+impl Format {
+    /// What a layer of this format is called in a manifest.
+    pub(crate) fn media_type(self) -> MediaType {
+        match self {
+            Format::Gzip => MediaType::ImageLayerGzip,
+            Format::Zstd => MediaType::ImageLayerZstd,
+            Format::Plain => MediaType::ImageLayer,
+        }
+    }
 }
 
 /// Reads a compressed stream; several gzip members or zstd frames read as one.

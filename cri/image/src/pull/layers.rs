@@ -150,9 +150,9 @@ impl Run {
                     download: None,
                     unpacked: Arc::default(),
                 };
-                let reader: Box<dyn Blob> = if lease.layer(&chain)?.is_some() {
-                    // The same files may have come as another blob. This one is what the manifest names, and what a
-                    // push or a save of the image has to give.
+                let known = lease.layer(&chain)?.is_some() && run.store.is_blob_of(diff_id, &digest)?;
+                let reader: Box<dyn Blob> = if known {
+                    // The manifest names this blob, and a push or a save of the image has to give it.
                     if !run.store.has_or_can_make(&chain, diff_id, &digest, &lease)?
                         && let Source::Coming(download, _) = run
                             .downloads
@@ -162,6 +162,7 @@ impl Run {
                     }
                     Box::new(io::empty())
                 } else {
+                    // Also where the same files came as another blob: that this one holds them is the image's word only.
                     missing = true;
                     let (store, downloads) = (&run.store, &run.downloads);
                     match downloads.want(store, &session, descriptor, digest, &lease, share)? {

@@ -3,12 +3,11 @@
 use super::{Lease, Manifest, Store};
 use crate::catalog::images::{self, ImageRow, NewRow};
 use crate::catalog::leases::{self, Item};
-use crate::catalog::variants::{self, BlobRow};
 use crate::catalog::{Durability, layers, time};
 use crate::digest::{ChainId, DiffId, Digest, ImageId};
 use crate::error::{Result, StoreError};
 use crate::failpoint;
-use crate::image::{Image, NewImage, PulledManifest, Removal, Removed, Writer};
+use crate::image::{Image, NewImage, Removal, Removed, Writer};
 use crate::platform::Platform;
 use crate::reference::Reference;
 use crate::registry::manifest::ConfigFacts;
@@ -348,7 +347,13 @@ impl Store {
                 images::add_repo_digest(c, &id, digest)?;
             }
             if let Some(manifest) = &new.manifest {
-                write_manifest(c, &id, &diffs, manifest)?;
+                images::add_manifest(
+                    c,
+                    &id,
+                    &Digest::of(manifest.bytes),
+                    &manifest.media_type,
+                    manifest.bytes,
+                )?;
             }
             images::get(c, &id)
         })?;
@@ -387,34 +392,6 @@ fn best(c: &rusqlite::Connection, ids: Vec<ImageId>, platform: &Platform) -> Res
         ranked.push((rank.unwrap_or(u32::MAX), at, id));
     }
     Ok(ranked.into_iter().min().map(|(_, _, id)| id))
-}
-
-/// Keeps the manifest an image came with, and which blobs its layers are.
-fn write_manifest(
-    c: &rusqlite::Connection,
-    id: &ImageId,
-    diffs: &[DiffId],
-    manifest: &PulledManifest<'_>,
-) -> Result<()> {
-    images::add_manifest(
-        c,
-        id,
-        &Digest::of(manifest.bytes),
-        &manifest.media_type,
-        manifest.bytes,
-    )?;
-    for (diff, layer) in diffs.iter().zip(&manifest.layers) {
-        let digest = Digest::try_from(layer.digest()).map_err(|source| StoreError::Digest {
-            what: "a layer in the manifest",
-            source,
-        })?;
-        let blob = BlobRow {
-            digest,
-            size: layer.size(),
-        };
-        variants::add_original(c, diff, &blob, layer.media_type().as_ref())?;
-    }
-    Ok(())
 }
 
 /// What a chain's layers take; fails when one is missing.

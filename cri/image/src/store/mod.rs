@@ -21,6 +21,7 @@
 
 mod active;
 mod cache;
+mod decoding;
 mod gc;
 mod images;
 mod layers;

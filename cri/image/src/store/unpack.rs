@@ -2,29 +2,31 @@
 //!
 //! ```text
 //!  blob ─▶ check digest and size ─▶ decompress ─▶ hash (DiffID) ─▶ tar ─▶ directory     a layer a worker
+//!                                                         └▶ nothing, where the layer came as another blob before
 //!                                                                             │
 //!  bottom to top:  fix-ups from the layers below ─▶ one syncfs ─▶ markers ─▶ one syncfs ─▶ rows
 //! ```
 //! One syncfs for all layers of an image, not one a layer: nothing is visible before the last of them is
 //! unpacked anyway, and a syncfs writes the whole filesystem, whoever else is writing to it.
+//!
+//! Only what was decoded here is recorded as a blob of a layer: whoever builds on the layer pushes that blob, so an
+//! image's word for it is not enough.
 
+use super::decoding::{Into, check_media_type, stream, wants_large_window};
 use super::layers::Ready;
 use super::{Layer, Lease, Since, Store};
 use crate::catalog::snapshots::NewSnapshot;
+use crate::catalog::variants::{self, BlobRow};
 use crate::catalog::{Durability, leases, snapshots};
-use crate::codec::{Window, WindowTooLarge, decoder};
+use crate::codec::{Format, Window};
 use crate::digest::{ChainId, DiffId, Digest};
 use crate::error::{Result, StoreError, snap};
 use crate::failpoint;
 use oci_spec::image::Descriptor;
-use sha2::Digest as _;
-use slipway_snapshot::tar::TarError;
-use slipway_snapshot::unpack::{Limits, NameBudget, Options, UnpackError, Unpacked, fix_up, unpack};
+use slipway_snapshot::unpack::{Limits, NameBudget, Options, UnpackError, Unpacked, fix_up};
 use slipway_snapshot::{SnapshotId, Snapshotter};
-use std::cell::RefCell;
 use std::io::{self, Read, Seek};
-use std::path::{Path, PathBuf};
-use std::rc::Rc;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -66,26 +68,49 @@ pub struct UnpackOptions {
     pub cancelled: Option<Arc<AtomicBool>>,
 }
 
-/// A layer that is not in the store yet.
+/// A layer's blob to be read.
 struct Job {
     position: usize,
-    snapshot: SnapshotId,
+    /// Where its files go.
+    target: Target,
     source: LayerSource,
 }
 
-/// A layer's directory, filled.
+enum Target {
+    /// The layer is not in the store yet.
+    New(SnapshotId),
+    /// It is, and came as another blob.
+    There { tar_bytes: u64 },
+}
+
+/// A blob that was read, and is what it is said to be.
 struct Done {
     position: usize,
+    original: Original,
+    /// A new layer's directory.
+    filled: Option<Filled>,
+}
+
+/// A layer's directory, filled.
+struct Filled {
     snapshot: SnapshotId,
     diff_id: DiffId,
     tar_bytes: u64,
     unpacked: Unpacked,
 }
 
+/// A blob that decodes to a layer's tar: what may be recorded for ever.
+struct Original {
+    diff_id: DiffId,
+    blob: BlobRow,
+    format: Format,
+}
+
 impl Store {
     /// Unpacks an image's layers (bottom first) in parallel, checks digests and DiffIDs while they stream, fixes
-    /// what depends on the layers below in order, and commits them with one syncfs. Layers that are here already
-    /// are not read. On failure nothing of it remains.
+    /// what depends on the layers below in order, and commits them with one syncfs. Of a layer that is here already the
+    /// blob is only checked, and not read at all when it is known ([`Store::is_blob_of`]). On failure nothing of it
+    /// remains.
     ///
     /// # Errors
     /// [`StoreError::Unpack`], [`StoreError::DigestMismatch`], [`StoreError::Read`], [`StoreError::DiskFull`].
@@ -108,7 +133,7 @@ impl Store {
         }
         let _unpacking = self.inner.syncer.unpacking();
         let _flushing = self.inner.syncer.flushing();
-        let made: Vec<SnapshotId> = jobs.iter().map(|job| job.snapshot.clone()).collect();
+        let made: Vec<SnapshotId> = jobs.iter().filter_map(Job::snapshot).cloned().collect();
         failpoint::reach("unpack.after_rows");
         self.fill_and_commit(jobs, present, options, lease, since)
             .map_err(|error| {
@@ -127,21 +152,30 @@ impl Store {
     ) -> Result<Vec<Job>> {
         let mut jobs = Vec::new();
         for (position, source) in layers.into_iter().enumerate() {
-            if present[position].is_none() {
-                let snapshot = SnapshotId::new_random().map_err(snap("make a snapshot's name"))?;
-                jobs.push(Job {
-                    position,
-                    snapshot,
-                    source,
-                });
-            }
+            let target = match &present[position] {
+                None => Target::New(SnapshotId::new_random().map_err(snap("make a snapshot's name"))?),
+                Some(layer) => {
+                    let digest = digest_of(&source.descriptor)?;
+                    if self.is_blob_of(&source.diff_id, &digest)? {
+                        continue;
+                    }
+                    let tar_bytes = layer.tar_bytes;
+                    Target::There { tar_bytes }
+                }
+            };
+            jobs.push(Job {
+                position,
+                target,
+                source,
+            });
         }
         self.inner.catalog.write(Durability::Normal, |c| {
             leases::check(c, lease.name())?;
             for job in &jobs {
+                let Some(snapshot) = job.snapshot() else { continue };
                 let parent = job.position.checked_sub(1).map(|below| &chains[below]);
                 let new = NewSnapshot {
-                    id: &job.snapshot,
+                    id: snapshot,
                     key: None,
                     parent,
                     below: None,
@@ -170,12 +204,18 @@ impl Store {
         failpoint::reach("unpack.after_files");
         // Bottom to top; the layers below each are there by then, old or new.
         let mut below: Vec<SnapshotId> = Vec::new();
-        let mut ready = done.into_iter().peekable();
+        let mut originals = Vec::with_capacity(done.len());
+        let mut new = Vec::with_capacity(done.len());
+        for one in done {
+            originals.push(one.original);
+            new.extend(one.filled.map(|filled| (one.position, filled)));
+        }
+        let mut ready = new.into_iter().peekable();
         let mut filled: Vec<(usize, Ready)> = Vec::new();
         for (position, layer) in present.iter().enumerate() {
-            let snapshot = match (layer, ready.next_if(|one| one.position == position)) {
+            let snapshot = match (layer, ready.next_if(|(at, _)| *at == position)) {
                 (Some(layer), _) => layer.snapshot.clone(),
-                (None, Some(one)) => {
+                (None, Some((_, one))) => {
                     let snapshot = one.snapshot.clone();
                     filled.push((position, self.fix(one, &below)?));
                     snapshot
@@ -185,6 +225,7 @@ impl Store {
             below.insert(0, snapshot);
         }
         self.commit_runs(filled, &mut present, lease, since)?;
+        self.record(&originals)?;
         Ok(present.into_iter().flatten().collect())
     }
 
@@ -216,7 +257,25 @@ impl Store {
         Ok(())
     }
 
-    fn fix(&self, one: Done, below: &[SnapshotId]) -> Result<Ready> {
+    /// Records which blobs are whose.
+    fn record(&self, originals: &[Original]) -> Result<()> {
+        self.inner.catalog.write(Durability::Normal, |c| {
+            originals.iter().try_for_each(|one| {
+                let media_type = one.format.media_type();
+                variants::add_original(c, &one.diff_id, &one.blob, media_type.as_ref())
+            })
+        })
+    }
+
+    /// Whether a blob is known to decode to a layer's tar: it was decoded, or made, here.
+    ///
+    /// # Errors
+    /// What the catalog answers.
+    pub(crate) fn is_blob_of(&self, diff_id: &DiffId, blob: &Digest) -> Result<bool> {
+        self.inner.catalog.read(|c| variants::is_known(c, diff_id, blob))
+    }
+
+    fn fix(&self, one: Filled, below: &[SnapshotId]) -> Result<Ready> {
         let overlay = &self.inner.overlay;
         let parents: Vec<PathBuf> = below.iter().map(|id| overlay.fs_dir(id)).collect();
         let added = fix_up(&overlay.fs_dir(&one.snapshot), &parents, &one.unpacked.fix_ups)
@@ -286,18 +345,15 @@ impl Store {
     ) -> Result<Done> {
         let Job {
             position,
-            snapshot,
+            target,
             mut source,
         } = job;
-        let what = format!("layer {}", source.descriptor.digest());
+        let digest = digest_of(&source.descriptor)?;
+        let what = format!("layer {digest}");
         check_media_type(&what, source.descriptor.media_type().as_ref())?;
         if cancelled.load(Ordering::Relaxed) {
             return Err(StoreError::Cancelled { what });
         }
-        let overlay = &self.inner.overlay;
-        overlay
-            .prepare(&snapshot)
-            .map_err(snap(format!("make a directory for {what}")))?;
         let told = |bytes| {
             if let Some(progress) = &options.progress {
                 progress(position, bytes);
@@ -310,9 +366,23 @@ impl Store {
             progress: Some(&told),
             ..Options::default()
         };
-        let diff_id = source.diff_id;
-        let dir = overlay.fs_dir(&snapshot);
-        let (unpacked, tar_bytes) = match stream(&mut source, &what, &dir, &unpack_options, Window::Usual) {
+        let overlay = &self.inner.overlay;
+        let into = match &target {
+            Target::New(snapshot) => Into::Directory(overlay.fs_dir(snapshot), &unpack_options),
+            Target::There { tar_bytes } => Into::Proof {
+                tar_bytes: *tar_bytes,
+                cancelled,
+            },
+        };
+        let fresh = || match &target {
+            Target::New(snapshot) => overlay
+                .remove(snapshot)
+                .and_then(|()| overlay.prepare(snapshot))
+                .map_err(snap(format!("make a directory for {what}"))),
+            Target::There { .. } => Ok(()),
+        };
+        fresh()?;
+        let streamed = match stream(&mut source, &what, &into, Window::Usual) {
             Err(error) if wants_large_window(&error) => {
                 // All of it has to be here before others may have to wait for it.
                 let arrived = io::copy(&mut source.reader, &mut io::sink());
@@ -323,21 +393,30 @@ impl Store {
                         source,
                     })?;
                 let _turn = LARGE_WINDOWS.lock().unwrap_or_else(PoisonError::into_inner);
-                let again = || {
-                    overlay.remove(&snapshot)?;
-                    overlay.prepare(&snapshot)
-                };
-                again().map_err(snap(format!("make a directory for {what}")))?;
-                stream(&mut source, &what, &dir, &unpack_options, Window::Large)?
+                fresh()?;
+                stream(&mut source, &what, &into, Window::Large)?
             }
             streamed => streamed?,
         };
+        let diff_id = source.diff_id;
+        let filled = match (target, streamed.unpacked) {
+            (Target::New(snapshot), Some(unpacked)) => Some(Filled {
+                snapshot,
+                diff_id,
+                tar_bytes: streamed.tar_bytes,
+                unpacked,
+            }),
+            _ => None,
+        };
+        let size = source.descriptor.size();
         Ok(Done {
             position,
-            snapshot,
-            diff_id,
-            tar_bytes,
-            unpacked,
+            original: Original {
+                diff_id,
+                blob: BlobRow { digest, size },
+                format: streamed.format,
+            },
+            filled,
         })
     }
 
@@ -359,175 +438,20 @@ impl Store {
     }
 }
 
-/// Brings one blob into a directory, and checks it and its tar on the way.
-fn stream(
-    source: &mut LayerSource,
-    what: &str,
-    dir: &Path,
-    options: &Options<'_>,
-    window: Window,
-) -> Result<(Unpacked, u64)> {
-    let expected = Digest::try_from(source.descriptor.digest()).map_err(|source| StoreError::Digest {
+impl Job {
+    fn snapshot(&self) -> Option<&SnapshotId> {
+        match &self.target {
+            Target::New(snapshot) => Some(snapshot),
+            Target::There { .. } => None,
+        }
+    }
+}
+
+fn digest_of(descriptor: &Descriptor) -> Result<Digest> {
+    Digest::try_from(descriptor.digest()).map_err(|source| StoreError::Digest {
         what: "a layer's descriptor",
         source,
-    })?;
-    let checked = Checked::new(&mut source.reader, source.descriptor.size(), source.verified);
-    let blob = Rc::new(RefCell::new(checked));
-    let unpacked = decode(&blob, what, &source.diff_id, dir, options, window);
-    // A wrong blob shows in many ways; that it is wrong is what matters. (Not so when the disk, the caller or the source
-    // ended it.)
-    let beside = |error: &StoreError| {
-        error.is_disk_full() || is_cancelled(error) || wants_large_window(error) || blob.borrow().failed
-    };
-    if !source.verified && !unpacked.as_ref().is_err_and(beside) {
-        blob.borrow_mut().check(what, &expected)?;
-    }
-    unpacked
-}
-
-fn decode(
-    blob: &Rc<RefCell<Checked<'_>>>,
-    what: &str,
-    diff_id: &DiffId,
-    dir: &Path,
-    options: &Options<'_>,
-    window: Window,
-) -> Result<(Unpacked, u64)> {
-    let read = |source| StoreError::Read {
-        what: what.to_owned(),
-        source,
-    };
-    let (_, decoded) = decoder(Box::new(Shared(Rc::clone(blob))), window).map_err(read)?;
-    let mut tar = Hashed {
-        inner: decoded,
-        hash: sha2::Sha256::new(),
-        bytes: 0,
-    };
-    let unpacked = unpack(dir, &mut tar, options).map_err(|source| unpack_error(what.to_owned(), source))?;
-    let found = Digest::from_hash(tar.hash);
-    if found != *diff_id.digest() {
-        let what = format!("the uncompressed tar of {what}");
-        return Err(StoreError::DigestMismatch {
-            what,
-            expected: *diff_id.digest(),
-            found,
-        });
-    }
-    Ok((unpacked, tar.bytes))
-}
-
-/// Counts and hashes a blob's bytes as they are read.
-struct Checked<'a> {
-    inner: &'a mut dyn Read,
-    hash: Option<sha2::Sha256>,
-    read: u64,
-    size: u64,
-    failed: bool,
-}
-
-impl<'a> Checked<'a> {
-    fn new(inner: &'a mut dyn Read, size: u64, verified: bool) -> Checked<'a> {
-        Checked {
-            inner,
-            hash: (!verified).then(sha2::Sha256::new),
-            read: 0,
-            size,
-            failed: false,
-        }
-    }
-
-    /// Reads what the decoder left, and compares.
-    fn check(&mut self, what: &str, expected: &Digest) -> Result<()> {
-        let mut buffer = vec![0u8; 64 << 10];
-        while self.read <= self.size {
-            match self.read(&mut buffer) {
-                Ok(0) => break,
-                Ok(_) => {}
-                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-                Err(source) => {
-                    return Err(StoreError::Read {
-                        what: what.to_owned(),
-                        source,
-                    });
-                }
-            }
-        }
-        if self.read != self.size {
-            return Err(StoreError::SizeMismatch {
-                what: what.to_owned(),
-                expected: self.size,
-                found: self.read,
-            });
-        }
-        let found = Digest::from_hash(self.hash.take().unwrap_or_default());
-        if found != *expected {
-            return Err(StoreError::DigestMismatch {
-                what: what.to_owned(),
-                expected: *expected,
-                found,
-            });
-        }
-        Ok(())
-    }
-}
-
-impl Read for Checked<'_> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        // One byte more than there should be is enough to know that it is wrong.
-        let room = usize::try_from((self.size + 1).saturating_sub(self.read)).unwrap_or(usize::MAX);
-        let room = room.min(buffer.len());
-        let read = self.inner.read(&mut buffer[..room]);
-        match &read {
-            Ok(n) => {
-                self.read += *n as u64;
-                if let Some(hash) = &mut self.hash {
-                    hash.update(&buffer[..*n]);
-                }
-            }
-            Err(e) => self.failed = e.kind() != io::ErrorKind::Interrupted,
-        }
-        read
-    }
-}
-
-/// The blob, which the decoder reads and the check at the end reads on.
-struct Shared<'a>(Rc<RefCell<Checked<'a>>>);
-
-impl Read for Shared<'_> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        self.0.borrow_mut().read(buffer)
-    }
-}
-
-/// Hashes the tar as it is read.
-struct Hashed<'a> {
-    inner: Box<dyn Read + 'a>,
-    hash: sha2::Sha256,
-    bytes: u64,
-}
-
-impl Read for Hashed<'_> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let n = self.inner.read(buffer)?;
-        self.hash.update(&buffer[..n]);
-        self.bytes += n as u64;
-        Ok(n)
-    }
-}
-
-/// Whether a larger window is all that is missing.
-fn wants_large_window(error: &StoreError) -> bool {
-    match error {
-        StoreError::Unpack {
-            source: UnpackError::Tar(TarError::Read(source)),
-            ..
-        } => WindowTooLarge::is_cause(source),
-        _ => false,
-    }
-}
-
-fn is_cancelled(error: &StoreError) -> bool {
-    matches!(error, StoreError::Cancelled { .. })
+    })
 }
 
 pub(crate) fn unpack_error(what: String, source: UnpackError) -> StoreError {
@@ -538,30 +462,4 @@ pub(crate) fn unpack_error(what: String, source: UnpackError) -> StoreError {
         },
         source => StoreError::Unpack { what, source },
     }
-}
-
-/// Layers of other kinds (encrypted, WebAssembly, …) are nobody's root filesystem.
-fn check_media_type(what: &str, media_type: &str) -> Result<()> {
-    let base = media_type.split(';').next().unwrap_or("").trim();
-    let known = matches!(
-        base,
-        "application/vnd.oci.image.layer.v1.tar"
-            | "application/vnd.oci.image.layer.v1.tar+gzip"
-            | "application/vnd.oci.image.layer.v1.tar+zstd"
-            | "application/vnd.oci.image.layer.nondistributable.v1.tar"
-            | "application/vnd.oci.image.layer.nondistributable.v1.tar+gzip"
-            | "application/vnd.oci.image.layer.nondistributable.v1.tar+zstd"
-            | "application/vnd.docker.image.rootfs.diff.tar"
-            | "application/vnd.docker.image.rootfs.diff.tar.gzip"
-            | "application/vnd.docker.image.rootfs.diff.tar.zstd"
-            | "application/vnd.docker.image.rootfs.foreign.diff.tar"
-            | "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip"
-    );
-    if known {
-        return Ok(());
-    }
-    Err(StoreError::MediaType {
-        what: what.to_owned(),
-        media_type: media_type.chars().take(100).collect(),
-    })
 }

@@ -294,23 +294,6 @@ impl Store {
         })
     }
 
-    /// Records the blobs that layers came as, where no manifest of the image says so.
-    pub(crate) fn record_originals(&self, layers: &[(DiffId, Descriptor)]) -> Result<()> {
-        self.inner.catalog.write(Durability::Normal, |c| {
-            layers.iter().try_for_each(|(diff, layer)| {
-                let digest = Digest::try_from(layer.digest()).map_err(|source| StoreError::Digest {
-                    what: "a layer",
-                    source,
-                })?;
-                let blob = BlobRow {
-                    digest,
-                    size: layer.size(),
-                };
-                variants::add_original(c, diff, &blob, layer.media_type().as_ref())
-            })
-        })
-    }
-
     /// The manifest of an image: the original of a pulled one, else made of its layers' blobs, which the lease
     /// holds then.
     ///
@@ -322,7 +305,14 @@ impl Store {
         if let (false, Some(digest)) = (image.built_here, image.manifest)
             && let Some((bytes, media_type)) = self.manifest_bytes(&digest)?
         {
-            return original(bytes, digest, media_type);
+            let manifest = original(bytes, digest, media_type)?;
+            // What is here of them stays, though the image may be removed meanwhile.
+            for layer in &manifest.layers {
+                if let Ok(digest) = Digest::try_from(layer.digest()) {
+                    lease.blob(&digest)?;
+                }
+            }
+            return Ok(manifest);
         }
         let mut layers = Vec::with_capacity(image.layers.len());
         for chain in ChainId::all(&image.layers) {

@@ -1,5 +1,7 @@
 //! Active snapshots, layers, and what is torn. These need root: overlay mounts and trusted attributes.
 
+use crate::catalog::Durability;
+use crate::catalog::variants::{self, BlobRow};
 use crate::store::{LayerOptions, OwnerKind};
 use crate::testing::{Bed, Blob, build, is_root, pull};
 use crate::{ChainId, Compression, StoreError};
@@ -366,7 +368,19 @@ fn root_a_built_layers_blob_that_came_back_from_a_registry_can_be_made_again() {
             .has_or_can_make(&chain, &diff, &foreign, &lease)
             .unwrap()
     );
-    bed.store.record_originals(&[(diff, pushed.clone())]).unwrap();
+    assert!(bed.store.is_blob_of(&diff, &digest).unwrap());
+    assert!(!bed.store.is_blob_of(&diff, &foreign).unwrap());
+    let came = BlobRow {
+        digest,
+        size: pushed.size(),
+    };
+    bed.store
+        .inner
+        .catalog
+        .write(Durability::Normal, |c| {
+            variants::add_original(c, &diff, &came, pushed.media_type().as_ref())
+        })
+        .unwrap();
     for compression in [Compression::default(), Compression::None] {
         let again = bed.store.layer_blob(&chain, compression, &lease).unwrap();
         assert_eq!(again.digest(), pushed.digest());

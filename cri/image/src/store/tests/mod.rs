@@ -4,5 +4,6 @@ mod crash;
 pub(in crate::store) mod full;
 mod images;
 mod layers;
+mod originals;
 mod owners;
 mod unpack;
