@@ -9,6 +9,7 @@
 #![forbid(unsafe_code)]
 
 pub mod board;
+mod cause;
 pub mod cdi;
 mod cli;
 pub mod config;
@@ -16,6 +17,7 @@ mod hook;
 mod http;
 mod incident;
 mod kmsg;
+mod kube;
 pub mod node;
 pub mod plugin;
 mod pods;

@@ -21,10 +21,11 @@ use tokio::time::Instant;
 
 use crate::board::Posted;
 use crate::cdi::{self, Roots};
-use crate::config::Config;
+use crate::config::{Config, LabelsBy};
 use crate::http::{self, Gather, Seen};
 use crate::incident;
 use crate::kmsg::Log;
+use crate::kube::{Client, Report, keep_features};
 use crate::node::Without;
 use crate::pods::Pods;
 use crate::record::{self, Folder, Kept, Known};
@@ -120,7 +121,22 @@ impl Sides {
             proc,
         };
         let (xids, heard) = mpsc::channel(incident::MAX_WAITING);
-        let (to, _incidents) = mpsc::channel(incident::MAX_WAITING);
+        let (to, incidents) = mpsc::channel(incident::MAX_WAITING);
+        let kubernetes = &config.kubernetes;
+        if let Some(source) = kubernetes.source() {
+            let report = Report {
+                client: Client::of(source),
+                node: kubernetes.node(),
+                wanted: config.resources.clone(),
+                labels: kubernetes.labels == LabelsBy::Api,
+            };
+            tasks.push(tokio::spawn(report.run(board.subscribe(), incidents)));
+        }
+        if kubernetes.labels == LabelsBy::Nfd {
+            let file = kubernetes.nfd_file.clone();
+            let work = keep_features(file, config.resources.clone(), board.subscribe());
+            tasks.push(tokio::spawn(work));
+        }
         tasks.push(tokio::spawn(incident::inquire(inquiry, heard, to)));
         Sides { status, xids, tasks }
     }

@@ -21,7 +21,7 @@ pub use annotations::{ANNOTATION_PREFIX, AnnotationError, devices_in_annotations
 pub use cache::{Cache, DEFAULT_DIRS, FileError, ResolveError};
 pub use edits::EditError;
 pub use name::{NameError, QualifiedName};
-pub use parse::ParseError;
+pub use parse::{ParseError, yaml};
 pub use types::{
     ContainerEdits, Device, DeviceEdit, DeviceKind, DeviceNode, Hook, IntelRdt, Mount, NetDevice, Spec,
 };

@@ -74,7 +74,11 @@ enum Open {
     Mapping(Map<String, Value>, Option<String>),
 }
 
-fn yaml(text: &str) -> Result<Value, ParseError> {
+/// YAML as a value, with the same bounds as for CDI files; what CDI does not have as a number or a boolean is text.
+///
+/// # Errors
+/// Text that is not YAML, has several documents, aliases or tags, or is nested too deeply.
+pub fn yaml(text: &str) -> Result<Value, ParseError> {
     let mut open: Vec<Open> = Vec::new();
     let mut document = None;
     for event in Parser::new_from_str(text) {

@@ -1,10 +1,14 @@
 //! The configuration: the file as written, checked. Unknown keys are refused. Knows no setting's use.
 
+mod check;
+
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde::Deserialize;
+
+use crate::kube::Source;
 
 /// The default file, with comments.
 pub const DEFAULT_TOML: &str = include_str!("default.toml");
@@ -60,6 +64,8 @@ pub struct Config {
     pub health: Health,
     /// The agent's own server.
     pub http: Http,
+    /// What Kubernetes is told.
+    pub kubernetes: Kubernetes,
     /// What is logged.
     pub log: Log,
 }
@@ -175,6 +181,70 @@ impl Default for Http {
         Http {
             listen: Some(SocketAddr::from(([0, 0, 0, 0], 9400))),
         }
+    }
+}
+
+/// Where the node's labels go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LabelsBy {
+    /// Nowhere.
+    None,
+    /// To the API server.
+    Api,
+    /// Into a file of node feature discovery's.
+    Nfd,
+}
+
+/// What Kubernetes is told.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Kubernetes {
+    /// "auto", "in-cluster", "none", or a kubeconfig's path.
+    pub api: String,
+    /// The node's name; empty: looked for.
+    pub node: String,
+    /// The way of the node's labels.
+    pub labels: LabelsBy,
+    /// The file for node feature discovery.
+    pub nfd_file: PathBuf,
+}
+
+impl Default for Kubernetes {
+    fn default() -> Kubernetes {
+        Kubernetes {
+            api: "auto".into(),
+            node: String::new(),
+            labels: LabelsBy::Api,
+            nfd_file: "/etc/kubernetes/node-feature-discovery/features.d/slipway-agent".into(),
+        }
+    }
+}
+
+impl Kubernetes {
+    /// How the API server is reached; none: not at all.
+    pub fn source(&self) -> Option<Source> {
+        let in_pod = std::env::var_os("KUBERNETES_SERVICE_HOST").is_some();
+        match self.api.as_str() {
+            "none" => None,
+            "auto" => in_pod.then_some(Source::InCluster),
+            "in-cluster" => Some(Source::InCluster),
+            path => Some(Source::Kubeconfig(path.into())),
+        }
+    }
+
+    /// The node's name: as configured, as a DaemonSet says it, or the machine's.
+    pub fn node(&self) -> String {
+        if !self.node.is_empty() {
+            return self.node.clone();
+        }
+        let machine = || {
+            rustix::system::uname()
+                .nodename()
+                .to_string_lossy()
+                .to_lowercase()
+        };
+        std::env::var("NODE_NAME").unwrap_or_else(|_| machine())
     }
 }
 
@@ -325,128 +395,5 @@ impl Config {
         })?;
         config.check()?;
         Ok(config)
-    }
-
-    fn check(&self) -> Result<(), ConfigError> {
-        let bad = |key, value: &dyn std::fmt::Display, reason| {
-            Err(ConfigError::Value {
-                key,
-                value: value.to_string(),
-                reason,
-            })
-        };
-        for (key, path) in [
-            ("driver.root", &self.driver.root),
-            ("paths.proc", &self.paths.proc),
-            ("paths.sys", &self.paths.sys),
-            ("paths.state", &self.paths.state),
-            ("paths.kubelet", &self.paths.kubelet),
-            ("paths.cdi", &self.paths.cdi),
-            ("paths.pod_resources", &self.paths.pod_resources),
-            ("paths.pods", &self.paths.pods),
-            ("paths.kmsg", &self.paths.kmsg),
-        ] {
-            if !path.is_absolute() {
-                return bad(key, &path.display(), "it is not an absolute path");
-            }
-        }
-        for (key, path) in [
-            ("driver.dev", &self.driver.dev),
-            ("driver.library", &self.driver.library),
-        ] {
-            if !path.as_os_str().is_empty() && !path.is_absolute() {
-                return bad(key, &path.display(), "it is neither empty nor an absolute path");
-            }
-        }
-        let domain = self
-            .resources
-            .gpu
-            .split_once('/')
-            .filter(|(d, n)| !d.is_empty() && !n.is_empty());
-        if domain.is_none() || self.resources.gpu.len() > 253 {
-            return bad(
-                "resources.gpu",
-                &self.resources.gpu,
-                "it is not of the form domain/name",
-            );
-        }
-        let probe: Result<slipway_cdi::QualifiedName, _> = format!("{}=all", self.cdi.kind).parse();
-        if probe.is_err() {
-            return bad("cdi.kind", &self.cdi.kind, "it is not of the form vendor/class");
-        }
-        let hook = &self.cdi.hook;
-        let known = hook
-            .file_name()
-            .is_some_and(|n| HOOK_PROGRAMS.iter().any(|known| n == *known));
-        let usable = hook.as_os_str().is_empty() || hook.is_absolute() && known;
-        if !usable {
-            return bad(
-                "cdi.hook",
-                &hook.display().to_string(),
-                "it is no absolute path of slipway-agent, nvidia-cdi-hook or nvidia-ctk",
-            );
-        }
-        if !(1..=128).contains(&self.resources.replicas) {
-            return bad(
-                "resources.replicas",
-                &self.resources.replicas,
-                "it is not from 1 to 128",
-            );
-        }
-        if !(1..=3600).contains(&self.health.probe_seconds) {
-            return bad(
-                "health.probe_seconds",
-                &self.health.probe_seconds,
-                "it is not from 1 to 3600",
-            );
-        }
-        if !(100..=600_000).contains(&self.driver.deadline_ms) {
-            return bad(
-                "driver.deadline_ms",
-                &self.driver.deadline_ms,
-                "it is not from 100 to 600000",
-            );
-        }
-        if self.log.level.parse::<tracing::Level>().is_err() {
-            return bad(
-                "log.level",
-                &self.log.level,
-                "it is none of error, warn, info, debug, trace",
-            );
-        }
-        Ok(())
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn parse(text: &str) -> Result<Config, ConfigError> {
-        Config::parse(text, Path::new("agent.toml"))
-    }
-
-    #[test]
-    fn the_file_that_is_printed_says_what_holds_without_one() {
-        let printed = parse(DEFAULT_TOML).expect("the default file is valid");
-        assert_eq!(format!("{printed:?}"), format!("{:?}", Config::default()));
-    }
-
-    #[test]
-    fn unknown_keys_and_values_that_cannot_be_are_refused_by_name() {
-        for (text, said) in [
-            ("[driver]\nrooot = \"/\"\n", "rooot"),
-            ("[driver]\nroot = \"driver\"\n", "driver.root"),
-            ("[resources]\ngpu = \"gpu\"\n", "resources.gpu"),
-            ("[resources]\nmig_strategy = \"both\"\n", "both"),
-            ("[resources]\nreplicas = 0\n", "resources.replicas"),
-            ("[cdi]\nkind = \"gpu\"\n", "cdi.kind"),
-            ("[cdi]\nhook = \"/bin/true\"\n", "cdi.hook"),
-            ("[cdi]\nhook = \"slipway-agent\"\n", "cdi.hook"),
-            ("[log]\nlevel = \"loud\"\n", "log.level"),
-        ] {
-            let error = parse(text).expect_err(text).to_string();
-            assert!(error.contains(said), "{error}");
-        }
     }
 }

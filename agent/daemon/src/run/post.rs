@@ -11,6 +11,7 @@ use tokio::sync::mpsc;
 
 use super::{Agent, roots};
 use crate::board::Posted;
+use crate::cause::chain;
 use crate::cdi::{self, Roots};
 use crate::config::Allocate;
 use crate::node::{self, Without};
@@ -207,15 +208,4 @@ impl Wanted {
         };
         spec.devices.iter().filter_map(conflict).collect()
     }
-}
-
-/// An error with its causes.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(e) = cause {
-        text = format!("{text}: {e}");
-        cause = e.source();
-    }
-    text
 }

@@ -1,9 +1,11 @@
 //! slipway-agent as a program, on a fake driver and before a stand-in kubelet.
 #![allow(clippy::unwrap_used)] // a failure is a failed test
 
+mod api;
 mod cdi;
 mod files;
 mod kubelet;
+mod kubernetes;
 mod metrics;
 mod node;
 mod plugin;

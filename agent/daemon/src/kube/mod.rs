@@ -1,0 +1,15 @@
+//! Telling Kubernetes: the node's labels and condition, Events on pods and on the node. All of it goes through one queue that
+//! is worked off beside everything else: an API server that is gone is tried again with growing pauses, and nobody waits for it.
+//!
+//! What has to be so (labels, condition) is sent as it is now; what happened (Events) is kept in order, [`MAX_NOTES`] at most.
+//! Rights: get and patch `nodes`, patch `nodes/status`, create `events`, and get `pods` where kubelet tells no UIDs.
+
+mod access;
+mod client;
+mod events;
+mod labels;
+mod report;
+
+pub use access::Source;
+pub use client::Client;
+pub use report::{Report, keep_features};
