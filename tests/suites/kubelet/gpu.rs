@@ -118,6 +118,36 @@ pub async fn pods_get_gpus_of_their_own_and_a_sick_one_is_not_given_again(k: Kub
     driver.raise(&format!("{one} reset"))?;
     k.cluster.wait_allocatable(1, GPU, 2, SOON).await?;
     k.ok(&["delete", "pod", "three", "--wait"])?;
+    the_examples_job_has_one(&k).await?;
     p.end("agent1", Duration::from_secs(5))?;
+    Ok(())
+}
+
+/// manifests/examples/gpu-job.yaml, on an image without the trainer.
+async fn the_examples_job_has_one(k: &Kube) -> Result<()> {
+    k.cluster.prepare_examples()?;
+    k.example(
+        "gpu-job.yaml",
+        &[
+            (
+                "registry.slipway.local:5000/train-digits:1",
+                "slipway.local/python:3",
+            ),
+            (
+                "exec python3 -u train.py --max_steps 100",
+                "df /dev/shm | tail -1",
+            ),
+        ],
+    )?;
+    k.complete("train-gpu", Duration::from_secs(60)).await?;
+    let log = k.ok(&["logs", "job/train-gpu"])?;
+    let cards = log
+        .lines()
+        .filter(|l| l.starts_with("nvidia") && l.ends_with(|c: char| c.is_ascii_digit()));
+    ensure!(cards.count() == 1, "{log}");
+    ensure!(
+        log.contains("libcuda is there") && log.contains(" 262144 "),
+        "{log}"
+    );
     Ok(())
 }

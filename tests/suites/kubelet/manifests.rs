@@ -1,0 +1,99 @@
+//! manifests/: every overlay and every example is one that the API server takes.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use harness::{cmd, lab};
+
+use crate::kube::Kube;
+
+/// What a Prometheus operator brings: the API server knows no ServiceMonitor by itself.
+const SERVICE_MONITOR: &str = "
+apiVersion: apiextensions.k8s.io/v1
+kind: CustomResourceDefinition
+metadata: {name: servicemonitors.monitoring.coreos.com}
+spec:
+  group: monitoring.coreos.com
+  names: {kind: ServiceMonitor, plural: servicemonitors, singular: servicemonitor, listKind: ServiceMonitorList}
+  scope: Namespaced
+  versions:
+  - name: v1
+    served: true
+    storage: true
+    schema:
+      openAPIV3Schema: {type: object, properties: {spec: {type: object, x-kubernetes-preserve-unknown-fields: true}}}
+";
+
+fn entries(dir: &str) -> Result<Vec<PathBuf>> {
+    let dir = lab::repo().join("manifests").join(dir);
+    let read = std::fs::read_dir(&dir).with_context(|| format!("reading {}", dir.display()))?;
+    let mut all: Vec<PathBuf> = read.flatten().map(|e| e.path()).collect();
+    all.sort();
+    Ok(all)
+}
+
+fn dry_run(k: &Kube, flag: &str, path: &Path) -> Result<String> {
+    let path = path.display().to_string();
+    k.cluster
+        .kubectl(&["apply", "--dry-run=server", "--validate=strict", flag, &path])
+}
+
+pub async fn the_api_server_takes_every_overlay_and_example(k: Kube) -> Result<()> {
+    k.cluster.apply(SERVICE_MONITOR)?;
+    k.cluster.kubectl(&[
+        "wait",
+        "--for=condition=Established",
+        "crd/servicemonitors.monitoring.coreos.com",
+        "--timeout=30s",
+    ])?;
+    let base = lab::repo().join("manifests/base");
+    k.cluster
+        .apply(&std::fs::read_to_string(base.join("namespace.yaml"))?)?;
+    let mut overlays = entries("overlays")?;
+    overlays.push(base);
+    for overlay in &overlays {
+        let said = dry_run(&k, "-k", overlay)?;
+        let has_agent = said.contains("daemonset.apps/slipway-agent");
+        ensure!(
+            has_agent != overlay.ends_with("no-gpu"),
+            "{}: {said}",
+            overlay.display()
+        );
+        ensure!(said.contains("daemonset.apps/slipway-node-setup"), "{said}");
+    }
+    let examples = entries("examples")?;
+    let manifests = examples
+        .iter()
+        .filter(|p| p.extension().is_some_and(|e| e == "yaml"));
+    for example in manifests {
+        dry_run(&k, "-f", example)?;
+    }
+    k.cluster
+        .kubectl(&["delete", "namespace", "slipway-system", "--wait=false"])?;
+    k.cluster.kubectl(&[
+        "delete",
+        "crd",
+        "servicemonitors.monitoring.coreos.com",
+        "--wait=false",
+    ])?;
+    the_agent_can_read_its_configurations(&overlays)
+}
+
+fn the_agent_can_read_its_configurations(overlays: &[PathBuf]) -> Result<()> {
+    for file in overlays
+        .iter()
+        .map(|o| o.join("agent.toml"))
+        .filter(|f| f.exists())
+    {
+        let mut check = cmd::command(lab::bin("slipway-agent"), ["--config"]);
+        check.arg(&file).args(["config", "check"]);
+        check
+            .env("KUBERNETES_SERVICE_HOST", "127.0.0.1")
+            .env("KUBERNETES_SERVICE_PORT", "1");
+        cmd::run(&mut check, Duration::from_secs(10))?
+            .ok()
+            .with_context(|| file.display().to_string())?;
+    }
+    Ok(())
+}
