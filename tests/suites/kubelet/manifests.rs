@@ -5,7 +5,9 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use harness::{cmd, lab};
+use serde_json::json;
 
+use crate::OURS;
 use crate::kube::Kube;
 
 /// What a Prometheus operator brings: the API server knows no ServiceMonitor by itself.
@@ -95,5 +97,60 @@ fn the_agent_can_read_its_configurations(overlays: &[PathBuf]) -> Result<()> {
             .ok()
             .with_context(|| file.display().to_string())?;
     }
+    Ok(())
+}
+
+/// What the DaemonSets' init containers do, to a directory in place of the node's root; systemd is not asked.
+pub async fn the_node_image_puts_the_programs_on_a_node(k: Kube) -> Result<()> {
+    let context = k.cluster.dir().join("node-image");
+    let manifests = lab::repo().join("manifests");
+    std::fs::create_dir_all(&context)?;
+    std::os::unix::fs::symlink(lab::bin("slipwayd").with_file_name(""), context.join("programs"))?;
+    cmd::sh(&format!(
+        "cd '{0}' && cp -rL programs bin && rm programs && cp -r '{1}/node' node",
+        context.display(),
+        manifests.display()
+    ))?;
+    k.cluster.build_stage(OURS, "busybox", "slipway.local/tools:1")?;
+    let dockerfile = manifests.join("images/node/Dockerfile").display().to_string();
+    let (base, context) = ("BASE=slipway.local/tools:1", context.display().to_string());
+    let args = [
+        "build",
+        "-q",
+        "-t",
+        "slipway.local/node:1",
+        "-f",
+        &dockerfile,
+        "--build-arg",
+        base,
+        &context,
+    ];
+    cmd::run(&mut k.cluster.slipway(OURS, &args), Duration::from_secs(300))?.ok()?;
+
+    let host = k.cluster.dir().join("host");
+    std::fs::create_dir_all(&host)?;
+    let script = "sh /slipway/node/install.sh /slipway/bin /host /usr/local /etc /etc/systemd/system && nsenter --help 2>&1 | head -1";
+    let volume = json!({ "name": "host", "hostPath": { "path": host, "type": "Directory" } });
+    k.pod(
+        "install",
+        script,
+        json!({ "restartPolicy": "Never", "nodeName": "node1", "volumes": [volume] }),
+        json!({ "image": "slipway.local/node:1", "imagePullPolicy": "Never", "volumeMounts": [{ "name": "host", "mountPath": "/host" }] }),
+    )?;
+    k.phase("install", "Succeeded").await?;
+    for file in [
+        "usr/local/bin/slipwayd",
+        "usr/local/bin/slipway-agent",
+        "etc/systemd/system/slipwayd.service",
+        "etc/kubernetes/kubelet.conf.d/20-slipway.conf",
+        "etc/slipway/config.toml",
+    ] {
+        ensure!(
+            host.join(file).is_file(),
+            "{file} is not there: {}",
+            k.logs("install")?
+        );
+    }
+    ensure!(k.logs("install")?.contains("BusyBox"), "{}", k.logs("install")?);
     Ok(())
 }
