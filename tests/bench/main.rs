@@ -3,6 +3,7 @@
 //! Prints a table of medians and ratios. Nothing here asserts a time: a noisy machine is no failure.
 #![forbid(unsafe_code)]
 
+mod agent;
 mod builds;
 mod kubernetes;
 mod peers;
@@ -25,7 +26,7 @@ async fn main() -> Result<()> {
         let (kubectl, kubeconfig) = (Path::new(kubectl), Path::new(kubeconfig));
         return dns::serve(listen.parse()?, kubectl, kubeconfig, dns::upstream());
     }
-    // `bench [runtime] [pull] [build] [kubernetes] [ROUNDS]`: all parts when none is named.
+    // `bench [runtime] [pull] [build] [kubernetes] [agent] [ROUNDS]`: all parts when none is named.
     let (rounds, only): (Vec<String>, Vec<String>) = args
         .into_iter()
         .partition(|word| word.bytes().all(|b| b.is_ascii_digit()));
@@ -34,6 +35,11 @@ async fn main() -> Result<()> {
     if wanted("kubernetes") {
         let mut table = table::Table::new("slipway", "containerd + runc");
         kubernetes::measure(&mut table, rounds).await?;
+        table.print();
+    }
+    if wanted("agent") {
+        let mut table = table::Table::new("slipway-agent", "target");
+        agent::measure(&mut table).await?;
         table.print();
     }
     if !["runtime", "pull", "build"].into_iter().any(wanted) {

@@ -234,7 +234,7 @@ impl Cluster {
         let dir = self.node_dir(n);
         let driver = Driver::lay_out(&dir.join("driver"), topology)?;
         let config = format!(
-            "[driver]\nroot = {:?}\ndev = {:?}\n[paths]\nproc = {:?}\nsys = {:?}\nstate = {:?}\nkubelet = {:?}\ncdi = {:?}\npod_resources = {:?}\npods = {:?}\n[http]\nlisten = \"127.0.0.1:0\"\n[health]\nprobe_seconds = 2\n",
+            "[driver]\nroot = {:?}\ndev = {:?}\n[paths]\nproc = {:?}\nsys = {:?}\nstate = {:?}\nkubelet = {:?}\ncdi = {:?}\npod_resources = {:?}\npods = {:?}\n[http]\nlisten = \"{}:0\"\n[kubernetes]\napi = {:?}\nnode = \"node{n}\"\n[health]\nprobe_seconds = 2\n",
             driver.root(),
             driver.dev(),
             driver.proc(),
@@ -244,6 +244,9 @@ impl Cluster {
             dir.join("cdi"),
             dir.join("kubelet/pod-resources/kubelet.sock"),
             dir.join("kubelet/pods-api/pods-api.sock"),
+            self.net().node(n),
+            // With kubelet's own rights; a DaemonSet has fewer.
+            self.dir().join(format!("pki/node{n}.conf")),
         );
         std::fs::write(dir.join("agent.toml"), config)?;
         self.start_agent(n)?;

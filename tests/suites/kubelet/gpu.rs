@@ -1,5 +1,6 @@
 //! GPUs through the real kubelet: slipway-agent hands them out, slipwayd gives them to containers.
 
+use std::io::{Read, Write};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -11,6 +12,44 @@ use crate::kube::Kube;
 
 const GPU: &str = "nvidia.com/gpu";
 const SOON: Duration = Duration::from_secs(30);
+
+/// The node's condition of its GPUs.
+const SICK: &str = ".status.conditions[?(@.type==\"GpuUnhealthy\")].status";
+
+/// What the agent of node 1 tells Prometheus.
+fn metrics(k: &Kube) -> Result<String> {
+    let log = std::fs::read_to_string(k.cluster.processes().log("agent1"))?;
+    let line = log.lines().rfind(|l| l.contains("HTTP is served"));
+    let address = line
+        .and_then(|l| l.split_once("address="))
+        .context("no address")?
+        .1
+        .trim();
+    let mut stream = std::net::TcpStream::connect(address)?;
+    write!(
+        stream,
+        "GET /metrics HTTP/1.1\r\nHost: agent\r\nConnection: close\r\n\r\n"
+    )?;
+    let mut page = String::new();
+    stream.read_to_string(&mut page)?;
+    Ok(page)
+}
+
+/// A process of a pod's container, as the host knows it.
+fn process(k: &Kube, pod: &str) -> Result<u32> {
+    let uid = k.field(&format!("pod/{pod}"), ".metadata.uid")?;
+    let (id, _) = container(k, pod)?;
+    let id = id.rsplit('/').next().context("no id")?.to_owned();
+    let all = std::fs::read_dir("/proc")?.flatten();
+    let pids = all.filter_map(|e| e.file_name().to_str()?.parse::<u32>().ok());
+    let there = |pid: &u32| {
+        let text = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
+        text.contains(&id) && (text.contains(&uid) || text.contains(&uid.replace('-', "_")))
+    };
+    pids.into_iter()
+        .find(there)
+        .with_context(|| format!("no process of {pod}"))
+}
 
 /// A pod that asks for one GPU and stays.
 fn pod(k: &Kube, name: &str) -> Result<()> {
@@ -63,9 +102,81 @@ pub async fn pods_get_gpus_of_their_own_and_a_sick_one_is_not_given_again(k: Kub
     );
     let before = (container(&k, "one")?, container(&k, "two")?);
 
+    let uuid = |n: usize| topology.gpus[n].uuid.as_str();
+    for (label, value) in [
+        ("nvidia\\.com/gpu\\.count", "2"),
+        ("nvidia\\.com/gpu\\.product", "NVIDIA-H100-80GB-HBM3"),
+        ("nvidia\\.com/gpu\\.nvlink", "18"),
+    ] {
+        k.until("node/node1", &format!(".metadata.labels.{label}"), value)
+            .await?;
+    }
+    k.until("node/node1", SICK, "False").await?;
+    // Kubelet's own lists say whose a GPU is.
+    let page = metrics(&k)?;
+    for (pod, gpu) in [("one", one), ("two", two)] {
+        let has = |l: &str| {
+            l.starts_with("slipway_gpu_allocated{")
+                && [
+                    format!("pod=\"{pod}\""),
+                    format!("uuid=\"{}\"", uuid(gpu)),
+                    "container=\"main\"".into(),
+                ]
+                .iter()
+                .all(|w| l.contains(w))
+        };
+        ensure!(page.lines().any(has), "{pod} has not GPU {gpu}:\n{page}");
+    }
+    // A process of a container of ours is found by its cgroup.
+    let pid = process(&k, "two")?;
+    let mut busy = topology.clone();
+    busy.gpus[two].processes = vec![slipway_fake_gpu::topology::Process {
+        pid,
+        used_mib: 1,
+        ..Default::default()
+    }];
+    driver.set_topology(&busy)?;
+    std::os::unix::fs::symlink(format!("/proc/{pid}"), driver.proc().join(pid.to_string()))?;
+    k.until_true("the process to be two's", |k| {
+        let line = format!(
+            "slipway_gpu_process_memory_bytes{{gpu=\"{two}\",uuid=\"{}\",pid=\"{pid}\"",
+            uuid(two)
+        );
+        let page = metrics(k)?;
+        let mut lines = page.lines().filter(|l| l.starts_with(&line));
+        Ok(lines.any(|l| l.contains("pod=\"two\"") && l.contains("container=\"main\"")))
+    })
+    .await?;
+
     driver.raise(&format!("{one} 79"))?;
     let took = k.cluster.wait_allocatable(1, GPU, 1, SOON).await?;
     println!("XID to the node's allocatable: {took:?}");
+
+    k.until("node/node1", SICK, "True").await?;
+    k.until_true("the Events", |k| {
+        let pod = k.ok(&[
+            "get",
+            "events",
+            "--field-selector",
+            "reason=GpuUnhealthy,involvedObject.name=one",
+        ])?;
+        let node = k.cluster.kubectl(&[
+            "get",
+            "events",
+            "-n",
+            "default",
+            "--field-selector",
+            "reason=GpuUnhealthy,involvedObject.name=node1",
+        ])?;
+        Ok(pod.contains("XID 79") && node.contains(uuid(one)))
+    })
+    .await?;
+    let described = k.ok(&["describe", "pod", "one"])?;
+    ensure!(described.contains("GpuUnhealthy"), "{described}");
+    ensure!(
+        !k.ok(&["get", "events"])?.contains("pod/two")
+            || !k.ok(&["describe", "pod", "two"])?.contains("GpuUnhealthy")
+    );
 
     // The agent dies and comes back, then kubelet, then slipwayd: no pod notices, and the sick GPU stays sick.
     let p = k.cluster.processes();
