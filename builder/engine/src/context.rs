@@ -1,7 +1,8 @@
 //! The build context: where its files are, what its .dockerignore hides, and the Dockerfile's text.
 //! Knows nothing of what instructions do with them.
 
-use std::io;
+use std::ffi::OsStr;
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 use slipway_dockerfile::ignore::{self, Matcher, PatternError};
@@ -133,45 +134,42 @@ pub fn load(
         (_, Some(dir)) => Some(dir.to_path_buf()),
         (_, None) => None,
     };
-    let files = match (source, &dir) {
-        (ContextSource::Archive(_), Some(dir)) => Files::Inside {
+    let files = match &dir {
+        Some(dir) => Some(Files {
             root: Root::open(dir).map_err(|source| ContextError::Open {
                 path: dir.clone(),
                 source,
             })?,
             dir: dir.clone(),
-        },
-        _ => Files::Host,
+            archive: matches!(source, ContextSource::Archive(_)),
+        }),
+        None => None,
     };
-    let base = dir.clone().unwrap_or_default();
-    let path = match dockerfile {
-        DockerfileSource::Text(_) => None,
-        DockerfileSource::Default => {
-            let (upper, lower) = (base.join("Dockerfile"), base.join("dockerfile"));
-            Some(if !files.has(&upper) && files.has(&lower) {
+    let path = match (dockerfile, &files) {
+        (DockerfileSource::Text(_), _) => None,
+        (DockerfileSource::Path(path), Some(files)) => Some(files.named(path)),
+        (DockerfileSource::Path(path), None) => Some(Place::Host(path.clone())),
+        (DockerfileSource::Default, None) => Some(Place::Host("Dockerfile".into())),
+        (DockerfileSource::Default, Some(files)) => {
+            let (upper, lower) = (Path::new("Dockerfile"), Path::new("dockerfile"));
+            let name = if !files.has(upper) && files.has(lower) {
                 lower
             } else {
                 upper
-            })
+            };
+            Some(Place::Own(name.to_path_buf()))
         }
-        DockerfileSource::Path(path) => Some(match &files {
-            Files::Inside { .. } => base.join(path.strip_prefix("/").unwrap_or(path)),
-            // As docker does: beside the working directory first, then in the context.
-            Files::Host if !path.exists() && path.is_relative() && base.join(path).exists() => {
-                base.join(path)
-            }
-            Files::Host => path.clone(),
-        }),
     };
     let dockerfile = match (dockerfile, &path) {
         (DockerfileSource::Text(text), _) => Dockerfile {
             name: "Dockerfile".into(),
             text: text.clone(),
         },
-        (_, path) => read_dockerfile(&files, path.as_deref().unwrap_or(Path::new("Dockerfile")))?,
+        (_, Some(place)) => read_dockerfile(files.as_ref(), place)?,
+        (_, None) => read_dockerfile(files.as_ref(), &Place::Host("Dockerfile".into()))?,
     };
-    let ignore = match &dir {
-        Some(dir) => read_ignore(&files, dir, path.as_deref())?,
+    let ignore = match &files {
+        Some(files) => read_ignore(files, path.as_ref())?,
         None => None,
     };
     Ok(Context {
@@ -181,68 +179,149 @@ pub fn load(
     })
 }
 
-/// Where the Dockerfile and .dockerignore are read from.
-enum Files {
-    /// The host's own files: the user's.
-    Host,
-    /// An unpacked archive: somebody's, whose links lead no further than itself.
-    Inside { root: Root, dir: PathBuf },
+/// Where a file is that says how to build.
+enum Place {
+    /// In the context, relative to its top: somebody's, whose links lead no further than the context.
+    Own(PathBuf),
+    /// On the host: the user named it.
+    Host(PathBuf),
+}
+
+/// The context's files.
+struct Files {
+    root: Root,
+    dir: PathBuf,
+    /// They came as an archive: the user does not know where they are.
+    archive: bool,
 }
 
 impl Files {
-    /// A file's bytes; `None` when it is not there.
+    /// The place of a Dockerfile that the user named. As docker does: beside the working directory first, then in the
+    /// context; of an archive only there.
+    fn named(&self, path: &Path) -> Place {
+        if self.archive {
+            return Place::Own(path.strip_prefix("/").unwrap_or(path).to_path_buf());
+        }
+        if path.is_relative() && !path.exists() && self.has(path) {
+            return Place::Own(path.to_path_buf());
+        }
+        Place::Host(path.to_path_buf())
+    }
+
+    fn has(&self, path: &Path) -> bool {
+        matches!(self.root.symlink_metadata(path), Ok(Some(_)))
+    }
+
+    /// A file of the context; `None` when it is not there.
     fn read(&self, path: &Path) -> Result<Option<Vec<u8>>, ContextError> {
         let failed = |source| ContextError::Read {
             path: self.shown(path),
             source,
         };
-        match self {
-            Files::Inside { root, dir } => {
-                let path = path.strip_prefix(dir).unwrap_or(path);
-                root.read(path, DOCKERFILE_LIMIT as usize).map_err(failed)
-            }
-            Files::Host => match std::fs::metadata(path) {
-                Ok(meta) if meta.is_dir() => Err(failed(io::ErrorKind::IsADirectory.into())),
-                Ok(meta) if meta.len() > DOCKERFILE_LIMIT => Err(ContextError::TooLarge {
-                    path: path.to_path_buf(),
-                    size: meta.len(),
-                }),
-                Ok(_) => std::fs::read(path).map(Some).map_err(failed),
-                Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
-                Err(e) => Err(failed(e)),
-            },
+        let read = self.root.read(path, DOCKERFILE_LIMIT as usize).map_err(failed)?;
+        if read.is_none() && self.has(path) {
+            // Nothing was meant to be hidden, or everything: better not to guess.
+            let why = "it is a symbolic link that leads to nothing inside the build context";
+            return Err(failed(io::Error::new(io::ErrorKind::NotFound, why)));
         }
+        Ok(read)
     }
 
-    fn has(&self, path: &Path) -> bool {
-        match self {
-            Files::Inside { root, dir } => {
-                matches!(root.metadata(path.strip_prefix(dir).unwrap_or(path)), Ok(Some(_)))
-            }
-            Files::Host => path.exists(),
-        }
-    }
-
-    /// A path as the user would name it.
+    /// A path of the context as the user would name it.
     fn shown(&self, path: &Path) -> PathBuf {
-        match self {
-            Files::Inside { dir, .. } => path.strip_prefix(dir).unwrap_or(path).to_path_buf(),
-            Files::Host => path.to_path_buf(),
+        match self.archive {
+            true => path.to_path_buf(),
+            false => self.dir.join(path),
+        }
+    }
+
+    /// The place beside a Dockerfile: what lies in the context is the context's own.
+    fn beside(&self, dockerfile: &Place, name: &OsStr) -> Place {
+        match dockerfile {
+            Place::Own(path) => Place::Own(path.with_file_name(name)),
+            Place::Host(path) => {
+                let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+                let folder = std::fs::canonicalize(folder.unwrap_or(Path::new(".")));
+                let own = folder
+                    .ok()
+                    .zip(std::fs::canonicalize(&self.dir).ok())
+                    .and_then(|(folder, dir)| Some(folder.strip_prefix(dir).ok()?.join(name)));
+                own.map_or_else(|| Place::Host(path.with_file_name(name)), Place::Own)
+            }
         }
     }
 }
 
-fn read_dockerfile(files: &Files, path: &Path) -> Result<Dockerfile, ContextError> {
-    let shown = files.shown(path);
-    match files.read(path)? {
+/// A file of the host's; `None` when it is not there. Waits for nobody and reads no more than may be.
+fn read_host(path: &Path) -> Result<Option<Vec<u8>>, ContextError> {
+    use std::os::unix::fs::OpenOptionsExt;
+    let failed = |source| ContextError::Read {
+        path: path.to_path_buf(),
+        source,
+    };
+    let nonblocking = rustix::fs::OFlags::NONBLOCK | rustix::fs::OFlags::NOCTTY;
+    let opened = std::fs::File::options()
+        .read(true)
+        .custom_flags(i32::try_from(nonblocking.bits()).unwrap_or_default())
+        .open(path);
+    let file = match opened {
+        Ok(file) => file,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(e) => return Err(failed(e)),
+    };
+    let meta = file.metadata().map_err(failed)?;
+    if meta.is_dir() {
+        return Err(failed(io::ErrorKind::IsADirectory.into()));
+    }
+    if !meta.is_file() {
+        let why = "it is not a regular file; give a Dockerfile from elsewhere as -f -";
+        return Err(failed(io::Error::new(io::ErrorKind::InvalidInput, why)));
+    }
+    let mut bytes = Vec::new();
+    file.take(DOCKERFILE_LIMIT + 1)
+        .read_to_end(&mut bytes)
+        .map_err(failed)?;
+    if bytes.len() as u64 > DOCKERFILE_LIMIT {
+        return Err(ContextError::TooLarge {
+            path: path.to_path_buf(),
+            size: meta.len().max(bytes.len() as u64),
+        });
+    }
+    Ok(Some(bytes))
+}
+
+fn read(files: Option<&Files>, place: &Place) -> Result<Option<Vec<u8>>, ContextError> {
+    match (place, files) {
+        (Place::Own(path), Some(files)) => files.read(path),
+        (Place::Own(path) | Place::Host(path), _) => read_host(path),
+    }
+}
+
+/// A place as the user would name it.
+fn shown(files: Option<&Files>, place: &Place) -> PathBuf {
+    match (place, files) {
+        (Place::Own(path), Some(files)) => files.shown(path),
+        (Place::Own(path) | Place::Host(path), _) => path.clone(),
+    }
+}
+
+fn read_dockerfile(files: Option<&Files>, place: &Place) -> Result<Dockerfile, ContextError> {
+    let path = shown(files, place);
+    match read(files, place)? {
         Some(text) => Ok(Dockerfile {
-            name: shown.to_string_lossy().into_owned(),
+            name: path.to_string_lossy().into_owned(),
             text,
         }),
-        None => Err(ContextError::NoDockerfile {
-            path: shown,
-            near: near(path),
-        }),
+        None => {
+            let looked = match (place, files) {
+                (Place::Own(own), Some(files)) => files.dir.join(own),
+                _ => path.clone(),
+            };
+            Err(ContextError::NoDockerfile {
+                near: near(&looked),
+                path,
+            })
+        }
     }
 }
 
@@ -298,22 +377,22 @@ pub(crate) fn edit_distance(a: &str, b: &str) -> usize {
 }
 
 /// `<Dockerfile>.dockerignore` beside the Dockerfile wins over the context's own.
-fn read_ignore(
-    files: &Files,
-    dir: &Path,
-    dockerfile: Option<&Path>,
-) -> Result<Option<Matcher>, ContextError> {
-    let own = dockerfile.map(|path| {
+fn read_ignore(files: &Files, dockerfile: Option<&Place>) -> Result<Option<Matcher>, ContextError> {
+    let own = dockerfile.map(|place| {
+        let (Place::Own(path) | Place::Host(path)) = place;
         let mut name = path.file_name().unwrap_or_default().to_os_string();
         name.push(".dockerignore");
-        path.with_file_name(name)
+        files.beside(place, &name)
     });
-    for path in own.into_iter().chain([dir.join(".dockerignore")]) {
-        let Some(text) = files.read(&path)? else { continue };
+    for place in own.into_iter().chain([Place::Own(".dockerignore".into())]) {
+        let Some(text) = read(Some(files), &place)? else {
+            continue;
+        };
         let patterns = ignore::parse(&text);
         if patterns.is_empty() {
             return Ok(None);
         }
+        let path = shown(Some(files), &place);
         return Matcher::new(&patterns)
             .map(Some)
             .map_err(|source| ContextError::Ignore { path, source });
@@ -350,6 +429,62 @@ mod tests {
         let ignore = load(&source, None, &asked).unwrap().ignore.unwrap();
         assert!(ignore.matches_or_parent("b"));
         assert!(!ignore.matches_or_parent("a"));
+    }
+
+    #[test]
+    fn what_a_context_says_of_itself_is_read_inside_it_and_nothing_else_of_the_host() {
+        let dir = tempfile::tempdir().unwrap();
+        let context = dir.path().join("context");
+        std::fs::create_dir(&context).unwrap();
+        std::fs::write(dir.path().join("secret"), "FROM secret").unwrap();
+        std::fs::write(context.join("real"), "FROM scratch").unwrap();
+        let source = ContextSource::Directory(context.clone());
+        let load = |dockerfile: &DockerfileSource| load(&source, None, dockerfile);
+        let link = |to: &str, name: &str| {
+            let _ = std::fs::remove_file(context.join(name));
+            std::os::unix::fs::symlink(to, context.join(name)).unwrap();
+        };
+        let default = DockerfileSource::Default;
+        // Out of it, absolute or upwards.
+        for out in [dir.path().join("secret").to_str().unwrap(), "../secret"] {
+            link(out, "Dockerfile");
+            let error = crate::chain(&load(&default).unwrap_err()).to_string();
+            assert!(
+                error.contains("leads to nothing inside the build context"),
+                "{error}"
+            );
+        }
+        link("real", "Dockerfile");
+        assert_eq!(load(&default).unwrap().dockerfile.text, b"FROM scratch");
+        for name in [".dockerignore", "Dockerfile.dockerignore"] {
+            // Neither a device that never ends nor what is not there, nor one that waits for a writer.
+            for to in ["/dev/zero", "../secret"] {
+                link(to, name);
+                assert!(load(&default).is_err(), "{name} -> {to}");
+            }
+            std::fs::remove_file(context.join(name)).unwrap();
+            let fifo = (rustix::fs::FileType::Fifo, rustix::fs::Mode::RUSR);
+            rustix::fs::mknodat(rustix::fs::CWD, context.join(name), fifo.0, fifo.1, 0).unwrap();
+            let error = crate::chain(&load(&default).unwrap_err()).to_string();
+            assert!(error.contains("not a file"), "{error}");
+            // Also where the Dockerfile was named.
+            let named = DockerfileSource::Path(context.join("Dockerfile"));
+            assert!(load(&named).is_err(), "{name}");
+            std::fs::remove_file(context.join(name)).unwrap();
+        }
+        // What the user names is the host's.
+        let named = |path: &str| DockerfileSource::Path(path.into());
+        let outside = DockerfileSource::Path(dir.path().join("secret"));
+        assert_eq!(load(&outside).unwrap().dockerfile.text, b"FROM secret");
+        let error = crate::chain(&load(&named("/dev/zero")).unwrap_err()).to_string();
+        assert!(error.contains("not a regular file"), "{error}");
+        let large = dir.path().join("large");
+        std::fs::File::create(&large)
+            .unwrap()
+            .set_len(DOCKERFILE_LIMIT + 1)
+            .unwrap();
+        let error = load(&DockerfileSource::Path(large)).unwrap_err();
+        assert!(matches!(error, ContextError::TooLarge { .. }), "{error}");
     }
 
     #[test]
