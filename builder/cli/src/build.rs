@@ -71,7 +71,7 @@ async fn tidy(places: &Places, store: &Store) {
     let tidied = blocking(move || {
         store.tidy_cache(&limits)?;
         if limits.cache_unused_for.is_some() {
-            slipway_engine::prune_cache_mounts(store.root(), limits.cache_unused_for, false)?;
+            slipway_engine::prune_cache_mounts(store.root(), limits.cache_unused_for, false).1?;
         }
         Ok(())
     });

@@ -220,10 +220,10 @@ pub async fn prune(store: &Store, args: &PruneArgs) -> Result<()> {
         keep_bytes: args.keep_storage,
     };
     let store = store.clone();
-    let pruned = blocking(move || {
+    let (pruned, first) = blocking(move || {
         let entries = store.cache_prune(which).context("cannot prune the build cache")?;
-        let mounts = slipway_engine::prune_cache_mounts(store.root(), which.unused_for, which.all)
-            .context("cannot prune cache mounts")?;
+        // One that cannot be removed keeps nothing else.
+        let (mounts, first) = slipway_engine::prune_cache_mounts(store.root(), which.unused_for, which.all);
         // A build whose name another one took, and that was never pushed: nobody can mean it any more.
         let images = store
             .remove_unnamed_builds()
@@ -234,15 +234,17 @@ pub async fn prune(store: &Store, args: &PruneArgs) -> Result<()> {
             false => store.gc(),
         };
         let report = report.context("cannot collect garbage")?;
-        Ok(json!({
+        let pruned = json!({
             "images": images, "cache_entries": entries, "cache_mounts": mounts.removed,
             "blobs": report.blobs, "snapshots": report.snapshots, "bytes": mounts.bytes + report.bytes,
-        }))
+        });
+        Ok((pruned, first))
     })
     .await?;
+    let first = first.context("cannot remove a cache mount");
     if args.format.format == Format::Json {
         outln!("{}", serde_json::to_string_pretty(&pruned)?);
-        return Ok(());
+        return first;
     }
     outln!("freed {}", text::size(pruned["bytes"].as_u64().unwrap_or(0)));
     for (key, what) in [
@@ -256,5 +258,5 @@ pub async fn prune(store: &Store, args: &PruneArgs) -> Result<()> {
             outln!("  {count} {what}");
         }
     }
-    Ok(())
+    first
 }

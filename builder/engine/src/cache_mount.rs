@@ -20,6 +20,9 @@ use slipway_image::Digest;
 /// The mode of a cache that does not say.
 pub(crate) const MODE: u32 = 0o755;
 
+/// Somebody who removes a directory each time that it is made again does not go on for so long.
+const MOST_TRIES: u32 = 16;
+
 /// What tells one cache from another. As in BuildKit, not the id alone: who asks for other owners, another mode or
 /// other first contents does not get what somebody else has made under the same id.
 #[derive(Debug, Clone)]
@@ -59,30 +62,39 @@ impl CacheDir {
         } else {
             FlockOperation::NonBlockingLockExclusive
         };
-        std::fs::DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(dir)?;
         let path = dir.join("lock");
-        let lock = File::options()
-            .create(true)
-            .truncate(false)
-            .write(true)
-            .open(&path)?;
-        if rustix::fs::flock(&lock, operation).is_err() {
-            return Ok(None);
-        }
-        // Somebody may have removed it between our opening and locking it.
-        match std::fs::metadata(&path) {
-            Ok(now) if now.ino() == lock.metadata()?.ino() => {
-                lock.set_modified(SystemTime::now())?;
-                Ok(Some(CacheDir {
-                    dir: dir.to_path_buf(),
-                    lock,
-                }))
+        for _ in 0..MOST_TRIES {
+            let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir);
+            match made {
+                // It was there, and is not any more.
+                Err(e) if e.kind() == io::ErrorKind::AlreadyExists && !dir.exists() => continue,
+                made => made?,
             }
-            _ => Ok(None),
+            let opened = File::options()
+                .create(true)
+                .truncate(false)
+                .write(true)
+                .open(&path);
+            let lock = match opened {
+                Ok(lock) => lock,
+                // It was pruned between our making and opening it.
+                Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
+                Err(e) => return Err(e),
+            };
+            if rustix::fs::flock(&lock, operation).is_err() {
+                return Ok(None);
+            }
+            // Or between our opening and locking it.
+            match std::fs::metadata(&path) {
+                Ok(now) if now.ino() == lock.metadata()?.ino() => {
+                    lock.set_modified(SystemTime::now())?;
+                    let dir = dir.to_path_buf();
+                    return Ok(Some(CacheDir { dir, lock }));
+                }
+                _ => {}
+            }
         }
+        Ok(None)
     }
 
     /// Gives others their part of a directory that was taken alone. `None`: somebody else has it now.
@@ -127,48 +139,82 @@ pub struct PrunedMounts {
     pub bytes: u64,
 }
 
-/// Removes cache mounts under a store's root: all, or those not used for some time. One in use stays.
+/// Removes cache mounts under a store's root: all, or those not used for some time. One in use stays, and one that cannot
+/// be removed keeps no other.
 ///
 /// # Errors
-/// What cannot be read or removed.
-pub fn prune_cache_mounts(root: &Path, unused_for: Option<Duration>, all: bool) -> io::Result<PrunedMounts> {
+/// The first that cannot be read or removed, beside what was done.
+pub fn prune_cache_mounts(
+    root: &Path,
+    unused_for: Option<Duration>,
+    all: bool,
+) -> (PrunedMounts, io::Result<()>) {
     let mut pruned = PrunedMounts::default();
     let entries = match std::fs::read_dir(root.join("cache-mounts")) {
         Ok(entries) => entries,
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(pruned),
-        Err(e) => return Err(e),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return (pruned, Ok(())),
+        Err(e) => return (pruned, Err(e)),
     };
+    let mut first = Ok(());
     for entry in entries {
-        let dir = entry?.path();
-        let age = std::fs::metadata(dir.join("lock"))
-            .and_then(|m| m.modified())
-            .ok()
-            .and_then(|used| SystemTime::now().duration_since(used).ok());
-        let old = match (age, unused_for) {
-            (Some(age), Some(limit)) => age >= limit,
-            (None, _) => true,
-            (_, None) => false,
-        };
-        if !all && !old {
-            continue;
+        let done = entry.and_then(|entry| prune_one(&entry.path(), unused_for, all));
+        match done {
+            Ok(Some(bytes)) => {
+                pruned.removed += 1;
+                pruned.bytes += bytes;
+            }
+            Ok(None) => {}
+            Err(error) => first = first.and(Err(error)),
         }
-        let Some(taken) = CacheDir::try_take(&dir, false)? else {
-            continue;
-        };
-        pruned.bytes += usage(&taken.fs())?;
-        // Under another name first: what is half gone must not be taken for a whole one. The lock goes last.
-        let gone = dir.join("new-gone");
-        let found = |result: io::Result<()>| match result {
-            Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
-            _ => Ok(()),
-        };
-        found(std::fs::remove_dir_all(&gone))?;
-        found(std::fs::rename(taken.fs(), &gone))?;
-        std::fs::remove_dir_all(&dir)?;
-        drop(taken.lock);
-        pruned.removed += 1;
     }
-    Ok(pruned)
+    (pruned, first)
+}
+
+/// Removes one; the bytes it had, or `None` where it stays.
+fn prune_one(dir: &Path, unused_for: Option<Duration>, all: bool) -> io::Result<Option<u64>> {
+    let age = std::fs::metadata(dir.join("lock"))
+        .and_then(|m| m.modified())
+        .ok()
+        .and_then(|used| SystemTime::now().duration_since(used).ok());
+    let old = match (age, unused_for) {
+        (Some(age), Some(limit)) => age >= limit,
+        (None, _) => true,
+        (_, None) => false,
+    };
+    if !all && !old {
+        return Ok(None);
+    }
+    let Some(taken) = CacheDir::try_take(dir, false)? else {
+        return Ok(None);
+    };
+    let bytes = usage(&taken.fs())?;
+    // Under another name first: what is half gone must not be taken for a whole one. The lock goes last.
+    let gone = dir.join("new-gone");
+    found(std::fs::remove_dir_all(&gone))?;
+    found(std::fs::rename(taken.fs(), &gone))?;
+    for entry in std::fs::read_dir(dir)? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            found(std::fs::remove_dir_all(entry.path()))?;
+        } else if entry.file_name() != "lock" {
+            found(std::fs::remove_file(entry.path()))?;
+        }
+    }
+    found(std::fs::remove_file(dir.join("lock")))?;
+    drop(taken);
+    match std::fs::remove_dir(dir) {
+        // Somebody has made a cache of it again.
+        Err(e) if e.kind() == io::ErrorKind::DirectoryNotEmpty => Ok(Some(bytes)),
+        removed => found(removed).map(|()| Some(bytes)),
+    }
+}
+
+/// That something is not there any more is what was wanted.
+fn found(result: io::Result<()>) -> io::Result<()> {
+    match result {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
+        _ => Ok(()),
+    }
 }
 
 fn usage(dir: &Path) -> io::Result<u64> {
@@ -256,23 +302,69 @@ mod tests {
         std::fs::create_dir(other.fs()).unwrap();
         std::fs::write(other.fs().join("x"), vec![1; 10_000]).unwrap();
         drop(other);
-        let pruned = prune_cache_mounts(root.path(), None, true).unwrap();
+        let pruned = prune_cache_mounts(root.path(), None, true).0;
         assert_eq!(pruned.removed, 1);
         assert!(pruned.bytes >= 10_000);
         assert!(used.exists() && !free.exists());
         drop(held);
         assert_eq!(
             prune_cache_mounts(root.path(), Some(Duration::from_secs(3600)), false)
-                .unwrap()
+                .0
                 .removed,
             0
         );
         assert_eq!(
             prune_cache_mounts(root.path(), Some(Duration::ZERO), false)
-                .unwrap()
+                .0
                 .removed,
             1
         );
+    }
+
+    #[test]
+    fn builds_take_caches_while_they_are_pruned() {
+        let root = tempfile::tempdir().unwrap();
+        let dir = CacheDir::path(root.path(), &identity("pip"));
+        let pruning = std::sync::atomic::AtomicBool::new(true);
+        let use_it = || {
+            let Some(taken) = CacheDir::try_take(&dir, false)? else {
+                return Ok(());
+            };
+            if !taken.fs().exists() {
+                std::fs::create_dir(taken.fs())?;
+                std::fs::write(taken.fs().join("x"), "x")?;
+            }
+            Ok::<_, io::Error>(())
+        };
+        let (used, pruned) = std::thread::scope(|scope| {
+            let pruned = scope.spawn(|| {
+                while pruning.load(std::sync::atomic::Ordering::Relaxed) {
+                    prune_cache_mounts(root.path(), None, true).1?;
+                }
+                Ok::<_, io::Error>(())
+            });
+            let used = (0..2000).try_for_each(|_| use_it());
+            pruning.store(false, std::sync::atomic::Ordering::Relaxed);
+            (used, pruned.join().unwrap())
+        });
+        used.unwrap();
+        pruned.unwrap();
+    }
+
+    #[test]
+    fn a_cache_mount_that_cannot_be_removed_keeps_no_other() {
+        let root = tempfile::tempdir().unwrap();
+        for n in 0..8 {
+            let dir = root.path().join("cache-mounts").join(n.to_string());
+            match n % 2 {
+                0 => drop(CacheDir::try_take(&dir, false).unwrap()),
+                // No directory at all.
+                _ => std::fs::write(&dir, "x").unwrap(),
+            }
+        }
+        let (pruned, first) = prune_cache_mounts(root.path(), None, true);
+        assert_eq!(pruned.removed, 4);
+        assert!(first.is_err());
     }
 
     #[test]
