@@ -21,7 +21,7 @@ pub struct Cli {
 }
 
 /// What every command takes.
-#[derive(Debug, Clone, Args)]
+#[derive(Debug, Clone, Default, Args)]
 pub struct Global {
     /// The store [default: /var/lib/slipway]
     #[arg(
@@ -169,7 +169,8 @@ pub struct BuildArgs {
     /// Network of RUN: through CNI where it is configured, the host's, or none
     #[arg(long, value_enum, default_value = "default", value_name = "NETWORK")]
     pub network: NetworkMode,
-    /// A secret that RUN --mount=type=secret may see: of a file, or of a variable; in no layer, key or log
+    /// A secret that RUN --mount=type=secret may see: of a file, or of a variable; in no layer, key or log. Where the
+    /// mount has env=, it is in the step's config.json below the state directory while the step runs, for root only
     #[arg(long, value_name = "id=ID[,src=FILE|,env=NAME]")]
     pub secret: Vec<String>,
     /// Let RUN ask for what a Dockerfile cannot give itself: network.host

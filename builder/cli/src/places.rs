@@ -46,6 +46,7 @@ struct Network {
 struct Images {
     certs_dir: Option<PathBuf>,
     docker_config: Option<PathBuf>,
+    insecure_registries: Vec<String>,
     pin_builds_days: Option<u32>,
     build_cache_unused_days: Option<u32>,
     build_cache_percent: Option<u8>,
@@ -78,6 +79,7 @@ pub struct Places {
     cni_bin: Vec<PathBuf>,
     certs: PathBuf,
     docker_config: Option<PathBuf>,
+    insecure: Vec<String>,
     /// What keeps the store from growing without end.
     pub upkeep: Upkeep,
 }
@@ -109,6 +111,7 @@ impl Places {
                 .images
                 .docker_config
                 .or_else(RegistryConfig::user_docker_config),
+            insecure: file.images.insecure_registries,
         })
     }
 
@@ -144,6 +147,7 @@ impl Places {
         RegistryConfig {
             certs_dir: Some(self.certs.clone()),
             docker_config: self.docker_config.clone(),
+            insecure: self.insecure.clone(),
             user_agent: format!("slipway/{}", env!("CARGO_PKG_VERSION")),
             ..RegistryConfig::default()
         }
@@ -156,5 +160,23 @@ fn read(given: Option<&Path>) -> Result<File> {
         Ok(text) => toml::from_str(&text).with_context(|| format!("cannot understand {}", path.display())),
         Err(e) if e.kind() == std::io::ErrorKind::NotFound && given.is_none() => Ok(File::default()),
         Err(e) => Err(e).with_context(|| format!("cannot read {}", path.display())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn registries_are_spoken_to_as_slipwayds_configuration_says() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("config.toml");
+        std::fs::write(&path, "[images]\ninsecure_registries = [\"registry.lan:5000\"]\n").unwrap();
+        let flags = Global {
+            config: Some(path),
+            ..Global::default()
+        };
+        let places = Places::resolve(&flags).unwrap();
+        assert_eq!(places.registries().insecure, ["registry.lan:5000"]);
     }
 }

@@ -65,6 +65,11 @@ pub async fn push(places: &Places, store: &Store, args: PushArgs, cancel: Cancel
         Reference::parse(&args.name).with_context(|| format!("{} is not the name of an image", args.name))?;
     let (asked, wanted) = (store.clone(), args.name.clone());
     let image = blocking(move || find(&asked, &wanted)).await?;
+    // A digest is refused for what it is. What is left is an id, whose digits would be a repository's name.
+    if name.digest().is_none() && !image.names.contains(&name.canonical()) {
+        let wanted = &args.name;
+        return Err(anyhow!("{wanted} is an image's id; give it a name with `slipway tag` first").into());
+    }
     let json_wanted = args.format.format == Format::Json;
     let digest = send(places, store, &image, &name, args.quiet || json_wanted, &cancel).await?;
     if json_wanted {
