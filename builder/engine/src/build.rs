@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use slipway_dockerfile::{Base as PlanBase, Plan, PlanInput, Platform, Program, StageId, StageProgram};
-use slipway_image::{Active, Digest, Image, Lease, NewImage, Puller, Store, StoreError, Writer};
+use slipway_image::{Active, Image, Lease, NewImage, Puller, Store, StoreError, Writer};
 use tokio::sync::watch;
 
 use crate::base::{Base, Images};
@@ -123,13 +123,12 @@ impl Builder {
         let (build, made) = build.run(began).await;
         let ended = build.end().await;
         match (made, ended) {
-            (Err(_), _) if cancel.is_set() => Err(BuildError::Cancelled),
             (Err(e), ended) => {
                 if let Err(left) = ended {
                     let text = format!("{}", crate::chain(&left));
                     build.progress.event(Event::Warning { text });
                 }
-                Err(e)
+                Err(if cancel.is_set() { BuildError::Cancelled } else { e })
             }
             (Ok(_), Err(left)) => Err(left),
             (Ok(built), Ok(())) => Ok(built),
@@ -358,9 +357,8 @@ impl Build {
     }
 
     /// Waits for another stage.
-    pub async fn stage_result(&self, stage: StageId) -> Result<(Tip, Digest), StepError> {
-        let done = self.stage_done(stage).await?;
-        Ok((done.tip.clone(), done.key))
+    pub async fn stage_result(&self, stage: StageId) -> Result<Tip, StepError> {
+        Ok(self.stage_done(stage).await?.tip.clone())
     }
 
     /// Waits for another stage.
@@ -402,8 +400,8 @@ impl Build {
         let key = format!("build/{}/{n}", self.id);
         self.actives().insert(key.clone());
         let (store, lease, tip) = (self.store.clone(), Arc::clone(&self.lease), tip.clone());
-        let asked = key.clone();
-        tokio::task::spawn_blocking(move || tip.prepare(&store, &asked, &lease))
+        let (asked, cancel) = (key.clone(), self.cancel.clone());
+        tokio::task::spawn_blocking(move || tip.prepare(&store, &asked, &lease, &cancel))
             .await
             .unwrap_or(Err(StoreError::NoSnapshot { key }.into()))
     }

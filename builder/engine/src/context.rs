@@ -40,6 +40,15 @@ pub enum ContextError {
         /// Files beside it whose names are near.
         near: Vec<String>,
     },
+    /// The Dockerfile or .dockerignore is a link to what is not in the context.
+    #[error(
+        "there is no {}: it is a symbolic link that leads to nothing inside the build context",
+        path.display()
+    )]
+    LeadsNowhere {
+        /// Which.
+        path: PathBuf,
+    },
     /// The Dockerfile or .dockerignore cannot be read.
     #[error("cannot read {}", path.display())]
     Read {
@@ -221,8 +230,8 @@ impl Files {
         let read = self.root.read(path, DOCKERFILE_LIMIT as usize).map_err(failed)?;
         if read.is_none() && self.has(path) {
             // Nothing was meant to be hidden, or everything: better not to guess.
-            let why = "it is a symbolic link that leads to nothing inside the build context";
-            return Err(failed(io::Error::new(io::ErrorKind::NotFound, why)));
+            let path = self.shown(path);
+            return Err(ContextError::LeadsNowhere { path });
         }
         Ok(read)
     }

@@ -74,6 +74,15 @@ pub enum BuildError {
         /// What.
         what: String,
     },
+    /// A defect of ours.
+    #[error("internal error: the build of stage {stage} ended without a result")]
+    Panicked {
+        /// The stage's name or number.
+        stage: String,
+        /// How.
+        #[source]
+        source: tokio::task::JoinError,
+    },
     /// The build ended well or badly, and something of it could not be removed.
     #[error(
         "the build left something behind; the next slipway command or slipwayd will try again to remove it"
@@ -189,6 +198,9 @@ pub enum StepError {
         #[source]
         source: Box<slipway_shim_client::Error>,
     },
+    /// There is no shim to run it.
+    #[error("RUN needs the shim's programs, which are not there")]
+    NoShim(#[source] Arc<slipway_shim_client::Error>),
     /// No network.
     #[error("cannot connect the command to a network")]
     Network(#[source] Box<slipway_network::CniError>),
@@ -231,6 +243,13 @@ pub enum StepError {
         /// Why.
         #[source]
         source: io::Error,
+    },
+    /// Its cache key cannot be made.
+    #[error("cannot write the step down for its key in the build cache")]
+    Key {
+        /// Why.
+        #[source]
+        source: serde_json::Error,
     },
     /// An image that files are taken from.
     #[error("cannot take files from the image {image}")]

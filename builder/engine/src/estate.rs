@@ -72,6 +72,15 @@ pub enum EstateError {
         #[source]
         source: Box<slipway_network::CniError>,
     },
+    /// Nobody here can leave networks.
+    #[error(
+        "cannot disconnect a stage of the build in {} from its network: CNI is not configured here",
+        state_dir.display()
+    )]
+    NoNetworks {
+        /// The build's directory.
+        state_dir: PathBuf,
+    },
     /// A mount or file stays.
     #[error("cannot {act} {}", path.display())]
     Io {
@@ -109,27 +118,29 @@ impl Estate {
         serde_json::to_string(self).unwrap_or_default()
     }
 
-    /// Undoes everything; `cni` is needed where there are attachments, `shim` says whether there may be one.
+    /// Undoes everything; `cni` is needed where there are attachments, `launcher` where there may be a shim.
     ///
     /// # Errors
     /// The first thing that would not go; what could be undone besides is.
-    pub async fn undo(&self, launcher: &Launcher, cni: Option<&Cni>, shim: bool) -> Result<(), EstateError> {
+    pub async fn undo(&self, launcher: Option<&Launcher>, cni: Option<&Cni>) -> Result<(), EstateError> {
         let mut first = None;
         let mut keep = |result: Result<(), EstateError>| {
             if let Err(e) = result {
                 first.get_or_insert(e);
             }
         };
-        if shim {
+        if let Some(launcher) = launcher {
             keep(self.stop_shim(launcher).await);
         }
         for attachment in &self.attachments {
-            let Some(cni) = cni else { continue };
-            let left = cni.del(attachment).await;
-            keep(left.map_err(|e| EstateError::Network {
-                state_dir: self.state_dir.clone(),
-                source: Box::new(e),
-            }));
+            let state_dir = self.state_dir.clone();
+            keep(match cni {
+                Some(cni) => cni.del(attachment).await.map_err(|e| EstateError::Network {
+                    state_dir,
+                    source: Box::new(e),
+                }),
+                None => Err(EstateError::NoNetworks { state_dir }),
+            });
         }
         keep(self.undo_files().await);
         first.map_or(Ok(()), Err)
@@ -250,7 +261,7 @@ async fn undo_dead(owner: DeadOwner, launcher: &Launcher, cni: Option<&Cni>) -> 
         return Ok(false);
     }
     tracing::info!(owner = %id, dir = %estate.state_dir.display(), "undoing what a dead build left");
-    estate.undo(launcher, cni, true).await?;
+    estate.undo(Some(launcher), cni).await?;
     tokio::task::spawn_blocking(move || owner.bury())
         .await
         .map_err(|e| EstateError::Io {

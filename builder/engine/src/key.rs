@@ -14,6 +14,7 @@ use slipway_dockerfile::{Action, Platform};
 use slipway_image::{ChainId, Digest};
 
 use crate::copy::digest::framed;
+use crate::error::StepError;
 use crate::request::Network;
 
 /// Changes when a step of the same key would make something else: part of every key.
@@ -48,19 +49,36 @@ pub fn image(chain: Option<&ChainId>) -> Digest {
 impl Scope {
     /// The key of a step by the contents of the files it takes (`contents` is empty for WORKDIR; of a RUN it has one for
     /// each bind and each cache mount).
-    #[must_use]
-    pub fn step(&self, below: &Digest, action: &Action, contents: &[[u8; 32]]) -> Digest {
+    ///
+    /// # Errors
+    /// When the action cannot be written as JSON.
+    pub fn step(&self, below: &Digest, action: &Action, contents: &[[u8; 32]]) -> Result<Digest, StepError> {
         self.key(b"contents", below, action, contents)
     }
 
-    /// The key of a COPY --from by where it takes its files from, so that on a hit they need not be read.
-    #[must_use]
-    pub fn shortcut(&self, below: &Digest, action: &Action, sources: &[[u8; 32]]) -> Digest {
+    /// The key of a COPY --from, or of a RUN with a stage's files mounted, by the layers that its files come from, so that
+    /// on a hit they need not be read.
+    ///
+    /// # Errors
+    /// When the action cannot be written as JSON.
+    pub fn shortcut(
+        &self,
+        below: &Digest,
+        action: &Action,
+        sources: &[[u8; 32]],
+    ) -> Result<Digest, StepError> {
         self.key(b"sources", below, action, sources)
     }
 
-    fn key(&self, kind: &[u8], below: &Digest, action: &Action, inputs: &[[u8; 32]]) -> Digest {
-        let action = serde_json::to_vec(&anonymous(action)).unwrap_or_default();
+    fn key(
+        &self,
+        kind: &[u8],
+        below: &Digest,
+        action: &Action,
+        inputs: &[[u8; 32]],
+    ) -> Result<Digest, StepError> {
+        // Without it, all steps on the same files would have one key.
+        let action = serde_json::to_vec(&anonymous(action)).map_err(|source| StepError::Key { source })?;
         let platform = self.platform.to_string();
         let network = match (action_runs(&action), self.network) {
             (true, Network::Default) => "default",
@@ -78,7 +96,7 @@ impl Scope {
             epoch.as_bytes(),
         ];
         parts.extend(inputs.iter().map(|i| i.as_slice()));
-        hash(&parts)
+        Ok(hash(&parts))
     }
 }
 
@@ -155,10 +173,19 @@ mod tests {
 
     #[test]
     fn equal_contents_make_equal_keys_wherever_they_come_from() {
-        let one = scope().step(&scratch(), &copy(Source::Context), &[[7; 32]]);
-        let two = scope().step(&scratch(), &copy(Source::Stage(StageId(3))), &[[7; 32]]);
+        let one = scope()
+            .step(&scratch(), &copy(Source::Context), &[[7; 32]])
+            .unwrap();
+        let two = scope()
+            .step(&scratch(), &copy(Source::Stage(StageId(3))), &[[7; 32]])
+            .unwrap();
         assert_eq!(one, two);
-        assert_ne!(one, scope().step(&scratch(), &copy(Source::Context), &[[8; 32]]));
+        assert_ne!(
+            one,
+            scope()
+                .step(&scratch(), &copy(Source::Context), &[[8; 32]])
+                .unwrap()
+        );
     }
 
     #[test]
@@ -167,18 +194,18 @@ mod tests {
             path: "/w".into(),
             user: String::new(),
         });
-        let key = scope().step(&scratch(), &step, &[]);
-        assert_ne!(key, scope().step(&key, &step, &[]));
+        let key = scope().step(&scratch(), &step, &[]).unwrap();
+        assert_ne!(key, scope().step(&key, &step, &[]).unwrap());
         let arm = Scope {
             platform: Platform::new("linux", "arm64"),
             ..scope()
         };
-        assert_ne!(key, arm.step(&scratch(), &step, &[]));
+        assert_ne!(key, arm.step(&scratch(), &step, &[]).unwrap());
         let dated = Scope {
             epoch: Some(1),
             ..scope()
         };
-        assert_ne!(key, dated.step(&scratch(), &step, &[]));
+        assert_ne!(key, dated.step(&scratch(), &step, &[]).unwrap());
     }
 
     #[test]
@@ -192,8 +219,8 @@ mod tests {
             ..scope()
         };
         assert_eq!(
-            scope().step(&scratch(), &step, &[]),
-            host.step(&scratch(), &step, &[])
+            scope().step(&scratch(), &step, &[]).unwrap(),
+            host.step(&scratch(), &step, &[]).unwrap()
         );
     }
 
@@ -244,16 +271,23 @@ mod tests {
         ];
         let actions: [&dyn Fn(Source) -> Action; 2] = [&bind, &cache];
         for action in actions {
-            let key =
-                |from: &Source, content| scope().step(&scratch(), &action(from.clone()), &[[content; 32]]);
+            let key = |from: &Source, content| {
+                scope()
+                    .step(&scratch(), &action(from.clone()), &[[content; 32]])
+                    .unwrap()
+            };
             for from in &froms {
                 assert_eq!(key(from, 7), key(&froms[0], 7));
                 assert_ne!(key(from, 7), key(from, 8));
             }
         }
         assert_ne!(
-            scope().step(&scratch(), &bind(Source::Scratch), &[[7; 32]]),
-            scope().step(&scratch(), &cache(Source::Scratch), &[[7; 32]])
+            scope()
+                .step(&scratch(), &bind(Source::Scratch), &[[7; 32]])
+                .unwrap(),
+            scope()
+                .step(&scratch(), &cache(Source::Scratch), &[[7; 32]])
+                .unwrap()
         );
     }
 }

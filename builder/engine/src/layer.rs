@@ -14,6 +14,7 @@ use std::time::SystemTime;
 use serde::{Deserialize, Serialize};
 use slipway_image::{Active, CacheLock, ChainId, Digest, LayerOptions, Lease, Store, StoreError};
 use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
 
 use crate::cancel::Cancel;
 
@@ -114,11 +115,18 @@ impl Tip {
         }
     }
 
-    /// A writable snapshot on top. Blocks.
+    /// A writable snapshot on top. Blocks, on a thread of the runtime's that may.
     ///
     /// # Errors
-    /// What the store says; [`PrepareError::Below`] when it is known that this will never be a layer.
-    pub fn prepare(&self, store: &Store, key: &str, lease: &Lease) -> Result<Active, PrepareError> {
+    /// What the store says; [`PrepareError::Below`] when it is known that this will never be a layer, or when `cancel` is
+    /// set while that is not known.
+    pub fn prepare(
+        &self,
+        store: &Store,
+        key: &str,
+        lease: &Lease,
+        cancel: &Cancel,
+    ) -> Result<Active, PrepareError> {
         let prepared = match &*self.node {
             Node::Scratch => store.prepare(key, None, lease),
             Node::Committed(chain) => store.prepare(key, Some(chain), lease),
@@ -129,17 +137,38 @@ impl Tip {
                     None => {}
                 }
                 match store.prepare_on(key, active, lease) {
-                    // It was committed in between: then its chain is known in a moment.
-                    Err(error) => match wait_blocking(sealed) {
-                        Some(Ok(chain)) => store.prepare(key, Some(&chain), lease),
-                        Some(Err(error)) => return Err(PrepareError::Below(error)),
-                        None => Err(error),
-                    },
+                    // It was committed in between: then its chain is known as soon as that is through.
+                    Err(error) => {
+                        tracing::debug!(%error, "waiting for a layer to be complete");
+                        let outcome = async {
+                            tokio::select! {
+                                biased;
+                                chain = self.chain() => chain,
+                                () = cancel.wait() => Err(Arc::new(SealError::Cancelled)),
+                            }
+                        };
+                        let chain = tokio::runtime::Handle::current().block_on(outcome);
+                        let chain = chain.map_err(PrepareError::Below)?;
+                        store.prepare(key, chain.as_ref(), lease)
+                    }
                     prepared => prepared,
                 }
             }
         };
         Ok(prepared?)
+    }
+
+    /// The chain where it is known by now; the inner `None` is an empty root file system.
+    #[must_use]
+    pub fn known(&self) -> Option<Option<ChainId>> {
+        match &*self.node {
+            Node::Scratch => Some(None),
+            Node::Committed(chain) => Some(Some(*chain)),
+            Node::Sealing { sealed, .. } => match &*sealed.borrow() {
+                Some(Ok(chain)) => Some(Some(*chain)),
+                Some(Err(_)) | None => None,
+            },
+        }
     }
 
     /// Waits until it is known that this will never be a layer; for ever when it becomes one.
@@ -187,14 +216,12 @@ impl Tip {
     }
 }
 
-fn wait_blocking(sealed: &watch::Receiver<Option<Outcome>>) -> Option<Outcome> {
-    for _ in 0..200 {
-        if let Some(outcome) = &*sealed.borrow() {
-            return Some(outcome.clone());
-        }
-        std::thread::sleep(std::time::Duration::from_millis(10));
-    }
-    None
+/// A key that is known when other layers are complete.
+pub struct Later {
+    /// Those layers.
+    pub tips: Vec<Tip>,
+    /// Makes it then; `None` when it cannot be made after all.
+    pub key: Box<dyn FnOnce() -> Option<Digest> + Send>,
 }
 
 /// A step's files, ready to become a layer.
@@ -205,6 +232,8 @@ pub struct Finished {
     pub below: Tip,
     /// Under which keys its result is found again; the first is its own.
     pub keys: Vec<Digest>,
+    /// One more key, which is not known yet.
+    pub later: Option<Later>,
     /// When the step ended.
     pub created: SystemTime,
     /// The right to be the one who makes it; kept until others can find it.
@@ -263,12 +292,13 @@ struct Worker {
 impl Worker {
     async fn run(self, mut jobs: mpsc::UnboundedReceiver<Job>) {
         let mut next = None;
+        let mut later = JoinSet::new();
         loop {
             let first = match next.take() {
                 Some(job) => job,
                 None => match jobs.recv().await {
                     Some(job) => job,
-                    None => return,
+                    None => break,
                 },
             };
             // Whatever has piled up on the first goes with it: one syncfs for all.
@@ -281,11 +311,38 @@ impl Worker {
                     break;
                 }
             }
-            self.commit(batch).await;
+            self.commit(batch, &mut later).await;
+        }
+        while let Some(ended) = later.join_next().await {
+            if let Err(error) = ended {
+                tracing::error!(%error, "recording one more key of a layer panicked");
+            }
         }
     }
 
-    async fn commit(&self, batch: Vec<Job>) {
+    /// Records a layer under one more key, as soon as that is known.
+    fn record_later(&self, later: Later, value: String, chain: ChainId, tasks: &mut JoinSet<()>) {
+        let (store, cancel) = (self.store.clone(), self.cancel.clone());
+        tasks.spawn(async move {
+            for tip in &later.tips {
+                let complete = tokio::select! {
+                    complete = tip.chain() => complete.is_ok(),
+                    () = cancel.wait() => false,
+                };
+                if !complete {
+                    return;
+                }
+            }
+            let Some(key) = (later.key)() else { return };
+            let put = tokio::task::spawn_blocking(move || store.cache_put(&key, Some(&chain), &value)).await;
+            if let Ok(Err(error)) = put {
+                // The layer is found by its own key all the same.
+                tracing::warn!(%error, "a shorter way to a layer could not be recorded");
+            }
+        });
+    }
+
+    async fn commit(&self, batch: Vec<Job>, later: &mut JoinSet<()>) {
         let Some(first) = batch.first() else { return };
         let base = tokio::select! {
             base = first.finished.below.chain() => base,
@@ -305,8 +362,13 @@ impl Worker {
         });
         match blocking.await {
             Ok((batch, Ok(chains))) => {
-                for (job, chain) in batch.into_iter().zip(chains) {
+                for (mut job, chain) in batch.into_iter().zip(chains) {
                     let _ = job.done.send(Some(Ok(chain)));
+                    if let Some(more) = job.finished.later.take()
+                        && let Some(value) = value_of(&job.finished)
+                    {
+                        self.record_later(more, value, chain, later);
+                    }
                     // Only now: who has waited for the key finds the entry.
                     drop(job.finished.lock);
                 }
@@ -336,24 +398,72 @@ fn seal(
         .collect();
     let layers = store.seal_layers(base, &finished, lease)?;
     for (job, layer) in batch.iter().zip(&layers) {
-        let created_ns = job
-            .finished
-            .created
-            .duration_since(SystemTime::UNIX_EPOCH)
-            .ok()
-            .and_then(|d| i64::try_from(d.as_nanos()).ok())
-            .unwrap_or_default();
-        let Some(own) = job.finished.keys.first() else {
+        let Some(value) = value_of(&job.finished) else {
             continue;
         };
-        let value = serde_json::to_string(&CacheValue {
-            created_ns,
-            key: *own,
-        })
-        .unwrap_or_default();
         for key in &job.finished.keys {
             store.cache_put(key, Some(&layer.chain), &value)?;
         }
     }
     Ok(layers.into_iter().map(|l| l.chain).collect())
+}
+
+/// What stands under a step's keys; `None` where it has none.
+fn value_of(finished: &Finished) -> Option<String> {
+    let created_ns = finished
+        .created
+        .duration_since(SystemTime::UNIX_EPOCH)
+        .ok()
+        .and_then(|d| i64::try_from(d.as_nanos()).ok())
+        .unwrap_or_default();
+    let key = *finished.keys.first()?;
+    serde_json::to_string(&CacheValue { created_ns, key }).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use slipway_image::OwnerKind;
+    use std::time::Duration;
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_snapshot_on_a_layer_that_somebody_else_has_made_waits_until_that_is_known() {
+        if !crate::tests_as_root::is_root() {
+            return;
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path(), OwnerKind::Build).unwrap();
+        let lease = Arc::new(store.lease("test").unwrap());
+        let active = store.prepare("a", None, &lease).unwrap();
+        let (done, sealed) = watch::channel(None);
+        let tip = Tip {
+            node: Arc::new(Node::Sealing {
+                active: active.clone(),
+                sealed,
+            }),
+        };
+        // The same layer is there already, so that this snapshot goes.
+        let options = LayerOptions::default();
+        let same = store.prepare("same", None, &lease).unwrap();
+        store.seal_layers(None, &[(&same, &options)], &lease).unwrap();
+        let layers = store.seal_layers(None, &[(&active, &options)], &lease);
+        let chain = layers.unwrap()[0].chain;
+        store.gc().unwrap();
+        let prepare = |key: &'static str, cancel: &Cancel| {
+            let (tip, store, lease, cancel) =
+                (tip.clone(), store.clone(), Arc::clone(&lease), cancel.clone());
+            tokio::task::spawn_blocking(move || tip.prepare(&store, key, &lease, &cancel))
+        };
+        let (cancel, other) = (Cancel::new(), Cancel::new());
+        let waiting = prepare("b", &cancel);
+        let given_up = prepare("c", &other);
+        other.set();
+        let error = given_up.await.unwrap().unwrap_err();
+        assert!(matches!(error, PrepareError::Below(e) if e.is_cancelled()));
+        // Longer than anything was ever waited for.
+        tokio::time::sleep(Duration::from_millis(2500)).await;
+        assert!(!waiting.is_finished());
+        done.send(Some(Ok(chain))).unwrap();
+        assert_eq!(waiting.await.unwrap().unwrap().key, "b");
+    }
 }

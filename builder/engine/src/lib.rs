@@ -29,6 +29,8 @@ mod request;
 mod sandbox;
 mod solve;
 mod steps;
+#[cfg(test)]
+mod tests_as_root;
 
 use std::fmt;
 

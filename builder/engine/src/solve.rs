@@ -54,12 +54,14 @@ pub(crate) async fn solve(
 ) -> Result<Arc<StageDone>, BuildError> {
     refuse_what_cannot_run(build, program)?;
     let mut tasks = JoinSet::new();
+    let mut names = HashMap::new();
     for stage in &program.stages {
         let Some(sender) = senders.remove(&stage.id) else {
             continue;
         };
+        let name = build.stage_name(stage.id);
         let (build, stage) = (Arc::clone(build), stage.clone());
-        tasks.spawn(async move {
+        let task = tasks.spawn(async move {
             let outcome = run_stage(&build, &stage).await;
             match outcome {
                 Ok(done) => {
@@ -73,8 +75,10 @@ pub(crate) async fn solve(
                 }
             }
         });
+        names.insert(task.id(), name);
     }
     let mut first: Option<Box<StepFailure>> = None;
+    let mut panicked = None;
     while let Some(ended) = tasks.join_next().await {
         match ended {
             Ok(Some(failure)) => {
@@ -84,11 +88,19 @@ pub(crate) async fn solve(
                 }
             }
             Ok(None) => {}
-            Err(e) => {
+            Err(source) => {
                 build.cancel.set();
-                tracing::error!(error = %e, "a stage's task panicked");
+                tracing::error!(error = %source, "a stage's task panicked");
+                let stage = names.remove(&source.id()).unwrap_or_default();
+                panicked.get_or_insert(BuildError::Panicked { stage, source });
             }
         }
+    }
+    // The others were cancelled for it.
+    if let Some(error) = panicked
+        && first.as_ref().is_none_or(|failure| failure.error.is_cancelled())
+    {
+        return Err(error);
     }
     if let Some(failure) = first {
         return Err(if failure.error.is_cancelled() {
@@ -116,7 +128,11 @@ fn refuse_what_cannot_run(build: &Build, program: &Program) -> Result<(), BuildE
         for step in &stage.steps {
             let wrong = crate::steps::not_built(step)
                 .map(|what| StepError::Unsupported { what })
-                .or_else(|| crate::steps::not_granted(&build.request, step));
+                .or_else(|| crate::steps::not_granted(&build.request, step))
+                .or_else(|| match (&step.action, build.sandbox.no_shim()) {
+                    (Action::Run(_), Some(why)) => Some(StepError::NoShim(why)),
+                    _ => None,
+                });
             if let Some(error) = wrong {
                 let label = label(stage, step);
                 return Err(BuildError::Step(failure(build, step, label, error, Vec::new())));

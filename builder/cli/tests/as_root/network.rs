@@ -88,3 +88,17 @@ fn the_network_of_a_killed_build_is_given_back_by_the_next_command() {
         lab.clean();
     }
 }
+
+#[test]
+fn a_build_that_cannot_run_anything_takes_no_network() {
+    let Some(lab) = Lab::new() else { return };
+    if !lab.network(33) {
+        return;
+    }
+    let config = lab.write("config.toml", "[runtime]\nshim = \"/no/such/shim\"\n");
+    let dir = lab.context("c", &format!("FROM {BASE}\nWORKDIR /w\nRUN true\n"));
+    let said = lab.build(&["--config", config.to_str().unwrap(), &dir]).failed();
+    assert!(said.err.contains("RUN needs the shim's programs"), "{}", said.err);
+    assert!(said.err.contains("Dockerfile:3"), "{}", said.err);
+    assert_eq!(lab.leases(), 0);
+}

@@ -70,6 +70,51 @@ fn an_epoch_makes_the_same_image_on_two_roots() {
 }
 
 #[test]
+fn files_of_a_stage_that_was_made_anew_are_taken_anew() {
+    let Some(lab) = Lab::new() else { return };
+    let dir = lab.context(
+        "c",
+        &format!(
+            "FROM {BASE} AS a\nRUN cat /proc/sys/kernel/random/uuid > /a; echo same > /same\nFROM {BASE}\n\
+             RUN --mount=from=a,source=/same,target=/m cat /proc/sys/kernel/random/uuid > /kept\nCOPY --from=a /a /copied\n\
+             RUN --mount=from=a,source=/a,target=/m cat /m > /mounted\n"
+        ),
+    );
+    lab.build(&["-t", "t:1", &dir]).ok();
+    // With nothing new, nothing is done.
+    let said = lab.build(&["-t", "t:again", &dir]).ok();
+    assert_eq!(
+        lab.inspect("t:again")["id"],
+        lab.inspect("t:1")["id"],
+        "{}",
+        said.out
+    );
+    lab.build(&["--no-cache", "--target", "a", "-t", "a:1", &dir])
+        .ok();
+    lab.build(&["-t", "t:2", &dir]).ok();
+    let made = lab.look("a:1", "cat /a");
+    assert_eq!(made.lines().count(), 1, "{made}");
+    assert_ne!(lab.look("t:1", "cat /copied"), made);
+    assert_eq!(lab.look("t:2", "cat /copied"), made);
+    assert_eq!(lab.look("t:2", "cat /mounted"), made);
+    // It goes by what is mounted, not by all of the stage.
+    let kept = |name: &str| lab.look(name, "cat /kept");
+    assert_eq!(kept("t:1"), kept("t:2"));
+}
+
+#[test]
+fn an_id_is_no_place_to_push_to() {
+    let Some(lab) = Lab::new() else { return };
+    let id = lab.inspect(BASE)["id"].as_str().unwrap().to_owned();
+    let digits = id.strip_prefix("sha256:").unwrap();
+    let said = lab.run(&["push", &digits[..12]]).failed();
+    let text = "is an image's id; give it a name with `slipway tag` first";
+    assert!(said.err.contains(text), "{}", said.err);
+    let said = lab.run(&["push", digits]).failed();
+    assert!(said.err.contains("is an image id, not a name"), "{}", said.err);
+}
+
+#[test]
 fn a_rebuild_from_the_cache_is_the_same_image() {
     let Some(lab) = Lab::new() else { return };
     let dir = lab.context(

@@ -178,3 +178,23 @@ fn a_killed_builds_secret_is_in_memory_until_the_next_command_and_then_nowhere()
     lab.clean();
     assert_eq!(holding(&lab.path(""), VALUE), [""; 0]);
 }
+
+#[test]
+fn a_secret_that_is_a_variable_is_on_a_file_of_roots_while_the_command_runs() {
+    use std::os::unix::fs::PermissionsExt;
+    let Some(lab) = Lab::new() else { return };
+    let file = lab.write("token", VALUE);
+    let flag = format!("id=s,src={}", file.display());
+    let dir = lab.context(
+        "c",
+        &format!("FROM {BASE}\nRUN --mount=type=secret,id=s,env=TOKEN echo begun; sleep 600\n"),
+    );
+    let mut build = lab.start(&["--secret", &flag, &dir], "out");
+    lab.wait_for("out", "begun");
+    let found = holding(&lab.path("state/builds"), VALUE);
+    let mode = |path: &String| std::fs::metadata(path).unwrap().permissions().mode() & 0o7777;
+    let modes: Vec<u32> = found.iter().map(mode).collect();
+    crate::lab::signal(&build, rustix::process::Signal::INT);
+    build.wait().unwrap();
+    assert_eq!(modes, [0o600], "{found:?}");
+}

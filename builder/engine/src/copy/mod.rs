@@ -82,21 +82,21 @@ pub enum CopyError {
         /// Of which tree.
         place: String,
     },
-    /// --chown names somebody unknown.
-    #[error("--chown={value}: the image's {file} has no {name}")]
+    /// --chown or USER names somebody unknown.
+    #[error("{asked}: the image's {file} has no {name}")]
     UnknownOwner {
-        /// As given.
-        value: String,
+        /// The option or instruction as given.
+        asked: String,
         /// The user or group.
         name: String,
         /// /etc/passwd or /etc/group.
         file: &'static str,
     },
-    /// --chown cannot be read.
-    #[error("--chown={value}: {reason}")]
+    /// --chown or USER cannot be read.
+    #[error("{asked}: {reason}")]
     BadOwner {
-        /// As given.
-        value: String,
+        /// The option or instruction as given.
+        asked: String,
         /// What is wrong.
         reason: &'static str,
     },
@@ -108,6 +108,14 @@ pub enum CopyError {
         /// Why not.
         #[source]
         source: io::Error,
+    },
+    /// More directories in each other than anybody has.
+    #[error("{}… in {place} is too deep: directories in each other by hundreds", path.display())]
+    TooDeep {
+        /// The directory, shortened.
+        path: PathBuf,
+        /// Of which tree.
+        place: String,
     },
     /// Symlinks go round in circles.
     #[error("too many symbolic links at /{}", path.display())]

@@ -10,15 +10,34 @@ pub const FILE_LIMIT: usize = 10 << 20;
 /// User and group numbers.
 pub type Ids = (u32, u32);
 
-/// Resolves `user[:group]` for --chown as BuildKit does: a number alone is user and group, a name
-/// brings its own group, an explicit group wins.
+/// Who asks: for messages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Asked<'a> {
+    /// `--chown` of a COPY or ADD.
+    Chown(&'a str),
+    /// USER.
+    User(&'a str),
+}
+
+impl std::fmt::Display for Asked<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Asked::Chown(value) => write!(f, "--chown={value}"),
+            Asked::User(value) => write!(f, "USER {value}"),
+        }
+    }
+}
+
+/// Resolves `user[:group]` as BuildKit does: a number alone is user and group, a name brings its own group, an explicit
+/// group wins.
 ///
 /// # Errors
 /// When a name is not in the image, or a number is out of range.
-pub fn resolve(root: &Root, value: &str) -> Result<Ids, CopyError> {
-    let (user, group) = match value.split_once(':') {
+pub fn resolve(root: &Root, value: Asked<'_>) -> Result<Ids, CopyError> {
+    let (Asked::Chown(text) | Asked::User(text)) = value;
+    let (user, group) = match text.split_once(':') {
         Some((user, group)) => (user, Some(group).filter(|g| !g.is_empty())),
-        None => (value, None),
+        None => (text, None),
     };
     let (uid, own_gid) = match number(value, user)? {
         Some(uid) => (uid, uid),
@@ -36,7 +55,7 @@ pub fn resolve(root: &Root, value: &str) -> Result<Ids, CopyError> {
 }
 
 /// A number, `root`, or `None` for a name.
-fn number(value: &str, text: &str) -> Result<Option<u32>, CopyError> {
+fn number(value: Asked<'_>, text: &str) -> Result<Option<u32>, CopyError> {
     if text == "root" || text.is_empty() {
         return Ok(Some(0));
     }
@@ -47,18 +66,18 @@ fn number(value: &str, text: &str) -> Result<Option<u32>, CopyError> {
     match text.parse::<u32>() {
         Ok(id) if id < 1 << 31 => Ok(Some(id)),
         _ => Err(CopyError::BadOwner {
-            value: value.to_owned(),
+            asked: value.to_string(),
             reason: "ids end at 2147483647",
         }),
     }
 }
 
-fn field(value: &str, text: Option<&String>) -> Result<u32, CopyError> {
+fn field(value: Asked<'_>, text: Option<&String>) -> Result<u32, CopyError> {
     let id = text
         .and_then(|t| t.parse::<u32>().ok())
         .filter(|id| *id < 1 << 31);
     id.ok_or(CopyError::BadOwner {
-        value: value.to_owned(),
+        asked: value.to_string(),
         reason: "its entry in the image holds no valid id",
     })
 }
@@ -66,13 +85,13 @@ fn field(value: &str, text: Option<&String>) -> Result<u32, CopyError> {
 /// The fields from the third on (ids) of the line that `name` has in `file`.
 fn by_name(
     root: &Root,
-    value: &str,
+    value: Asked<'_>,
     name: &str,
     file: &'static str,
     fields: usize,
 ) -> Result<Vec<String>, CopyError> {
     let unknown = || CopyError::UnknownOwner {
-        value: value.to_owned(),
+        asked: value.to_string(),
         name: name.to_owned(),
         file,
     };

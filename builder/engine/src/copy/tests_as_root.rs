@@ -91,7 +91,9 @@ impl Case {
             root: &root,
             path: to,
             is_directory: to.ends_with('/'),
-            owner: chown.map(|c| owner::resolve(&root, c)).transpose()?,
+            owner: chown
+                .map(|c| owner::resolve(&root, owner::Asked::Chown(c)))
+                .transpose()?,
             chmod,
         };
         for selection in self.select(source)? {
@@ -448,14 +450,20 @@ fn owners_are_looked_up_in_the_image() {
         ("7:staff", (7, 50)),
         ("app:0", (100, 0)),
     ] {
-        assert_eq!(owner::resolve(&root, value).unwrap(), ids, "{value}");
+        assert_eq!(
+            owner::resolve(&root, owner::Asked::Chown(value)).unwrap(),
+            ids,
+            "{value}"
+        );
     }
-    let error = owner::resolve(&root, "nobody").unwrap_err().to_string();
+    let error = owner::resolve(&root, owner::Asked::Chown("nobody"))
+        .unwrap_err()
+        .to_string();
     assert_eq!(error, "--chown=nobody: the image's /etc/passwd has no nobody");
-    assert!(owner::resolve(&root, "app:nogroup").is_err());
+    assert!(owner::resolve(&root, owner::Asked::Chown("app:nogroup")).is_err());
     for out_of_range in ["2147483648", "4294967296", "99999999999999999999"] {
         assert!(matches!(
-            owner::resolve(&root, out_of_range),
+            owner::resolve(&root, owner::Asked::Chown(out_of_range)),
             Err(CopyError::BadOwner { .. })
         ));
     }
@@ -730,4 +738,65 @@ fn a_directory_of_an_archive_that_is_replaced_later_is_forgotten() {
         let old = std::time::UNIX_EPOCH + std::time::Duration::from_secs(1_000_000_000);
         assert_eq!(case.meta("to/g").modified().unwrap(), old);
     }
+}
+
+#[test]
+fn what_is_ignored_cannot_be_reached_through_links() {
+    let Some(mut case) = Case::new() else { return };
+    case.write("hidden/secret", "s");
+    case.write("open/file", "f");
+    case.write("plain", "p");
+    symlink("hidden", case.context("to-hidden")).unwrap();
+    symlink("open", case.context("ignored-link")).unwrap();
+    symlink("ignored-link", case.context("by-link")).unwrap();
+    symlink("open", case.context("shown")).unwrap();
+    symlink("/plain", case.context("absolute")).unwrap();
+    let patterns = ["hidden", "ignored-link", "shown/file", "nothing/../open/none"].map(str::to_owned);
+    case.ignore = Some(Matcher::new(&patterns).unwrap());
+    let tree = case.tree();
+    let find = |path: &str| tree.find(Path::new(path)).unwrap().is_some();
+    for hidden in [
+        "hidden/secret",
+        "to-hidden",
+        "to-hidden/secret",
+        "ignored-link",
+        "ignored-link/file",
+        "by-link",
+        "by-link/file",
+        "shown/file",
+        "shown/../by-link/file",
+    ] {
+        assert!(!find(hidden), "{hidden}");
+        let error = resolve(&tree, hidden).unwrap_err();
+        assert!(matches!(error, CopyError::Ignored { .. }), "{hidden}: {error}");
+    }
+    for there in [
+        "open/file",
+        "shown",
+        "plain",
+        "absolute",
+        "/absolute",
+        "shown/../plain",
+    ] {
+        assert!(find(there), "{there}");
+    }
+    // A wildcard names the links themselves.
+    let names = resolve(&tree, "*").unwrap();
+    let mut names: Vec<_> = names.iter().map(|found| found.name.to_str().unwrap()).collect();
+    names.sort_unstable();
+    assert_eq!(names, ["absolute", "open", "plain", "shown"]);
+}
+
+#[test]
+fn a_tree_of_endless_depth_is_refused() {
+    let Some(case) = Case::new() else { return };
+    let mut path = case.context("deep");
+    for _ in 0..401 {
+        path.push("d");
+    }
+    std::fs::create_dir_all(&path).unwrap();
+    let tree = case.tree();
+    let found = tree.find(Path::new("deep")).unwrap().unwrap();
+    let error = tree.list(&found, &All).unwrap_err();
+    assert!(matches!(error, CopyError::TooDeep { .. }), "{error}");
 }

@@ -4,13 +4,18 @@
 use std::ffi::{OsStr, OsString};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, Stat};
 use slipway_dockerfile::ignore::Matcher;
 use slipway_snapshot::Root;
 
 use super::CopyError;
+
+/// Each level holds a descriptor; no real tree comes near it, and no layer may be as deep.
+const MAX_DEPTH: usize = 400;
+/// Links on the way to a file, as in the kernel.
+const MAX_LINKS: usize = 40;
 
 /// Whose numbers the files of a tree have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -130,7 +135,7 @@ impl Tree {
         };
         let real = self.root.resolve(path).map_err(fail)?;
         let real = real.strip_prefix("/").unwrap_or(&real).to_path_buf();
-        if !self.visible(&real, &stat)? {
+        if self.passes_ignored(path)? || !self.visible(&real, &stat, 0)? {
             return Ok(None);
         }
         let name = path.file_name().map(OsStr::to_owned).unwrap_or_default();
@@ -160,7 +165,7 @@ impl Tree {
         let mut names = Vec::new();
         for name in list(&fd).map_err(fail)? {
             let stat = rustix::fs::statat(&fd, &name, AtFlags::SYMLINK_NOFOLLOW).map_err(fail)?;
-            if self.visible(&dir.join(&name), &stat)? {
+            if self.visible(&dir.join(&name), &stat, 0)? {
                 names.push((name, stat));
             }
         }
@@ -215,7 +220,7 @@ impl Tree {
             socket: found.socket,
         });
         if FileType::from_raw_mode(found.stat.st_mode) == FileType::Directory {
-            walk.directory(&self.open_dir(&found.real)?, Path::new(""))?;
+            walk.directory(&self.open_dir(&found.real)?, Path::new(""), 0)?;
         }
         Ok(walk.entries)
     }
@@ -241,8 +246,54 @@ impl Tree {
         stat
     }
 
+    /// Whether .dockerignore hides a link on the way along `path`, or `path` itself where it leads through links: what is
+    /// hidden cannot be gone through either.
+    fn passes_ignored(&self, path: &Path) -> Result<bool, CopyError> {
+        let Some(ignore) = &self.ignore else {
+            return Ok(false);
+        };
+        let parts = |path: &Path| -> Vec<OsString> {
+            let parts = path.components().filter_map(|part| match part {
+                Component::Normal(name) => Some(name.to_owned()),
+                Component::ParentDir => Some("..".into()),
+                _ => None,
+            });
+            parts.collect()
+        };
+        // The next part last.
+        let mut pending = parts(path);
+        pending.reverse();
+        let (mut real, mut links) = (PathBuf::new(), 0);
+        while let Some(part) = pending.pop() {
+            if part == ".." {
+                real.pop();
+                continue;
+            }
+            let next = real.join(&part);
+            let fail = |e| CopyError::at("look up", &self.name, &next, e);
+            let Some(stat) = self.root.symlink_metadata(&next).map_err(fail)? else {
+                return Ok(false);
+            };
+            if FileType::from_raw_mode(stat.st_mode) != FileType::Symlink {
+                real = next;
+                continue;
+            }
+            links += 1;
+            if ignored(ignore, &next) || links > MAX_LINKS {
+                return Ok(true);
+            }
+            let target = PathBuf::from(self.read_link(&self.open_dir(&real)?, &part, &next)?);
+            if target.is_absolute() {
+                real = PathBuf::new();
+            }
+            pending.extend(parts(&target).into_iter().rev());
+        }
+        let written: PathBuf = parts(path).into_iter().collect();
+        Ok(links > 0 && ignored(ignore, &written))
+    }
+
     /// Whether .dockerignore lets `real` through; an ignored directory is there if anything below it is.
-    fn visible(&self, real: &Path, stat: &Stat) -> Result<bool, CopyError> {
+    fn visible(&self, real: &Path, stat: &Stat, depth: usize) -> Result<bool, CopyError> {
         let Some(ignore) = &self.ignore else {
             return Ok(true);
         };
@@ -254,15 +305,26 @@ impl Tree {
         {
             return Ok(false);
         }
+        if depth > MAX_DEPTH {
+            return Err(self.too_deep(real));
+        }
         let fail = |e: rustix::io::Errno| CopyError::at("read", &self.name, real, e.into());
         let fd = self.open_dir(real)?;
         for name in list(&fd).map_err(fail)? {
             let stat = rustix::fs::statat(&fd, &name, AtFlags::SYMLINK_NOFOLLOW).map_err(fail)?;
-            if self.visible(&real.join(&name), &stat)? {
+            if self.visible(&real.join(&name), &stat, depth + 1)? {
                 return Ok(true);
             }
         }
         Ok(false)
+    }
+
+    fn too_deep(&self, path: &Path) -> CopyError {
+        let shown: String = path.to_string_lossy().chars().take(80).collect();
+        CopyError::TooDeep {
+            path: format!("/{shown}").into(),
+            place: self.name.clone(),
+        }
     }
 }
 
@@ -297,8 +359,11 @@ struct Walk<'a> {
 }
 
 impl Walk<'_> {
-    fn directory(&mut self, dir: &OwnedFd, below: &Path) -> Result<(), CopyError> {
+    fn directory(&mut self, dir: &OwnedFd, below: &Path, depth: usize) -> Result<(), CopyError> {
         let tree = self.tree;
+        if depth > MAX_DEPTH {
+            return Err(tree.too_deep(&self.top.join(below)));
+        }
         let fail = |e: rustix::io::Errno| CopyError::at("read", &tree.name, &self.top.join(below), e.into());
         for name in list(dir).map_err(fail)? {
             let path = below.join(&name);
@@ -325,7 +390,7 @@ impl Walk<'_> {
                 self.take(entry);
                 continue;
             }
-            let depth = self.pending.len();
+            let before = self.pending.len();
             if verdict == Verdict::Take {
                 self.take(entry)
             } else {
@@ -333,8 +398,8 @@ impl Walk<'_> {
             }
             let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
             let fd = rustix::fs::openat(dir, &name, flags, Mode::empty()).map_err(fail)?;
-            self.directory(&fd, &path)?;
-            self.pending.truncate(depth);
+            self.directory(&fd, &path, depth + 1)?;
+            self.pending.truncate(before);
         }
         Ok(())
     }
@@ -355,5 +420,27 @@ impl Walk<'_> {
             (Verdict::Below, _) | (_, Verdict::Below) => Verdict::Below,
             (Verdict::Take, Verdict::Take) => Verdict::Take,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whether_a_directory_holds_anything_is_not_asked_of_endless_depths() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::create_dir(dir.path().join("deep")).unwrap();
+        let patterns = ["deep".to_owned(), "!deep/**/x".to_owned()];
+        let ignore = Matcher::new(&patterns).unwrap();
+        let tree = Tree::open(dir.path(), Some(ignore), Owners::Root, "the build context").unwrap();
+        let stat = tree.root().metadata(Path::new("deep")).unwrap().unwrap();
+        let visible = |depth| tree.visible(Path::new("deep"), &stat, depth);
+        assert!(!visible(MAX_DEPTH).unwrap());
+        let error = visible(MAX_DEPTH + 1).unwrap_err().to_string();
+        assert!(
+            error.starts_with("/deep… in the build context is too deep"),
+            "{error}"
+        );
     }
 }

@@ -136,6 +136,12 @@ impl Sandbox {
         }
     }
 
+    /// Why there can be no shim; `None` where its programs are there.
+    #[must_use]
+    pub fn no_shim(&self) -> Option<Arc<slipway_shim_client::Error>> {
+        self.around.launcher.as_ref().err().map(Arc::clone)
+    }
+
     /// The shim, started at the first use.
     ///
     /// # Errors
@@ -143,9 +149,8 @@ impl Sandbox {
     pub async fn shim(&self) -> Result<&Shim, StepError> {
         self.shim
             .get_or_try_init(|| async {
-                let launcher = self.around.launcher.as_ref().map_err(|e| StepError::Task {
-                    reason: format!("RUN needs the shim: {e}"),
-                })?;
+                let launcher = self.around.launcher.as_ref();
+                let launcher = launcher.map_err(|e| StepError::NoShim(Arc::clone(e)))?;
                 let failed = StepError::shim;
                 let shim = launcher
                     .start(&self.pod_id(), &self.dir)
@@ -311,15 +316,11 @@ impl Sandbox {
             return Ok(());
         }
         let estate = self.estate.lock().await.clone();
-        match &self.around.launcher {
-            Ok(launcher) => {
-                // Not by whether one came to be of use: one that was started and failed after is one, too.
-                let shim = self.dir.join("shim.sock").exists();
-                estate.undo(launcher, self.around.cni.as_deref(), shim).await?
-            }
-            // Without a shim there were no containers.
-            Err(_) => estate.undo_files().await?,
-        }
+        // Not by whether one came to be of use: one that was started and failed after is one, too. Without its programs
+        // there was none.
+        let started = self.dir.join("shim.sock").exists();
+        let launcher = self.around.launcher.as_ref().ok().filter(|_| started);
+        estate.undo(launcher, self.around.cni.as_deref()).await?;
         let store = self.store.clone();
         tokio::task::spawn_blocking(move || store.set_estate(None))
             .await
@@ -363,4 +364,59 @@ fn make_dir(state: &Path, dir: &Path) -> Result<(), BuildError> {
         .create(state)
         .map_err(|e| io(state, e))?;
     builder().recursive(true).create(dir).map_err(|e| io(dir, e))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use slipway_image::OwnerKind;
+    use std::os::unix::fs::PermissionsExt;
+
+    /// A plugin that writes down what it is told, and fails when it is to.
+    const PLUGIN: &str = r#"#!/bin/sh
+here=$(dirname "$0")
+echo "$CNI_COMMAND" >> "$here/told"
+cat > /dev/null
+[ "$CNI_COMMAND" != DEL ] || [ ! -e "$here/broken" ] || { echo '{"cniVersion":"1.0.0","code":11,"msg":"no"}'; exit 1; }
+[ "$CNI_COMMAND" != ADD ] || echo '{"cniVersion":"1.0.0","interfaces":[{"name":"eth0","sandbox":"x"}],"ips":[{"address":"10.9.9.9/24","interface":0}]}'
+"#;
+
+    #[tokio::test]
+    async fn a_network_is_left_also_without_a_shim_and_remembered_until_it_is() {
+        if !rustix::process::geteuid().is_root() {
+            eprintln!("SKIPPED: network namespaces need root");
+            return;
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        std::fs::create_dir_all(at("conf")).unwrap();
+        std::fs::write(at("plugin"), PLUGIN).unwrap();
+        std::fs::set_permissions(at("plugin"), std::fs::Permissions::from_mode(0o755)).unwrap();
+        let list = r#"{"cniVersion":"1.0.0","name":"t","plugins":[{"type":"plugin"}]}"#;
+        std::fs::write(at("conf/10-t.conflist"), list).unwrap();
+        let missing = Launcher::find(Some(Path::new("/no/shim")), Some(Path::new("/no/worker")));
+        let missing = Arc::new(missing.err().unwrap());
+        let around = |cni: bool| Surroundings {
+            state: at("state"),
+            launcher: Err(Arc::clone(&missing)),
+            cni: cni.then(|| Arc::new(Cni::new(at("conf"), vec![dir.path().to_path_buf()]))),
+        };
+        let told = || std::fs::read_to_string(at("told")).unwrap_or_default();
+        let store = Store::open(&at("root"), OwnerKind::Build).unwrap();
+        let sandbox = Sandbox::begin("one", &store, around(true)).await.unwrap();
+        let network = sandbox.network(0, Connection::Default).await.unwrap();
+        assert!(!network.is_host && told().contains("ADD"));
+        std::fs::write(at("broken"), "").unwrap();
+        let left = sandbox.end().await.unwrap_err();
+        assert!(matches!(left, EstateError::Network { .. }), "{left}");
+        // Nor is it forgotten where nobody can leave networks.
+        let estate = sandbox.estate.lock().await.clone();
+        let left = estate.undo(None, None).await.unwrap_err();
+        assert!(matches!(left, EstateError::NoNetworks { .. }), "{left}");
+        std::fs::remove_file(at("broken")).unwrap();
+        std::fs::remove_file(at("told")).unwrap();
+        sandbox.end().await.unwrap();
+        assert!(told().contains("DEL"));
+        assert!(!at("state/builds/one").exists());
+    }
 }

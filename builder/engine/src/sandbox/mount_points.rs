@@ -1,6 +1,7 @@
 //! Mount points that a RUN needs and the image lacks: made before, removed after, with the times of the directories
 //! around them as the command left them, so that no layer ever tells of a mount.
 
+use std::io::ErrorKind;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
@@ -38,12 +39,22 @@ impl MountPoints {
             source,
         };
         let target = final_target(root, path)?;
-        if root
-            .symlink_metadata(&target)
-            .map_err(|e| io("look up", e))?
-            .is_some()
-        {
-            return Ok(target);
+        if let Some(there) = root.symlink_metadata(&target).map_err(|e| io("look up", e))? {
+            let is_directory = FileType::from_raw_mode(there.st_mode) == FileType::Directory;
+            let wrong = match (point, is_directory) {
+                (Point::File, true) => {
+                    Some((ErrorKind::IsADirectory, "a file cannot be mounted on a directory"))
+                }
+                (Point::Directory, false) => Some((
+                    ErrorKind::NotADirectory,
+                    "a directory cannot be mounted on a file",
+                )),
+                _ => None,
+            };
+            return match wrong {
+                Some((kind, why)) => Err(io("mount on", std::io::Error::new(kind, why))),
+                None => Ok(target),
+            };
         }
         let parent = target.parent().unwrap_or(Path::new("/"));
         // The first directory that is there already gets its time back.
@@ -181,6 +192,29 @@ mod tests {
         assert!(dir.path().join("d/file").exists());
         assert!(!dir.path().join("etc/resolv.conf").exists());
         assert_eq!(dir.path().join("etc").metadata().unwrap().mtime(), 1_000_000);
+    }
+
+    #[test]
+    fn what_is_there_has_to_be_of_the_kind_that_is_mounted() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::create_dir(dir.path().join("dir")).unwrap();
+        std::fs::write(dir.path().join("file"), "x").unwrap();
+        std::os::unix::fs::symlink("dir", dir.path().join("link")).unwrap();
+        let root = Root::open(dir.path()).unwrap();
+        let mut points = MountPoints::default();
+        let mut ensure = |path: &str, point| points.ensure(&root, Path::new(path), point);
+        for (path, right, wrong) in [
+            ("/dir", Point::Directory, Point::File),
+            ("/link", Point::Directory, Point::File),
+            ("/file", Point::File, Point::Directory),
+        ] {
+            ensure(path, right).unwrap();
+            let error = crate::chain(&ensure(path, wrong).unwrap_err()).to_string();
+            assert!(
+                error.starts_with(&format!("cannot mount on {path}: a ")),
+                "{error}"
+            );
+        }
     }
 
     #[test]

@@ -8,7 +8,7 @@ use slipway_dockerfile::step::{CopySource, CopyStep, Source};
 use slipway_image::{Active, Digest};
 use slipway_snapshot::Root;
 
-use super::{StepContext, StepResult, add};
+use super::{Keys, StepContext, StepResult, add};
 use crate::cancel::Cancel;
 use crate::copy::CopyError;
 use crate::copy::apply::Destination;
@@ -18,7 +18,7 @@ use crate::copy::select::{Patterns, resolve};
 use crate::copy::tree::{All, Filter, Owners, Tree};
 use crate::copy::{glob, owner};
 use crate::error::StepError;
-use crate::layer::Tip;
+use crate::layer::{Later, Tip};
 
 /// One source with what it holds.
 pub(super) struct Taken {
@@ -37,38 +37,40 @@ pub(super) async fn execute(cx: &StepContext<'_>, step: &CopyStep) -> Result<Ste
             from_tree(cx, step, tree, None).await
         }
         Source::Stage(stage) => {
-            let (tip, key) = cx.build.stage_result(*stage).await?;
+            let tip = cx.build.stage_result(*stage).await?;
             let name = cx.build.stage_name(*stage);
-            from_tip(cx, step, &tip, &key, &format!("the stage {name}")).await
+            from_tip(cx, step, &tip, &format!("the stage {name}")).await
         }
         Source::Image(image) => {
             let base = cx
                 .build
                 .source_image(image, &cx.build.target_platform, cx.id)
                 .await?;
-            from_tip(cx, step, &base.tip, &base.key, &format!("the image {image}")).await
+            from_tip(cx, step, &base.tip, &format!("the image {image}")).await
         }
-        Source::Scratch => {
-            let key = crate::key::scratch();
-            from_tip(cx, step, &Tip::scratch(), &key, "scratch").await
-        }
+        Source::Scratch => from_tip(cx, step, &Tip::scratch(), "scratch").await,
         Source::Named(name) => Err(StepError::Unsupported {
             what: format!("COPY --from={name}, a named build context,"),
         }),
     }
 }
 
-/// Files of another root file system: found by where they come from if possible, without reading them.
+/// Files of another root file system: where its layers are known, found by them and not read. A stage that was executed
+/// just now goes by its contents, whatever an earlier execution of the same instructions made.
 async fn from_tip(
     cx: &StepContext<'_>,
     step: &CopyStep,
     tip: &Tip,
-    source_key: &Digest,
     name: &str,
 ) -> Result<StepResult, StepError> {
     let scope = cx.build.scope(cx.stage);
-    let shortcut = scope.shortcut(&cx.key, &cx.step.action, &[*source_key.as_bytes()]);
-    if let Some(found) = cx.cached(&[shortcut]).await? {
+    let source = tip.known().map(|chain| crate::key::image(chain.as_ref()));
+    let shortcut = source
+        .map(|key| scope.shortcut(&cx.key, &cx.step.action, &[*key.as_bytes()]))
+        .transpose()?;
+    if let Some(shortcut) = shortcut
+        && let Some(found) = cx.cached(&[shortcut]).await?
+    {
         return Ok(found);
     }
     // A snapshot nobody writes to, only to mount what may not be sealed yet.
@@ -81,7 +83,7 @@ async fn from_tip(
     let mounted = cx
         .on_mount(&view, async |point: &Path| {
             let tree = Tree::open(point, None, Owners::Kept, name)?;
-            result = Some(from_tree(cx, step, Arc::new(tree), Some(shortcut)).await?);
+            result = Some(from_tree(cx, step, Arc::new(tree), Some((tip, shortcut))).await?);
             Ok(())
         })
         .await;
@@ -96,7 +98,7 @@ async fn from_tree(
     cx: &StepContext<'_>,
     step: &CopyStep,
     tree: Arc<Tree>,
-    shortcut: Option<Digest>,
+    source: Option<(&Tip, Option<Digest>)>,
 ) -> Result<StepResult, StepError> {
     let remote = add::fetch(cx, step).await?;
     let (owned, cancel) = (step.clone(), cx.build.cancel.clone());
@@ -110,8 +112,21 @@ async fn from_tree(
             Ok((taken, contents))
         })
         .await?;
-    let key = cx.build.scope(cx.stage).step(&cx.key, &cx.step.action, &contents);
-    let keys: Vec<Digest> = std::iter::once(key).chain(shortcut).collect();
+    let scope = cx.build.scope(cx.stage);
+    let key = scope.step(&cx.key, &cx.step.action, &contents)?;
+    let keys = match source {
+        None => Keys::only(key),
+        Some((tip, shortcut)) => Keys::with(key, shortcut, || {
+            let (below, action, source) = (cx.key, cx.step.action.clone(), tip.clone());
+            Some(Later {
+                tips: vec![tip.clone()],
+                key: Box::new(move || {
+                    let layers = crate::key::image(source.known()?.as_ref());
+                    scope.shortcut(&below, &action, &[*layers.as_bytes()]).ok()
+                }),
+            })
+        }),
+    };
     // BuildKit's rule: with --chmod it is an ordinary copy.
     if step.link && step.chmod.is_none() {
         return linked(cx, step, keys, taken).await;
@@ -124,7 +139,7 @@ async fn from_tree(
             let owner = owned
                 .chown
                 .as_deref()
-                .map(|c| owner::resolve(&root, c))
+                .map(|c| owner::resolve(&root, owner::Asked::Chown(c)))
                 .transpose()?;
             apply(&root, owner, &owned, &taken, &cancel)
         })
@@ -138,7 +153,7 @@ async fn from_tree(
 async fn linked(
     cx: &StepContext<'_>,
     step: &CopyStep,
-    keys: Vec<Digest>,
+    keys: Keys,
     taken: Vec<Taken>,
 ) -> Result<StepResult, StepError> {
     let (owned, cancel) = (step.clone(), cx.build.cancel.clone());
@@ -149,7 +164,7 @@ async fn linked(
             cx.on_mount(active, async |point: &Path| {
                 let point = point.to_path_buf();
                 owner = Some(
-                    cx.blocking(move || Ok(owner::resolve(&open(&point)?, &chown)?))
+                    cx.blocking(move || Ok(owner::resolve(&open(&point)?, owner::Asked::Chown(&chown))?))
                         .await?,
                 );
                 Ok(())

@@ -17,12 +17,12 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use slipway_dockerfile::{Action, StageProgram, Step};
-use slipway_image::{Active, CacheLock, Digest, LayerOptions, StoreError};
+use slipway_image::{Active, CacheLock, Digest, LayerOptions, Lease, Store, StoreError};
 
 use crate::build::Build;
 use crate::clamp;
 use crate::error::StepError;
-use crate::layer::{CacheValue, Finished, Sealer, Tip};
+use crate::layer::{CacheValue, Finished, Later, Sealer, Tip};
 use crate::output::Tail;
 use crate::progress::{Event, StepId};
 use crate::request::BuildRequest;
@@ -43,6 +43,36 @@ pub(crate) struct StepContext<'a> {
     pub key: Digest,
     /// The end of the output, for the error message.
     pub tail: Arc<Tail>,
+}
+
+/// By what a step's layer is found.
+pub(crate) struct Keys {
+    /// Its own key, which knows all that it depends on.
+    own: Digest,
+    /// A way to it that is known already.
+    way: Option<Digest>,
+    /// One that is not known yet.
+    later: Option<Later>,
+}
+
+impl Keys {
+    /// The step's own key alone.
+    pub fn only(own: Digest) -> Keys {
+        Keys {
+            own,
+            way: None,
+            later: None,
+        }
+    }
+
+    /// With a way by the layers of what the step takes: known when it was looked for, or to be known.
+    pub fn with(own: Digest, way: Option<Digest>, later: impl FnOnce() -> Option<Later>) -> Keys {
+        Keys {
+            own,
+            way,
+            later: if way.is_none() { later() } else { None },
+        }
+    }
 }
 
 /// What a step made.
@@ -111,6 +141,33 @@ pub(crate) fn not_granted(request: &BuildRequest, step: &Step) -> Option<StepErr
     }
 }
 
+/// What the cache has under `own`; `ways` lead there from now on.
+fn look_up(
+    store: &Store,
+    lease: &Lease,
+    own: &Digest,
+    ways: &[Digest],
+) -> Result<Option<StepResult>, StepError> {
+    let entry = store
+        .cache_get(own, lease)
+        .map_err(StepError::store("look into the build cache"))?;
+    let Some(entry) = entry else { return Ok(None) };
+    let (Some(chain), Ok(value)) = (entry.chain, serde_json::from_str::<CacheValue>(&entry.value)) else {
+        return Ok(None);
+    };
+    for way in ways {
+        store
+            .cache_put(way, Some(&chain), &entry.value)
+            .map_err(StepError::store("write the build cache"))?;
+    }
+    Ok(Some(StepResult {
+        tip: Tip::committed(chain),
+        key: value.key,
+        created: value.created(),
+        cached: true,
+    }))
+}
+
 impl StepContext<'_> {
     /// Does the step.
     pub async fn execute(&self) -> Result<StepResult, StepError> {
@@ -144,43 +201,19 @@ impl StepContext<'_> {
         }
     }
 
-    /// The cache's answer for any of the keys.
+    /// The cache's answer for the first of the keys. The others are ways to it: they are recorded on a hit, and whoever
+    /// comes by one next finds the layer at once. Never the other way round: what is found by such a way says nothing
+    /// about what the first key knows, as another build may have made the same source anew.
     async fn cached(&self, keys: &[Digest]) -> Result<Option<StepResult>, StepError> {
         if self.build.request.no_cache {
             return Ok(None);
         }
-        let (store, lease, keys) = (
-            self.build.store.clone(),
-            Arc::clone(&self.build.lease),
-            keys.to_vec(),
-        );
-        self.blocking(move || {
-            for key in &keys {
-                let entry = store
-                    .cache_get(key, &lease)
-                    .map_err(StepError::store("look into the build cache"))?;
-                let Some(entry) = entry else { continue };
-                let (Some(chain), Ok(value)) =
-                    (entry.chain, serde_json::from_str::<CacheValue>(&entry.value))
-                else {
-                    continue;
-                };
-                // Another of its keys may be new: whoever comes by it next finds the layer at once.
-                for other in keys.iter().filter(|k| *k != key) {
-                    store
-                        .cache_put(other, Some(&chain), &entry.value)
-                        .map_err(StepError::store("write the build cache"))?;
-                }
-                return Ok(Some(StepResult {
-                    tip: Tip::committed(chain),
-                    key: value.key,
-                    created: value.created(),
-                    cached: true,
-                }));
-            }
-            Ok(None)
-        })
-        .await
+        let Some((own, ways)) = keys.split_first() else {
+            return Ok(None);
+        };
+        let (store, lease) = (self.build.store.clone(), Arc::clone(&self.build.lease));
+        let (own, ways) = (*own, ways.to_vec());
+        self.blocking(move || look_up(&store, &lease, &own, &ways)).await
     }
 
     /// The right to be the one who makes `key`'s layer; `None` where the cache is not used.
@@ -214,8 +247,9 @@ impl StepContext<'_> {
         }
     }
 
-    /// The cache's answer, or else what `work` makes of a snapshot, mounted. The first of `keys` is the step's own.
-    pub async fn cached_or<F>(&self, keys: Vec<Digest>, work: F) -> Result<StepResult, StepError>
+    /// The cache's answer, or else what `work` makes of a snapshot, mounted. The first of `keys` is the step's own, the
+    /// others are ways to it.
+    pub async fn cached_or<F>(&self, keys: Keys, work: F) -> Result<StepResult, StepError>
     where
         F: AsyncFnOnce(&Path) -> Result<(), StepError>,
     {
@@ -224,14 +258,16 @@ impl StepContext<'_> {
     }
 
     /// As [`StepContext::cached_or`], for work that mounts for itself or writes below what is there.
-    pub async fn cached_or_made<F>(&self, keys: Vec<Digest>, work: F) -> Result<StepResult, StepError>
+    pub async fn cached_or_made<F>(&self, keys: Keys, work: F) -> Result<StepResult, StepError>
     where
         F: AsyncFnOnce(&Active) -> Result<(), StepError>,
     {
+        let Keys { own: key, way, later } = keys;
+        let keys: Vec<Digest> = std::iter::once(key).chain(way).collect();
         if let Some(found) = self.cached(&keys).await? {
             return Ok(found);
         }
-        let lock = self.lock(&keys[0]).await?;
+        let lock = self.lock(&key).await?;
         if lock.is_some()
             && let Some(found) = self.cached(&keys).await?
         {
@@ -251,11 +287,11 @@ impl StepContext<'_> {
             let upper = active.upper.clone();
             self.blocking(move || clamp::clamp(&upper, epoch)).await?;
         }
-        let key = keys[0];
         let tip = self.sealer.seal(Finished {
             active,
             below: self.tip.clone(),
             keys,
+            later,
             created,
             lock,
             options: LayerOptions {
@@ -306,5 +342,38 @@ impl StepContext<'_> {
             })
             .await;
         worked.and(unmounted)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use slipway_image::OwnerKind;
+
+    #[test]
+    fn a_way_to_a_layer_says_nothing_about_the_contents() {
+        if !crate::tests_as_root::is_root() {
+            return;
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path(), OwnerKind::Build).unwrap();
+        let lease = store.lease("test").unwrap();
+        let active = store.prepare("a", None, &lease).unwrap();
+        let layers = store.seal_layers(None, &[(&active, &LayerOptions::default())], &lease);
+        let chain = layers.unwrap()[0].chain;
+        let (own, way) = (Digest::of(b"own"), Digest::of(b"way"));
+        let value = serde_json::to_string(&CacheValue {
+            created_ns: 0,
+            key: way,
+        })
+        .unwrap();
+        // Somebody else's, of what the way led to then.
+        store.cache_put(&way, Some(&chain), &value).unwrap();
+        assert!(look_up(&store, &lease, &own, &[way]).unwrap().is_none());
+        assert!(look_up(&store, &lease, &own, &[]).unwrap().is_none());
+        let other = Digest::of(b"other");
+        store.cache_put(&own, Some(&chain), &value).unwrap();
+        assert!(look_up(&store, &lease, &own, &[other]).unwrap().is_some());
+        assert!(look_up(&store, &lease, &other, &[]).unwrap().is_some());
     }
 }

@@ -14,8 +14,9 @@ use slipway_snapshot::Root;
 use slipway_spec::user::FILE_LIMIT;
 use slipway_spec::{Mount, RunStep as RunInput};
 
-use super::{StepContext, StepResult, mounts};
+use super::{Keys, StepContext, StepResult, mounts};
 use crate::error::StepError;
+use crate::layer::Later;
 use crate::output;
 use crate::request;
 use crate::sandbox::{Connection, MountPoints, Point};
@@ -27,11 +28,28 @@ const DYING: Duration = Duration::from_secs(20);
 
 pub(super) async fn execute(cx: &StepContext<'_>, step: &RunStep) -> Result<StepResult, StepError> {
     let inputs = mounts::prepare(cx, step).await?;
-    let key = cx
-        .build
-        .scope(cx.stage)
-        .step(&cx.key, &cx.step.action, &inputs.contents);
-    cx.cached_or(vec![key], async |point: &Path| {
+    let scope = cx.build.scope(cx.stage);
+    let places = inputs.places();
+    let known = places.as_ref().and_then(mounts::Places::layers);
+    let shortcut = known
+        .map(|layers| scope.shortcut(&cx.key, &cx.step.action, &layers))
+        .transpose()?;
+    if let Some(shortcut) = shortcut
+        && let Some(found) = cx.cached(&[shortcut]).await?
+    {
+        return Ok(found);
+    }
+    let contents = inputs.by_contents(cx).await?;
+    let key = scope.step(&cx.key, &cx.step.action, &contents)?;
+    let keys = Keys::with(key, shortcut, || {
+        let (below, action) = (cx.key, cx.step.action.clone());
+        let places = places?;
+        Some(Later {
+            tips: places.tips(),
+            key: Box::new(move || scope.shortcut(&below, &action, &places.layers()?).ok()),
+        })
+    });
+    cx.cached_or(keys, async |point: &Path| {
         let mounted = mounts::mount(cx, &inputs).await?;
         let ran = run(cx, step, point, &mounted, &inputs.env).await;
         let unmounted = mounts::unmount(cx, mounted).await;
@@ -68,6 +86,8 @@ async fn run_in(
     secrets: &[(String, request::Secret)],
 ) -> Result<(), StepError> {
     let sandbox = &cx.build.sandbox;
+    // Before the network: what cannot run needs none.
+    sandbox.shim().await?;
     let bundle = sandbox.fresh_dir("run")?;
     let id = format!(
         "run-{}",
@@ -123,7 +143,7 @@ async fn describe(
     if let Some(script) = &step.script {
         // Below /dev, which is a mount of its own: nothing of it can reach the layer.
         let source = bundle.join("script");
-        write_script(&source, &script.content).map_err(io("write", &source))?;
+        write_new(&source, script.content.as_bytes(), 0o755).map_err(io("write", &source))?;
         binds.push(bind(Path::new(&script.path), &source, true));
     }
     for mount in mounted {
@@ -170,19 +190,21 @@ async fn describe(
     mounts::add_tmpfs(&mut spec, step, root, points)?;
     let path = bundle.join("config.json");
     let json = serde_json::to_vec(&spec).map_err(|e| io("write", &path)(e.into()))?;
-    std::fs::write(&path, json).map_err(io("write", &path))
+    // The values of secrets that are variables are in it.
+    write_new(&path, &json, 0o600).map_err(io("write", &path))
 }
 
-fn write_script(path: &Path, content: &str) -> std::io::Result<()> {
+/// Writes a file that is not there yet, with exactly this mode.
+fn write_new(path: &Path, content: &[u8], mode: u32) -> std::io::Result<()> {
     use std::io::Write;
     use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
     let mut file = std::fs::OpenOptions::new()
         .write(true)
         .create_new(true)
-        .mode(0o755)
+        .mode(mode & 0o700)
         .open(path)?;
-    file.write_all(content.as_bytes())?;
-    file.set_permissions(std::fs::Permissions::from_mode(0o755))
+    file.write_all(content)?;
+    file.set_permissions(std::fs::Permissions::from_mode(mode))
 }
 
 fn bind(target: &Path, source: &Path, read_only: bool) -> Mount {
