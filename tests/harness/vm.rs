@@ -1,18 +1,23 @@
 //! A guest under QEMU's software emulation: unified cgroups, systemd, AppArmor and every capability, as real nodes have them.
 //!
-//! The guest's image and kernel come from tests/setup/vm-image.sh; a boot gets an overlay of it, and a second disk with what is to
-//! be done (tests/vm): its `run.sh` speaks to us over the console.
+//! The guest's image, its kernel and the machine as it is after a boot come from tests/setup/vm-image.sh. A guest goes on from that
+//! machine, or boots from its disk when its power was cut; a second disk has what is to be done (tests/vm): its `run.sh` speaks to
+//! us over the console. Time in the guest is counted in its own instructions (`-icount`), so limits in there hold on a busy machine
+//! too; ours are for a guest that says nothing any more.
 
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
-use std::time::{Duration, Instant};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, bail};
 
 use crate::cmd;
 use crate::lab::{self, Lab};
+
+/// A guest says that it lives each three seconds of its own time: this long without a word, on however busy a machine, and it is dead.
+const SILENCE: Duration = Duration::from_secs(400);
 
 /// A running guest; killed when dropped, which is a power cut.
 pub struct Guest {
@@ -21,7 +26,7 @@ pub struct Guest {
     heard: Vec<String>,
 }
 
-/// What the guest's disk is made of, below `lab`: done once, then [`suite_disk`] for each phase.
+/// What the suite's disk is made of, below `lab`.
 ///
 /// # Errors
 /// A program or an image is missing.
@@ -45,7 +50,7 @@ pub fn gather(lab: &Lab) -> Result<PathBuf> {
     )?
     .ok()
     .context("installing into the guest's disk")?;
-    for tool in ["crictl", "critest"] {
+    for tool in ["crictl", "critest", "kubelet"] {
         std::fs::copy(lab::tool(tool), dir.join("bin").join(tool))
             .with_context(|| format!("copying {tool}"))?;
     }
@@ -57,20 +62,34 @@ pub fn gather(lab: &Lab) -> Result<PathBuf> {
     Ok(dir)
 }
 
-/// A disk with what [`gather`] gathered that runs `phase`.
+/// A disk with what [`gather`] gathered; guests that go on run `phase`.
 ///
 /// # Errors
 /// mkfs.ext4 fails.
 pub fn suite_disk(lab: &Lab, dir: &Path, phase: &str) -> Result<PathBuf> {
     std::fs::write(dir.join("phase"), phase)?;
-    let disk = lab.join(format!("{phase}.ext4"));
-    let _ = std::fs::remove_file(&disk);
-    cmd::sh(&format!(
-        "mkfs.ext4 -q -O ^has_journal -d {} {} 700M",
+    // For a machine that has been standing still.
+    let now = SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs();
+    std::fs::write(dir.join("now"), now.to_string())?;
+    let disk = lab.join("suite.ext4");
+    let make = format!(
+        "truncate -s {} {disk} && mkfs.ext4 -q -O ^has_journal -d {} {disk}",
+        kept("suite-size")?,
         dir.display(),
-        disk.display()
-    ))?;
+        disk = disk.display()
+    );
+    cmd::run(&mut cmd::command("sh", ["-c", &make]), Duration::from_secs(300))?
+        .ok()
+        .context("making the suite's disk")?;
     Ok(disk)
+}
+
+/// What the set-up left in a file of the cache.
+fn kept(file: &str) -> Result<String> {
+    let path = lab::cache().join("vm").join(file);
+    let text = std::fs::read_to_string(&path)
+        .with_context(|| format!("reading {} (tests/setup/vm-image.sh makes it)", path.display()))?;
+    Ok(text.trim().to_owned())
 }
 
 /// A disk that keeps what a guest writes, over the cached image.
@@ -95,30 +114,56 @@ pub fn overlay(lab: &Lab) -> Result<PathBuf> {
 }
 
 impl Guest {
-    /// Boots a guest from `disk` with the suite's disk beside it.
+    /// Goes on from the machine that the set-up booted, with `disk` over its own and the suite's disk in place of a blank one; what
+    /// it says is told under `name`.
     ///
     /// # Errors
-    /// QEMU is not installed.
-    pub fn boot(disk: &Path, suite: &Path) -> Result<Guest> {
+    /// QEMU or what the set-up makes is missing.
+    pub fn go_on(name: &str, disk: &Path, suite: &Path) -> Result<Guest> {
+        let state = lab::cache().join("vm/kept");
+        let from = format!("exec:cat {}", state.display());
+        Guest::start(name, disk, suite, &kept("kernel")?, &["-incoming", &from])
+    }
+
+    /// Boots a guest from `disk` with the suite's disk beside it; it runs `phase`.
+    ///
+    /// # Errors
+    /// QEMU or what the set-up makes is missing.
+    pub fn boot(name: &str, disk: &Path, suite: &Path, phase: &str) -> Result<Guest> {
+        let kernel = format!("{} suite.phase={phase}", kept("kernel")?);
+        Guest::start(name, disk, suite, &kernel, &[])
+    }
+
+    fn start(name: &str, disk: &Path, suite: &Path, kernel: &str, more: &[&str]) -> Result<Guest> {
         let vm = lab::cache().join("vm");
-        let mut child = Command::new("qemu-system-x86_64")
-            .args("-M q35 -accel tcg,thread=multi -cpu max -m 2048 -smp 2 -display none -monitor none -serial stdio -no-reboot -nic none".split(' '))
+        // It ends with us, however we end.
+        let mut child = Command::new("setpriv")
+            .args(["--pdeathsig", "KILL", "--", "qemu-system-x86_64"])
+            .args(kept("machine")?.split(' '))
+            .args("-monitor none -serial stdio".split(' '))
             .arg("-kernel")
             .arg(vm.join("vmlinuz"))
             .arg("-initrd")
             .arg(vm.join("initrd.img"))
             .arg("-drive")
-            .arg(format!("file={},format=qcow2,if=virtio", disk.display()))
+            .arg(format!(
+                "file={},format=qcow2,if=virtio,cache=unsafe",
+                disk.display()
+            ))
             .arg("-drive")
-            .arg(format!("file={},format=raw,if=virtio", suite.display()))
+            .arg(format!(
+                "file={},format=raw,if=virtio,cache=unsafe,readonly=on",
+                suite.display()
+            ))
             .arg("-append")
-            // Emulated time does not pass evenly on a busy machine: the kernel's test of its timer fails there, and the boot hangs.
-            .arg("console=ttyS0 root=/dev/vda rw quiet systemd.show_status=0 apparmor=1 security=apparmor no_timer_check")
+            .arg(kernel)
+            .args(more)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::inherit())
             .spawn()
             .context("starting qemu-system-x86_64 (tests/setup/vm-image.sh installs it)")?;
+        let name = name.to_owned();
         let out = child.stdout.take().context("piped")?;
         let (tell, lines) = channel();
         std::thread::spawn(move || {
@@ -126,7 +171,9 @@ impl Guest {
                 let Ok(line) = line else { break };
                 let text = String::from_utf8_lossy(&line).trim_end().to_owned();
                 if let Some((_, said)) = text.split_once("SUITE ") {
-                    crate::tell(&format!("vm: {said}"));
+                    if !said.starts_with("alive") {
+                        crate::tell(&format!("vm {name}: {said}"));
+                    }
                 } else if text.starts_with("  | ") || text.starts_with("  > ") {
                     // What a failed test printed, and slipwayd's last words.
                     crate::tell(&text);
@@ -146,27 +193,60 @@ impl Guest {
     /// Waits for a line of the console that says `what`; all lines until then, that one last.
     ///
     /// # Errors
-    /// The guest ended, or did not say so within `limit`: everything it said.
-    pub fn wait(&mut self, what: &str, limit: Duration) -> Result<Vec<String>> {
-        let (began, from) = (Instant::now(), self.heard.len());
+    /// The guest ended, or says nothing any more: the last things that it said.
+    pub fn wait(&mut self, what: &str) -> Result<Vec<String>> {
+        self.wait_for(&[what])
+    }
+
+    /// As [`Guest::wait`], for the first of several.
+    ///
+    /// # Errors
+    /// Likewise.
+    pub fn wait_for(&mut self, what: &[&str]) -> Result<Vec<String>> {
+        let from = self.heard.len();
         loop {
-            let left = limit.saturating_sub(began.elapsed());
-            match self.lines.recv_timeout(left) {
+            let last = |heard: &[String]| heard[heard.len().saturating_sub(60)..].join("\n");
+            match self.lines.recv_timeout(SILENCE) {
+                Ok(line) if line.contains("SUITE alive") => {}
                 Ok(line) => {
-                    let found = line.contains(what);
+                    let found = what.iter().any(|what| line.contains(what));
                     self.heard.push(line);
                     if found {
                         return Ok(self.heard[from..].to_vec());
                     }
                 }
                 Err(RecvTimeoutError::Timeout) => {
-                    bail!("no {what:?} within {limit:?}:\n{}", self.heard.join("\n"))
+                    bail!(
+                        "the guest was silent for {SILENCE:?} before {what:?}:\n{}",
+                        last(&self.heard)
+                    )
                 }
                 Err(RecvTimeoutError::Disconnected) => {
-                    bail!("the guest ended before {what:?}:\n{}", self.heard.join("\n"))
+                    bail!("the guest ended before {what:?}:\n{}", last(&self.heard))
                 }
             }
         }
+    }
+
+    /// Waits until the guest powers itself off.
+    ///
+    /// # Errors
+    /// It does not.
+    pub fn wait_end(mut self) -> Result<()> {
+        loop {
+            match self.lines.recv_timeout(SILENCE) {
+                Ok(line) => self.heard.push(line),
+                Err(RecvTimeoutError::Timeout) => {
+                    bail!("the guest does not power off: {:?}", self.heard.last())
+                }
+                Err(RecvTimeoutError::Disconnected) => break,
+            }
+        }
+        let status = self.child.wait()?;
+        if !status.success() {
+            bail!("QEMU: {status}");
+        }
+        Ok(())
     }
 
     /// Cuts the power.

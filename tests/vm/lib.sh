@@ -9,7 +9,7 @@ has() { grep -q -- "$2" <<< "$1" || die "no $2 in: $1"; }
 has_not() { ! grep -q -- "$2" <<< "$1" || die "$2 in: $1"; }
 until_true() { # until_true SECONDS COMMAND...
   local end=$(($(cut -d. -f1 /proc/uptime) + $1)); shift
-  until "$@"; do [ "$(cut -d. -f1 /proc/uptime)" -lt $end ] || { echo "not within time: $*" >&2; return 1; }; sleep 0.2; done
+  until "$@"; do [ "$(cut -d. -f1 /proc/uptime)" -lt $end ] || { echo "not within time: $*" >&2; return 1; }; sleep 0.5; done
 }
 
 # pod NAME [JSON of linux.security_context]: a sandbox below a slice of its own; prints its id. NETWORK=0: with a network of its own.

@@ -6,10 +6,16 @@ machine() { # what this guest is for
   has "$(cat /sys/fs/cgroup/cgroup.controllers)" memory
   [ "$(cat /sys/module/apparmor/parameters/enabled)" = Y ] || die "AppArmor is off"
   has "$(grep CapEff /proc/self/status)" 1ffffffffff
+  has "$(cat /proc/pressure/cpu)" some
+  dd if=/dev/zero of=/swap bs=1M count=200 2> /dev/null && chmod 600 /swap && mkswap -q /swap && swapon /swap
 }
 
 install() { # exactly what `make install` puts in place
+  local file
   cp -a /suite/install/. /
+  for file in /usr/local/bin/{slipwayd,slipway,slipway-agent,containerd-shim-slipway-v1,slipway-runc} /etc/slipway/config.toml \
+    /etc/cni/net.d/10-slipway.conflist /etc/kubernetes/kubelet.conf.d/20-slipway.conf; do [ -s $file ] || die "no $file"; done
+  systemd-analyze verify --recursive-errors=no slipwayd.service slipway-agent.service
   mkdir -p /opt/cni/bin && cp /suite/cni/* /opt/cni/bin/
   printf 'runtime-endpoint: %s\nimage-endpoint: %s\ntimeout: 60\n' $CONTAINER_RUNTIME_ENDPOINT $IMAGE_SERVICE_ENDPOINT > /etc/crictl.yaml
   systemctl daemon-reload
@@ -33,17 +39,61 @@ builds() { # from a service's cgroup, which has processes itself; the result run
   remove "$p"
 }
 
-limits() { # set in the systemd driver's scopes; a container over its memory says so
-  local p c out
+limits() { # set in the systemd driver's scopes, where they stay when systemd looks at its units again; a container over its memory says so
+  local p c out round disk
   p=$(pod limits)
-  c=$(run limits "$p" within "sleep 1000" '"resources":{"memory_limit_in_bytes":33554432,"cpu_quota":50000,"cpu_period":100000,"unified":{"memory.high":"max","memory.swap.max":"0"}}')
-  out=$(crictl exec -s "$c" cat /sys/fs/cgroup/memory.max /sys/fs/cgroup/cpu.max)
-  has "$out" 33554432
-  has "$out" "50000 100000"
+  disk=$(cat /sys/block/vda/dev)
+  c=$(run limits "$p" within "sleep 1000" '"resources":{"memory_limit_in_bytes":33554432,"cpu_quota":50000,"cpu_period":100000,"cpu_shares":512,"hugepage_limits":[{"page_size":"2MB","limit":0}],
+    "unified":{"memory.high":"max","memory.swap.max":"0","memory.oom.group":"1","pids.max":"77","io.max":"'"$disk"' wbps=1048576"}}')
   has "$(cat /proc/"$(init_of "$c")"/cgroup)" kubepods-limits.slice
+  for round in 1 2; do
+    out=$(crictl exec -s "$c" sh -c 'cd /sys/fs/cgroup; grep . memory.max cpu.max cpu.weight memory.swap.max memory.oom.group pids.max io.max')
+    for want in "memory.max:33554432" "cpu.max:50000 100000" "cpu.weight:[2-5][0-9]$" "memory.swap.max:0" "memory.oom.group:1" "pids.max:77" "io.max:$disk .*wbps=1048576"; do has "$out" "$want"; done
+    systemctl daemon-reload
+  done
   c=$(run limits "$p" over "head -c 100000000 /dev/zero | tail" '"resources":{"memory_limit_in_bytes":20971520,"memory_swap_limit_in_bytes":20971520}')
   until_true 60 exited "$c"
   [ "$(field "$c" reason)" = OOMKilled ] || die "$(crictl inspect "$c")"
+  remove "$p"
+}
+
+resized() { # in place: the process goes on under other limits, which stay
+  local p c init out round
+  p=$(pod resized)
+  c=$(run resized "$p" main "sleep 1000" '"resources":{"memory_limit_in_bytes":33554432,"cpu_quota":50000,"cpu_period":100000}')
+  init=$(init_of "$c")
+  crictl update --memory 67108864 --cpu-quota 25000 --cpu-period 100000 "$c"
+  for round in 1 2; do
+    out=$(crictl exec -s "$c" sh -c 'cd /sys/fs/cgroup; grep . memory.max cpu.max')
+    has "$out" "memory.max:67108864"
+    has "$out" "cpu.max:25000 100000"
+    systemctl daemon-reload
+  done
+  [ "$(init_of "$c")" = "$init" ] && kill -0 "$init" || die "it was started again"
+  has "$(field "$c" memoryLimitInBytes)" 67108864
+  remove "$p"
+}
+
+swap() { # a container swaps as far as it may, and says how much
+  local p c out
+  p=$(pod swap)
+  c=$(run swap "$p" main 'x=$(yes aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa | head -c 30000000); touch /full; sleep 1000; echo ${#x}' '"resources":{"memory_limit_in_bytes":25165824,"memory_swap_limit_in_bytes":167772160}')
+  out=$(crictl exec -s "$c" sh -c 'until [ -e /full ]; do sleep 0.1; done; cat /sys/fs/cgroup/memory.swap.max')
+  has "$out" "^142606336$"
+  out=$(crictl stats -o json "$c" | tr -d ' \n')
+  has "$out" '"swapUsageBytes":{"value":"[1-9][0-9]\{6,\}"'
+  [ "$(field "$c" state)" = CONTAINER_RUNNING ] || die "$(crictl inspect "$c")"
+  remove "$p"
+}
+
+pressure() { # what a throttled container waits for is counted, as kubelet asks for it
+  local p c out
+  p=$(pod pressure)
+  c=$(run pressure "$p" main 'while true; do :; done' '"resources":{"cpu_quota":5000,"cpu_period":100000}')
+  until_true 30 eval 'grep -q "some.*total=[1-9]" /proc/'"$(init_of "$c")"'/root/sys/fs/cgroup/cpu.pressure'
+  out=$(crictl stats -o json "$c" | tr -d ' \n')
+  has "$out" '"cpu":{[^{}]*{[^{}]*},"psi":{"Full":{[^}]*},"Some":{"Total":"[1-9]'
+  [ "$(grep -o '"psi":' <<< "$out" | wc -l)" = 3 ] || die "not of cpu, memory and io: $out"
   remove "$p"
 }
 
@@ -74,12 +124,29 @@ user_namespaces() { # root of the container is nobody on the host, and owns its 
   local p c m='"uids":[{"host_id":200000,"container_id":0,"length":65536}],"gids":[{"host_id":200000,"container_id":0,"length":65536}]'
   cat > /tmp/pod-userns.json <<J
 {"metadata":{"name":"userns","uid":"uid-userns","namespace":"vm","attempt":0},"log_directory":"/var/log/pods/userns",
- "linux":{"cgroup_parent":"kubepods-userns.slice","security_context":{"namespace_options":{"network":2,"pid":1,"userns_options":{"mode":0,$m}}}}}
+ "linux":{"cgroup_parent":"kubepods-userns.slice","security_context":{"namespace_options":{"network":0,"pid":1,"userns_options":{"mode":0,$m}}}}}
 J
   p=$(crictl runp /tmp/pod-userns.json)
-  c=$(run userns "$p" main "sleep 1000" '"security_context":{"namespace_options":{"network":2,"pid":1,"userns_options":{"mode":0,'"$m"'}}}')
+  c=$(run userns "$p" main "sleep 1000" '"security_context":{"capabilities":{"add_capabilities":["NET_ADMIN"]},"namespace_options":{"network":0,"pid":1,"userns_options":{"mode":0,'"$m"'}}}')
   has "$(crictl exec -s "$c" cat /proc/self/uid_map)" "200000"
   has "$(crictl exec -s "$c" stat -c '%u %g' /bin/busybox)" "^0 0$"
   has "$(grep Uid: /proc/"$(init_of "$c")"/status)" 200000
+  has "$(crictl exec -s "$c" cat /proc/net/dev)" eth0
+  crictl exec -s "$c" ip link set lo down || die "it does not own its network"
+  remove "$p"
+}
+
+shared_pids() { # the pod's own first process is confined and reaps; a container's processes see each other's
+  local p c d init out
+  pod_file shared; sed -i 's/"pid":1/"pid":0/' /tmp/pod-shared.json
+  p=$(crictl runp /tmp/pod-shared.json)
+  local shared='"security_context":{"namespace_options":{"network":2,"pid":0}}'
+  c=$(run shared "$p" one "sleep 1234" "$shared")
+  d=$(run shared "$p" two "sleep 1000" "$shared")
+  has "$(crictl exec -s "$d" ps)" "sleep 1234"
+  init=$(grep -l . /sys/fs/cgroup/kubepods.slice/kubepods-shared.slice/*/cgroup.procs | wc -l)
+  [ "$init" = 3 ] || die "the first process is not in a cgroup of its own: $(grep -r . /sys/fs/cgroup/kubepods.slice/kubepods-shared.slice/*/cgroup.procs)"
+  out=$(crictl exec -s "$d" grep -E '^(Uid|CapEff|NoNewPrivs|Seccomp):' /proc/1/status)
+  for want in "CapEff:.0000000000000000" "NoNewPrivs:.1" "Seccomp:.2"; do has "$out" "$want"; done
   remove "$p"
 }

@@ -1,6 +1,7 @@
 # Power cuts: the harness kills the machine when these say so, and boots it again from the same disk.
 REGISTRY=127.0.0.1:5000
 STORE=/var/lib/slipway
+RESERVED=/var/lib/cni/networks/slipway
 
 registry() { # what was pushed into it was synced before anything is cut
   systemctl is-active -q registry || systemd-run -q --unit registry -E OTEL_TRACES_EXPORTER=none /suite/images/docker-registry serve /suite/images/registry.yml
@@ -37,6 +38,7 @@ before_the_cuts() { # what each cut must leave as it is
   sync
 }
 
+at_log() { journalctl -b -u slipwayd --no-pager -o cat | grep -q "$1"; }
 at() { journalctl -u slipwayd --no-pager -o cat | grep -q "failpoint passed name=\"$1\""; }
 stopped() { [ "$(ps -o stat= -p "$1" | cut -c1)" = T ]; }
 
@@ -44,6 +46,8 @@ half_way() { # a pull, a build's commit, a pod's and a container's start, each h
   local whole building wait='=sleep:3600000*1'
   export NETWORK=0
   whole=$(pod whole); run whole "$whole" main "sleep 1000" > /dev/null
+  # What a cut may leave of an address: nobody has synced what is in the file, or the record of the pod.
+  : > $RESERVED/10.88.9.1; printf 'unknown\r\neth0' > $RESERVED/10.88.9.2; sync -f $RESERVED
   drop_in "Environment=\"SLIPWAY_FAILPOINTS=pull_image.before_commit$wait;run_pod_sandbox.after_cni$wait;create_container.after_create$wait\"" \
     ExecStart= "ExecStart=/usr/local/bin/slipwayd --log-level info,slipwayd::fail=debug"
   systemctl restart slipwayd
@@ -108,6 +112,8 @@ after_the_cut() { # what was finished is whole, what was not is gone, and all of
   layers_verify
   for name in $(names /tmp/images); do slipway save -o /dev/null "$name"; done # reads every blob
   # The pods of before are told of as not ready; none of their processes, cgroups, addresses or mounts is there.
+  until_true 60 at_log "let go of addresses"
+  say "$(journalctl -b -u slipwayd --no-pager -o cat | grep -m1 'let go of addresses')"
   [ -z "$(crictl ps -q)" ] || die "a container of before runs: $(crictl ps)"
   has_not "$(crictl pods)" " Ready "
   ! pgrep -f containerd-shim-slipway || die "a shim is left: $(pgrep -af containerd-shim-slipway)"
