@@ -3,6 +3,7 @@
 use crate::diag::{Chain, info, warning};
 use crate::reactor::Timer;
 use crate::shim::Shim;
+use crate::task::{Ending, Outcome, Phase};
 use slipway_shim_api::names::topic;
 use slipway_shim_api::{events, pod};
 use std::io;
@@ -11,6 +12,8 @@ use std::time::Duration;
 /// How often, and in which distance, is looked for a killing that was announced.
 const OOM_LOOKS: u32 = 10;
 const OOM_PAUSE: Duration = Duration::from_millis(20);
+/// The exit code of what SIGKILL ended.
+const KILLED: u32 = 128 + 9;
 /// Wanted for the shim, given where the kernel permits.
 const WANTED: i32 = -998;
 
@@ -100,12 +103,19 @@ impl Shim {
     /// A container has ended: the last look.
     pub fn finish_oom(&mut self, key: u32) {
         self.on_oom(key);
-        let watch = self
-            .containers
-            .get_mut(&key)
-            .and_then(|container| container.oom.take());
-        if let Some(watch) = watch {
-            self.reactor.forget(watch);
+        let Some(container) = self.containers.get_mut(&key) else {
+            return;
+        };
+        let Some(watch) = container.oom.take() else { return };
+        // Its cgroup may be gone before it could be asked.
+        let killed = matches!(
+            &container.phase,
+            Phase::Ending(Ending { outcome: Outcome::Exited(exit), .. }) if exit.code == KILLED
+        );
+        let lost = !container.oom_killed && killed && watch.lost_one();
+        self.reactor.forget(watch);
+        if lost {
+            self.tell_oom(key, 1);
         }
     }
 
@@ -123,8 +133,15 @@ impl Shim {
             }
             return;
         }
-        container.oom_killed = true;
         container.oom_looks.anew();
+        self.tell_oom(key, killed);
+    }
+
+    fn tell_oom(&mut self, key: u32, killed: u64) {
+        let Some(container) = self.containers.get_mut(&key) else {
+            return;
+        };
+        container.oom_killed = true;
         let container_id = container.id.clone();
         info!("the kernel killed {killed} processes of container {container_id} for want of memory");
         self.happened(&container_id, pod::event::What::Oom(pod::Oom {}));

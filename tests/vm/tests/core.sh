@@ -74,8 +74,8 @@ resized() { # in place: the process goes on under other limits, which stay
   remove "$p"
 }
 
-swap() { # a container swaps as far as it may, and says how much
-  local p c out
+swap() { # a container swaps as far as it may, and says how much; beyond that it is killed and says so
+  local p c n out
   p=$(pod swap)
   c=$(run swap "$p" main 'x=$(yes aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa | head -c 30000000); touch /full; sleep 1000; echo ${#x}' '"resources":{"memory_limit_in_bytes":25165824,"memory_swap_limit_in_bytes":167772160}')
   out=$(crictl exec -s "$c" sh -c 'until [ -e /full ]; do sleep 0.1; done; cat /sys/fs/cgroup/memory.swap.max')
@@ -83,6 +83,12 @@ swap() { # a container swaps as far as it may, and says how much
   out=$(crictl stats -o json "$c" | tr -d ' \n')
   has "$out" '"swapUsageBytes":{"value":"[1-9][0-9]\{6,\}"'
   [ "$(field "$c" state)" = CONTAINER_RUNNING ] || die "$(crictl inspect "$c")"
+  # One that is killed after a struggle, when its scope may be gone before anybody has looked.
+  for n in 1 2 3; do
+    c=$(run swap "$p" over$n "exec dd if=/dev/zero of=/dev/null bs=40M" '"resources":{"memory_limit_in_bytes":15728640,"memory_swap_limit_in_bytes":20971520}')
+    until_true 60 exited "$c"
+    [ "$(field "$c" reason) $(field "$c" exitCode)" = "OOMKilled 137" ] || die "$(crictl inspect "$c")"
+  done
   remove "$p"
 }
 

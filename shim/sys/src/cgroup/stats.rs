@@ -43,6 +43,11 @@ pub(super) fn oom_kills(cgroup: &Cgroup) -> u64 {
     }
 }
 
+/// As [`oom_kills`], of a directory of v2; none when that is not there.
+pub(super) fn oom_kills_in(dir: &Path) -> Option<u64> {
+    read(Some(dir), "memory.events").map(|events| field(&events, "oom_kill"))
+}
+
 fn limit(value: Option<u64>) -> u64 {
     value.filter(|n| *n != u64::MAX).unwrap_or(0)
 }
