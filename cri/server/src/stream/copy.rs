@@ -13,6 +13,9 @@ use tokio_util::sync::CancellationToken;
 
 /// What is read at once where there is much to read: a pipe's usual capacity.
 const LARGE: usize = 64 << 10;
+/// What a pipe holds once more goes through it than it held: each side then waits for the other a quarter as often, which
+/// on a busy node is what much output takes its time for.
+const WIDE: usize = 256 << 10;
 /// What waits for a client that sends little.
 const SMALL: usize = 4 << 10;
 /// What is read of a process's output after its end: a pipe holds no more, and whoever goes on writing is not waited for.
@@ -50,6 +53,10 @@ pub trait Channel: AsFd + Sync {
     fn try_read(&self, buffer: &mut [u8]) -> io::Result<usize>;
     /// Writes; `WouldBlock` when there is no room.
     fn try_write(&self, data: &[u8]) -> io::Result<usize>;
+    /// Much goes through: has it hold more, where that can be had; whether it does now.
+    fn widen(&self) -> bool {
+        false
+    }
 }
 
 impl Channel for Fd {
@@ -69,6 +76,12 @@ impl Channel for Fd {
     fn try_write(&self, data: &[u8]) -> io::Result<usize> {
         self.0
             .try_io(Interest::WRITABLE, |fd| Ok(rustix::io::write(fd, data)?))
+    }
+
+    fn widen(&self) -> bool {
+        // A terminal has no such thing, and the kernel need not grant it.
+        rustix::pipe::fcntl_getpipe_size(self).is_ok_and(|size| size < WIDE)
+            && rustix::pipe::fcntl_setpipe_size(self, WIDE).is_ok()
     }
 }
 
@@ -121,10 +134,14 @@ async fn what_is_there(
 ) -> Option<End> {
     // Only for as long as there is something to read.
     let mut buffer = vec![0; LARGE];
+    let mut narrow = true;
     while !stop() {
         match from.try_read(&mut buffer) {
             Ok(0) => return Some(End::Source),
             Ok(count) => {
+                if count == LARGE && std::mem::take(&mut narrow) {
+                    from.widen();
+                }
                 if let Some(client) = to
                     && client.write_all(&buffer[..count]).await.is_err()
                 {
@@ -198,7 +215,11 @@ async fn write_all(to: &impl Channel, mut data: &[u8]) -> io::Result<()> {
     while !data.is_empty() {
         match to.try_write(data) {
             Ok(count) => data = &data[count..],
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => to.writable().await?,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                if !to.widen() {
+                    to.writable().await?;
+                }
+            }
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error) => return Err(error),
         }
