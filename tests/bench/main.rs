@@ -9,6 +9,7 @@ mod kubernetes;
 mod peers;
 mod pull;
 mod runtime;
+mod streams;
 mod table;
 
 use std::path::Path;
@@ -26,7 +27,7 @@ async fn main() -> Result<()> {
         let (kubectl, kubeconfig) = (Path::new(kubectl), Path::new(kubeconfig));
         return dns::serve(listen.parse()?, kubectl, kubeconfig, dns::upstream());
     }
-    // `bench [runtime] [pull] [build] [kubernetes] [agent] [ROUNDS]`: all parts when none is named.
+    // `bench [runtime] [streams] [pull] [build] [kubernetes] [agent] [ROUNDS]`: all parts when none is named.
     let (rounds, only): (Vec<String>, Vec<String>) = args
         .into_iter()
         .partition(|word| word.bytes().all(|b| b.is_ascii_digit()));
@@ -42,7 +43,7 @@ async fn main() -> Result<()> {
         agent::measure(&mut table).await?;
         table.print();
     }
-    if !["runtime", "pull", "build"].into_iter().any(wanted) {
+    if !["runtime", "streams", "pull", "build"].into_iter().any(wanted) {
         return Ok(());
     }
     let lab = harness::Lab::new("bench")?;
@@ -50,11 +51,14 @@ async fn main() -> Result<()> {
     let outcome = async {
         harness::image::busybox(&lab)?;
         let mut containerd = peers::containerd(&lab).await?;
-        if wanted("runtime") || wanted("pull") {
+        if ["runtime", "streams", "pull"].into_iter().any(wanted) {
             let mut slipway = peers::slipway(&lab).await?;
             let mut table = table::Table::new("slipway", "containerd + runc");
             if wanted("runtime") {
                 runtime::measure(&mut table, &lab, &slipway, &containerd).await?;
+            }
+            if wanted("streams") {
+                streams::measure(&mut table, &lab, &slipway, &containerd).await?;
             }
             if wanted("pull") {
                 pull::measure(&mut table, &lab, &slipway, &containerd, rounds).await?;

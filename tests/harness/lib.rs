@@ -19,6 +19,7 @@ pub mod leftovers;
 pub mod oracle;
 pub mod process;
 pub mod registry;
+pub mod spdy;
 pub mod vm;
 pub mod websocket;
 pub mod world;
