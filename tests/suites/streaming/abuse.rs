@@ -2,10 +2,11 @@
 
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use harness::cri::container_config;
 use harness::image::BUSYBOX;
 use harness::process::{Holds, Running};
+use harness::spdy::{self, Spdy, Told};
 use harness::websocket::{V5, WebSocket, request, upgrade};
 use harness::{Crictl, Setup, World, v1};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -122,10 +123,14 @@ async fn nonsense_ends_its_connection_and_nothing_else() -> Result<()> {
     w.finish().await
 }
 
-/// One session of a client that leaves in the middle, at a place that depends on `n`.
+/// One session of a client that leaves in the middle, at a place that depends on `n`: every other one over SPDY.
 async fn abort(w: &World, id: &str, n: usize) -> Result<()> {
     // URLs that are not used are a thousand at most, for a minute.
-    let kind = if n < 2000 { n % 8 } else { 2 + n % 6 };
+    let (n, odd) = (n / 2, n % 2 == 1);
+    let kind = if n < 1000 { n % 7 } else { 2 + n % 5 };
+    if odd {
+        return abort_spdy(w, id, kind).await;
+    }
     match kind {
         // It never comes, or not to the end of its request.
         0 => drop(exec_url(w, id, &["sleep", "3000"], false).await?),
@@ -156,28 +161,73 @@ async fn abort(w: &World, id: &str, n: usize) -> Result<()> {
             let mut session = WebSocket::open(&exec_url(w, id, &["yes"], false).await?).await?;
             session.next().await?;
         }
-        6 => {
+        _ => {
             let mut session = WebSocket::open(&exec_url(w, id, &["sleep", "3000"], false).await?).await?;
             session.send(0, &[0; 60_000]).await?;
             session.send(0, &[0; 60_000]).await?;
-        }
-        // Before it has opened a stream.
-        _ => {
-            let headers = [
-                ("Connection", "Upgrade"),
-                ("Upgrade", "SPDY/3.1"),
-                ("X-Stream-Protocol-Version", "v4.channel.k8s.io"),
-            ];
-            request(&exec_url(w, id, &["sleep", "3000"], false).await?, &headers).await?;
         }
     }
     Ok(())
 }
 
-/// `ABORTED_SESSIONS` makes it more than the two thousand of every run.
+const ALL: &[&str] = &["stdin", "stdout", "stderr"];
+
+async fn abort_spdy(w: &World, id: &str, kind: usize) -> Result<()> {
+    let open = async |command: &[&str], tty: bool| -> Result<Spdy> {
+        Spdy::open(&exec_url(w, id, command, tty).await?, spdy::V4).await
+    };
+    /// Until it says something on this stream.
+    async fn begun(session: &mut Spdy, stdout: u32) -> Result<()> {
+        loop {
+            match session.next(|_| {}).await?.context("it ended")? {
+                Told::Data { id, .. } if id == stdout => return Ok(()),
+                _ => {}
+            }
+        }
+    }
+    match kind {
+        // Before it has opened a stream, or all of them.
+        0 => drop(open(&["sleep", "3000"], false).await?),
+        1 => {
+            open(&["sleep", "3000"], false).await?.command(&["stdin"]).await?;
+        }
+        // Before the command can have begun, and while it runs, alone or with others.
+        2 => {
+            open(&["sleep", "3000"], false).await?.command(ALL).await?;
+        }
+        3 => {
+            let script = "echo begun; sleep 3000 & setsid sleep 3000 & sleep 3000";
+            let mut session = open(&["sh", "-c", script], false).await?;
+            let streams = session.command(ALL).await?;
+            begun(&mut session, streams[2]).await?;
+        }
+        4 => {
+            let script = "trap '' HUP; echo begun; sleep 3000 & sleep 3000; echo never";
+            let mut session = open(&["sh", "-c", script], true).await?;
+            let streams = session.command(&["stdin", "stdout", "resize"]).await?;
+            begun(&mut session, streams[2]).await?;
+        }
+        // In the middle of output that it does not read, and of input that nobody reads.
+        5 => {
+            let mut session = open(&["yes"], false).await?;
+            let streams = session.command(ALL).await?;
+            begun(&mut session, streams[2]).await?;
+        }
+        _ => {
+            let mut session = open(&["sleep", "3000"], false).await?;
+            let streams = session.command(ALL).await?;
+            session.send(streams[1], &[0; 120_000], false).await?;
+            // In the middle of a frame.
+            session.raw(&[0, 0, 0, 3, 0, 1, 0, 0, 7]).await?;
+        }
+    }
+    Ok(())
+}
+
+/// `ABORTED_SESSIONS`: how many other than ten thousand.
 #[tokio::test]
 async fn thousands_of_aborted_sessions_leave_nothing() -> Result<()> {
-    let count = std::env::var("ABORTED_SESSIONS").map_or(Ok(2000), |n| n.parse::<usize>())?;
+    let count = std::env::var("ABORTED_SESSIONS").map_or(Ok(10_000), |n| n.parse::<usize>())?;
     let w = World::new("st-abort").await?;
     let (_, id) = w
         .pod_with("abort", container_config("abort", BUSYBOX, SLEEP))
@@ -212,7 +262,9 @@ async fn thousands_of_aborted_sessions_leave_nothing() -> Result<()> {
     .await?;
     tokio::time::sleep(Duration::from_secs(4)).await;
     let at_first = [Holds::of(pids[0])?, Holds::of(pids[1])?];
+    let began = std::time::Instant::now();
     all(0, count).await?;
+    let took = began.elapsed();
     until("what slipwayd and the shim hold is what they held", async || {
         let now = [Holds::of(pids[0])?, Holds::of(pids[1])?];
         Ok(at_first.iter().zip(&now).all(|(first, now)| {
@@ -230,7 +282,7 @@ async fn thousands_of_aborted_sessions_leave_nothing() -> Result<()> {
         )
     })?;
     eprintln!(
-        "{count} aborted sessions: {at_first:?}, then {:?} {:?}",
+        "{count} aborted sessions in {took:?}: {at_first:?}, then {:?} {:?}",
         Holds::of(pids[0])?,
         Holds::of(pids[1])?
     );

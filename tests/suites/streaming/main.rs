@@ -5,6 +5,8 @@ mod abuse;
 mod attach;
 mod exec;
 mod forward;
+mod slow;
+mod tls;
 
 use std::time::Duration;
 
