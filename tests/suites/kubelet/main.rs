@@ -87,7 +87,7 @@ fn all() -> Vec<Test> {
         network::host_ports_aliases_and_dns_policies,
         streaming::exec_with_terminal_input_and_exit_codes,
         streaming::attach_reads_and_writes,
-        streaming::cp_carries_a_file_both_ways,
+        streaming::attach_and_debug_have_a_terminal,
         streaming::port_forward_reaches_a_server_in_the_pod,
         streaming::debug_adds_a_container_that_sees_its_target,
         streaming::logs_are_followed_live,
@@ -99,6 +99,7 @@ fn all() -> Vec<Test> {
         eviction::unused_images_are_collected_when_the_disk_is_full,
     ]);
     list.extend(tests![Some(SECOND);
+        streaming::a_file_goes_through_cp_and_port_forward_whole_with_memory_bounded,
         power::a_node_that_lost_its_power_brings_every_pod_back,
         eviction::memory_pressure_evicts_the_pod_that_holds_most_beyond_its_request,
         eviction::disk_pressure_evicts_the_pod_that_has_written_most_into_its_root,
@@ -259,7 +260,8 @@ async fn one(cluster: Arc<Cluster>, test: Test) -> Option<String> {
         Ok(k) => k,
         Err(e) => return Some(format!("{}: {e:#}", test.name)),
     };
-    let limit = Duration::from_secs(300);
+    let large = std::env::var_os("SLIPWAY_CP_MIB").is_some();
+    let limit = Duration::from_secs(if large { 1800 } else { 300 });
     let run = tokio::spawn(tokio::time::timeout(limit, (test.run)(kube.clone())));
     let verdict = match run.await {
         Ok(Ok(r)) => r,
