@@ -54,6 +54,13 @@ test: build ## Every test, with real registries, CNI plugins, crictl and contain
 	@$(SETUP)/test-deps.sh
 	tests/run.sh
 
+ROUNDS ?= 300000
+SEED ?= $(shell date +%s)
+
+.PHONY: fuzz
+fuzz: ## Damaged and made-up SPDY, WebSocket and headers for the streaming server (ROUNDS=…, SEED=…), longer than the tests do it
+	NOISE_ROUNDS=$(ROUNDS) NOISE_SEED=$(SEED) cargo test --release -p slipway-stream --lib -- no_bytes --nocapture
+
 # Where the cluster of `make cluster` lies.
 CLUSTER := /var/tmp/slipway-cluster
 NODES ?= 1

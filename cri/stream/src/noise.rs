@@ -1,6 +1,6 @@
 //! Random bytes that are the same in every run, and what is done with them to anything that reads bytes from outside.
 //!
-//! `NOISE_SEED=7 NOISE_ROUNDS=1000000 cargo test --release -p slipway-stream no_bytes` looks for longer, and elsewhere.
+//! `make fuzz ROUNDS=1000000 SEED=7` looks for longer, and elsewhere: `NOISE_ROUNDS` and `NOISE_SEED`.
 
 /// SplitMix64.
 pub(crate) struct Noise(pub u64);

@@ -115,6 +115,7 @@ fn take_text(block: &mut &[u8]) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::noise::Noise;
 
     fn deflate(context: &mut Compress, plain: &[u8]) -> Vec<u8> {
         let mut block = Vec::with_capacity(plain.len() + 128);
@@ -213,6 +214,33 @@ mod tests {
             vec![0xff; 64],
         ] {
             assert_eq!(parse(&bad), None);
+        }
+    }
+
+    #[test]
+    fn no_bytes_whatever_break_the_parser_or_its_bounds() {
+        let mut noise = Noise::of(5);
+        let headers = [
+            ("streamtype", "data"),
+            ("port", "80"),
+            ("requestid", "0"),
+            ("x", ""),
+        ];
+        for _ in 0..Noise::rounds(3000) {
+            let good = block(&headers[..noise.below(headers.len() + 1)]);
+            let plain = noise.damage(&good);
+            if let Some(Headers(read)) = parse(&plain) {
+                let size: usize = read.iter().map(|(name, value)| name.len() + value.len()).sum();
+                assert!(read.len() <= MAX_HEADERS && size < plain.len());
+            }
+            // The same through the decompressor, which goes on after a block that is no headers.
+            let (mut context, mut inflater) = (client(), Inflater::new());
+            assert_eq!(inflater.inflate(&deflate(&mut context, &plain)).unwrap(), plain);
+            let folded = noise.damage(&deflate(&mut context, &good));
+            if let Ok(unfolded) = inflater.inflate(&folded) {
+                assert!(unfolded.len() <= MAX_BLOCK);
+                parse(&unfolded);
+            }
         }
     }
 }
