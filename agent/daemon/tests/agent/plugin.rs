@@ -81,6 +81,9 @@ async fn root_runtimes_without_cdi_get_nodes_mounts_and_variables() {
         return;
     }
     let (_node, kubelet) = ready_with("workstation", "[resources]\nallocate = \"nodes\"\n", 2).await;
+    // A NUMA node that is not known is left out: kubelet refuses pods for any number in its place.
+    let devices = kubelet.known(GPU).unwrap().devices;
+    assert!(devices.iter().all(|d| d.topology.is_none()), "{devices:?}");
     let ids = kubelet.ids(GPU, true);
     let answer = kubelet
         .plugin(GPU)
@@ -147,6 +150,30 @@ async fn root_mig_devices_are_resources_of_their_own_and_follow_the_geometry() {
         !listed.contains("nvidia.com/gpu=0:1\n") && listed.contains("nvidia.com/gpu=0:0\n"),
         "{listed}"
     );
+}
+
+#[tokio::test]
+async fn root_mig_devices_of_one_profile_are_handed_out_as_gpus() {
+    if !root() {
+        return;
+    }
+    let mut topology = Topology::named("a100x4-mig").unwrap();
+    topology.gpus.truncate(2);
+    for gpu in &mut topology.gpus {
+        gpu.mig
+            .as_mut()
+            .unwrap()
+            .devices
+            .retain(|d| d.profile == "1g.5gb");
+    }
+    let (_node, kubelet, _) = ready(&topology, "[resources]\nmig_strategy = \"single\"\n", 6).await;
+    let ids = kubelet.ids(GPU, true);
+    assert!(ids.iter().all(|id| id.starts_with("MIG-")), "{ids:?}");
+    assert_eq!(kubelet.resources(), [GPU]);
+    let mut plugin = kubelet.plugin(GPU).await;
+    let answer = plugin.allocate(allocate(&ids[..2])).await.unwrap().into_inner();
+    let names = &answer.container_responses[0].cdi_devices;
+    assert_eq!(names[1].name, format!("{GPU}={}", ids[1]));
 }
 
 #[tokio::test]
