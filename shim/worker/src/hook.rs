@@ -23,8 +23,10 @@ use std::time::{Duration, Instant};
 
 /// How long a hook may take that does not say.
 const DEFAULT_SECONDS: i64 = 10;
-/// The longest that any may: below the time that a create has.
+/// The longest that all of them may, together: below the 30 s that a create has, so that it is told whose time was over.
 const MAX_SECONDS: i64 = 20;
+/// The same of those that run in the start, which has 10 s.
+const MAX_START_SECONDS: i64 = 8;
 /// What is kept of a hook's stderr: its end, where the error is.
 const MAX_STDERR: usize = 4096;
 /// The file on the stage.
@@ -40,10 +42,11 @@ pub fn guard(spec: &mut Spec, dir: &Path) -> io::Result<()> {
         native::replace(list, &root);
     }
     let log = dir.join(FAILURES);
+    let until = now() + Duration::from_secs(MAX_SECONDS.unsigned_abs());
     let mut any = false;
     let mut guarded = |moment, list: &mut Option<Vec<Hook>>| {
         for hook in list.iter_mut().flatten() {
-            behind(moment, hook, &log);
+            behind(moment, hook, until, &log);
             any = true;
         }
     };
@@ -51,8 +54,10 @@ pub fn guard(spec: &mut Spec, dir: &Path) -> io::Result<()> {
     guarded("prestart", hooks.prestart_mut());
     guarded("createRuntime", hooks.create_runtime_mut());
     guarded("createContainer", hooks.create_container_mut());
+    let at_start = hooks.start_container().iter().flatten().count();
+    let each = MAX_START_SECONDS / i64::try_from(at_start).unwrap_or(MAX_START_SECONDS).max(1);
     for hook in hooks.start_container_mut().iter_mut().flatten() {
-        hook.set_timeout(Some(seconds(hook)));
+        hook.set_timeout(Some(seconds(hook).min(each.max(1))));
         hook.set_env(Some(hook.env().clone().unwrap_or_default()));
     }
     if any {
@@ -78,9 +83,16 @@ fn seconds(hook: &Hook) -> i64 {
         .min(MAX_SECONDS)
 }
 
-fn behind(moment: &str, hook: &mut Hook, log: &Path) {
+/// Since the machine's start, the same for every process.
+fn now() -> Duration {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    Duration::new(now.tv_sec.unsigned_abs(), u32::try_from(now.tv_nsec).unwrap_or(0))
+}
+
+fn behind(moment: &str, hook: &mut Hook, until: Duration, log: &Path) {
     let mut args: Vec<String> = ["slipway-runc", "hook", moment].map(str::to_owned).into();
     args.push(seconds(hook).to_string());
+    args.push(until.as_millis().to_string());
     args.push(log.display().to_string());
     args.push(hook.path().display().to_string());
     args.extend(hook.args().iter().flatten().cloned());
@@ -90,15 +102,21 @@ fn behind(moment: &str, hook: &mut Hook, log: &Path) {
     hook.set_timeout(None);
 }
 
-/// `hook MOMENT SECONDS FAILURES PATH [ARGS…]`: runs PATH with ARGS (the zeroth included); our exit code.
+/// `hook MOMENT SECONDS UNTIL FAILURES PATH [ARGS…]`: runs PATH with ARGS (the zeroth included); our exit code. UNTIL is
+/// when the time of all hooks together is over, in milliseconds of the monotonic clock.
 pub fn run(args: &[OsString]) -> i32 {
-    let [moment, seconds, log, path, args @ ..] = args else {
+    let [moment, seconds, until, log, path, args @ ..] = args else {
         return 2;
     };
-    let seconds = seconds.to_str().and_then(|s| s.parse().ok()).unwrap_or(1);
-    let Err(why) = attempt(Path::new(path), args, Duration::from_secs(seconds)) else {
+    let number = |text: &OsStr| text.to_str().and_then(|s| s.parse().ok());
+    let own = Duration::from_secs(number(seconds).unwrap_or(1));
+    let left = Duration::from_millis(number(until).unwrap_or(0)).saturating_sub(now());
+    let Err(mut why) = attempt(Path::new(path), args, own.min(left)) else {
         return 0;
     };
+    if left < own && now().as_millis() >= u128::from(number(until).unwrap_or(0)) {
+        why = format!("{why} (all hooks together have {MAX_SECONDS} s)");
+    }
     let path = native::name(Path::new(path));
     let text = format!("{} hook {} {why}\n", moment.to_string_lossy(), path.display());
     let note = fs::OpenOptions::new().append(true).open(log);
@@ -122,22 +140,22 @@ fn attempt(path: &Path, args: &[OsString], limit: Duration) -> Result<(), String
         .map_err(|e| format!("cannot be executed: {e}"))?;
     let stderr = child.stderr.take();
     let mut said = Said::default();
-    let ended = wait(&mut child, stderr, limit, &mut said);
-    // What it left behind holds nothing up and is not waited for, but does not stay.
+    let ended = wait(&child, stderr, limit, &mut said);
+    // What it left behind holds nothing up and is not waited for, but does not stay. The group's number is nobody else's
+    // as long as its first process is not reaped.
     if let Some(group) = i32::try_from(child.id()).ok().and_then(Pid::from_raw) {
         let _ = rustix::process::kill_process_group(group, Signal::KILL);
     }
-    match ended {
-        Ok(Some(status)) if status.success() => Ok(()),
-        Ok(Some(status)) => Err(format!("{}{}", described(status), said.text())),
-        Ok(None) => {
-            let _ = child.wait();
-            Err(format!("did not end within {} s{}", limit.as_secs(), said.text()))
-        }
-        Err(e) => {
-            let _ = child.wait();
-            Err(format!("cannot be waited for: {e}"))
-        }
+    let status = child.wait();
+    match ended.and_then(|ended| Ok((ended, status?))) {
+        Ok((true, status)) if status.success() => Ok(()),
+        Ok((true, status)) => Err(format!("{}{}", described(status), said.text())),
+        Ok((false, _)) => Err(format!(
+            "did not end within {} s{}",
+            limit.as_secs_f32().round(),
+            said.text()
+        )),
+        Err(e) => Err(format!("cannot be waited for: {e}")),
     }
 }
 
@@ -149,13 +167,13 @@ fn described(status: ExitStatus) -> String {
     }
 }
 
-/// Its status, or none when its time is over.
+/// Whether it has ended before its time was over. It is not reaped.
 fn wait(
-    child: &mut Child,
+    child: &Child,
     mut stderr: Option<ChildStderr>,
     limit: Duration,
     said: &mut Said,
-) -> io::Result<Option<ExitStatus>> {
+) -> io::Result<bool> {
     let pid = i32::try_from(child.id())
         .ok()
         .and_then(Pid::from_raw)
@@ -176,7 +194,7 @@ fn wait(
             fds.push(PollFd::from_borrowed_fd(stderr.as_fd(), PollFlags::IN));
         }
         match rustix::event::poll(&mut fds, Some(&spec)) {
-            Ok(0) => return Ok(None),
+            Ok(0) => return Ok(false),
             Ok(_) | Err(rustix::io::Errno::INTR) => {}
             Err(e) => return Err(e.into()),
         }
@@ -187,7 +205,7 @@ fn wait(
             stderr = None;
         }
         if exited {
-            return child.wait().map(Some);
+            return Ok(true);
         }
     }
 }
@@ -240,10 +258,47 @@ mod tests {
     fn shell(script: &str, seconds: &str, dir: &Path) -> (i32, String) {
         let log = dir.join(FAILURES);
         fs::File::create(&log).expect("a file");
-        let args = ["createContainer", seconds, "", "/bin/sh", "sh", "-c", script];
+        let until = (now() + Duration::from_secs(100)).as_millis().to_string();
+        shell_until(script, seconds, &until, log)
+    }
+
+    fn shell_until(script: &str, seconds: &str, until: &str, log: PathBuf) -> (i32, String) {
+        let dir = log.parent().expect("a directory").to_owned();
+        let args = [
+            "createContainer",
+            seconds,
+            until,
+            "",
+            "/bin/sh",
+            "sh",
+            "-c",
+            script,
+        ];
         let mut args: Vec<OsString> = args.iter().map(OsString::from).collect();
-        args[2] = log.into();
-        (run(&args), failures(dir))
+        args[3] = log.into();
+        (run(&args), failures(&dir))
+    }
+
+    #[test]
+    fn all_hooks_together_have_one_time() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let log = dir.path().join(FAILURES);
+        fs::File::create(&log).expect("a file");
+        let began = Instant::now();
+        let until = (now() + Duration::from_secs(1)).as_millis().to_string();
+        let (code, said) = shell_until("sleep 60", "20", &until, log.clone());
+        assert_eq!(code, 1);
+        assert!(
+            said.ends_with("did not end within 1 s (all hooks together have 20 s)"),
+            "{said}"
+        );
+        let (code, said) = shell_until("sleep 60", "20", &until, log);
+        assert_eq!(code, 1);
+        assert!(
+            said.ends_with("within 0 s (all hooks together have 20 s)"),
+            "{said}"
+        );
+        assert!(began.elapsed() < Duration::from_secs(5));
     }
 
     #[test]
@@ -295,7 +350,7 @@ mod tests {
         let mut spec: Spec = serde_json::from_str(
             r#"{"ociVersion":"1.2.0","hooks":{
                 "createContainer":[{"path":"/h","args":["h","x"],"env":["A=1"],"timeout":3},{"path":"/g"}],
-                "startContainer":[{"path":"/s","timeout":999}]}}"#,
+                "startContainer":[{"path":"/s","timeout":999},{"path":"/t","timeout":1}]}}"#,
         )
         .expect("a specification");
         guard(&mut spec, dir.path()).expect("guarded");
@@ -303,23 +358,19 @@ mod tests {
         let create = hooks.create_container().as_ref().expect("createContainer");
         let log = dir.path().join(FAILURES).display().to_string();
         assert_eq!(
-            create[0].args().as_ref().expect("arguments"),
-            &[
-                "slipway-runc",
-                "hook",
-                "createContainer",
-                "3",
-                &log,
-                "/h",
-                "h",
-                "x"
-            ]
+            create[0].args().as_ref().expect("arguments")[..4],
+            ["slipway-runc", "hook", "createContainer", "3"]
+        );
+        assert_eq!(
+            create[0].args().as_ref().expect("arguments")[5..],
+            [&log, "/h", "h", "x"]
         );
         assert_eq!(create[0].env(), &Some(vec!["A=1".to_owned()]));
         assert_eq!(create[1].env(), &Some(vec![]));
         assert_eq!(create[1].path(), Path::new("/proc/self/exe"));
-        let start = &hooks.start_container().as_ref().expect("startContainer")[0];
-        assert_eq!((start.timeout(), start.env()), (Some(20), &Some(vec![])));
+        let start = &hooks.start_container().as_ref().expect("startContainer");
+        assert_eq!((start[0].timeout(), start[0].env()), (Some(4), &Some(vec![])));
+        assert_eq!(start[1].timeout(), Some(1));
         assert_eq!(failures(dir.path()), "");
     }
 }
