@@ -16,7 +16,7 @@ part() { # part NAME COMMAND...: goes on after a failure, so that one run tells 
 }
 part "unit tests" cargo test -q --workspace --lib --bins
 part "arrows" cargo test -q -p slipway-tests --test arrows
-for suite in pods containers confinement crash images durability hostile build seeds containerd gpu_cdi gpu_hooks gpu; do
+for suite in pods containers confinement crash creation images durability hostile build seeds containerd gpu_cdi gpu_hooks gpu; do
   part "suite: $suite" cargo test -q -p slipway-tests --test "$suite" -- --test-threads=3
 done
 part "suite: streaming" cargo test -q -p slipway-tests --test streaming -- --test-threads=3

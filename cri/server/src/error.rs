@@ -63,6 +63,9 @@ pub enum Error {
         state: String,
         verb: &'static str,
     },
+    /// It has ended without its program having run, and why.
+    #[error("{why}")]
+    NotStarted { why: String },
     #[error("the host path {} of the mount on {container_path} does not exist", host_path.display())]
     MountSourceMissing {
         host_path: PathBuf,

@@ -185,7 +185,7 @@ pub struct Made {
     pub uid: u32,
     pub gid: u32,
     pub supplemental_groups: Vec<u32>,
-    /// Of the container's init, as the host sees it.
+    /// Of the container's init, as the host sees it; 0 until it is started.
     pub pid: u32,
     pub warnings: Vec<String>,
 }
@@ -201,7 +201,7 @@ pub struct Made {
 pub enum ContainerPhase {
     /// CreateContainer is in progress; nobody has been told of it.
     Creating,
-    /// Its init waits in its namespaces and cgroup.
+    /// The shim has it: its init waits in its namespaces and cgroup, or is being made.
     Created,
     Running {
         started_at_ns: i64,

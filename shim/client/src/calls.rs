@@ -1,7 +1,7 @@
 //! The shim's methods as typed calls: which request, which deadline. It knows nothing of sockets.
 
 use crate::connection::Connection;
-use crate::{Error, Result};
+use crate::{Code, Error, Result};
 use prost::Message;
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SocketFlags, SocketType,
@@ -163,6 +163,21 @@ impl Shim {
     /// # Errors
     /// When it cannot be created; nothing of it is left.
     pub async fn create(&self, container: CreateContainer) -> Result<u32> {
+        self.ask_create(container, false).await
+    }
+
+    /// Has the shim begin to create a container: [`Shim::start`] waits for the end of that. Answers 0, or its pid where
+    /// the shim is of a build that creates it before it answers.
+    ///
+    /// # Errors
+    /// When it cannot be begun; nothing of it is left. A failure that comes later is told by [`Shim::start`], as an exit
+    /// and by [`Shim::info`]; nothing is left then but the shim's memory of it, until it is deleted.
+    pub async fn begin_create(&self, container: CreateContainer) -> Result<u32> {
+        self.ask_create(container, true).await
+    }
+
+    async fn ask_create(&self, container: CreateContainer, begin: bool) -> Result<u32> {
+        let discards = matches!(container.stdout, Output::Discard);
         let (stdout, fds) = match container.stdout {
             Output::Null => (String::new(), Vec::new()),
             Output::Discard => (names::DISCARD.to_owned(), Vec::new()),
@@ -174,36 +189,50 @@ impl Shim {
             Stdin::Keep => names::KEEP,
             Stdin::KeepOnce => names::KEEP_ONCE,
         };
-        let request = task::CreateTaskRequest {
+        let mut request = task::CreateTaskRequest {
             id: container.id,
             bundle: path(&container.bundle),
             terminal: container.terminal,
             stdin: stdin.to_owned(),
             stdout,
-            options: container.pid_target.map(|pid_target| Any {
+            options: Some(Any {
                 type_url: names::CREATE_OPTIONS.to_owned(),
-                value: pod::CreateOptions { pid_target }.encode_to_vec(),
+                value: pod::CreateOptions {
+                    pid_target: container.pid_target.unwrap_or_default(),
+                    begin,
+                }
+                .encode_to_vec(),
             }),
             ..Default::default()
         };
-        let created: task::CreateTaskResponse = self
-            .connection
-            .call(names::TASK, "Create", &request, fds, Some(LONG))
-            .await?;
-        Ok(created.pid)
+        let call = |request, fds| async move {
+            let create = self
+                .connection
+                .call(names::TASK, "Create", &request, fds, Some(LONG));
+            create.await.map(|created: task::CreateTaskResponse| created.pid)
+        };
+        match call(request.clone(), fds).await {
+            // A shim of a build before this kind of output drops what it is not told to keep. Whatever else it refuses it
+            // refuses again.
+            Err(refused) if discards && refused.is(Code::InvalidArgument) => {
+                request.stdout = String::new();
+                call(request, Vec::new()).await
+            }
+            answer => answer,
+        }
     }
 
-    /// Lets a created container's init run its program.
+    /// Lets a created container's init run its program, once it is created. Answers its pid on the host.
     ///
     /// # Errors
-    /// When there is no such container or it is not just created; when its program cannot be run.
-    pub async fn start(&self, id: &str) -> Result<()> {
+    /// When there is no such container or it is not just created; when it could not be created, or its program not be run.
+    pub async fn start(&self, id: &str) -> Result<u32> {
         let request = task::StartRequest {
             id: id.to_owned(),
             ..Default::default()
         };
-        let _: task::StartResponse = self.task("Start", &request, LONG).await?;
-        Ok(())
+        let started: task::StartResponse = self.task("Start", &request, LONG).await?;
+        Ok(started.pid)
     }
 
     /// Signals a container's init, or with `all` every process in its cgroup.

@@ -46,6 +46,8 @@ pub struct DeadContainer {
     pub oom_killed: bool,
     /// When it ended as far as its shim or the clean-up saw it, in nanoseconds since 1970; 0: not told.
     pub at_ns: i64,
+    /// Why it could not be created; empty: it could.
+    pub failure: String,
 }
 
 impl Launcher {
@@ -210,6 +212,11 @@ fn dead_containers(report: &[u8]) -> Option<Vec<DeadContainer>> {
                 .and_then(serde_json::Value::as_bool)
                 .unwrap_or(false),
             at_ns: c.get("at_ns").and_then(serde_json::Value::as_i64).unwrap_or(0),
+            failure: c
+                .get("failure")
+                .and_then(serde_json::Value::as_str)
+                .unwrap_or_default()
+                .to_owned(),
         })
     };
     report.get("containers")?.as_array()?.iter().map(dead).collect()
@@ -290,7 +297,7 @@ mod tests {
     #[test]
     fn the_report_of_a_clean_up_names_the_dead() {
         let report =
-            br#"{"containers":[{"id":"a","exit_code":137,"oom_killed":true,"at_ns":7},{"id":"b","exit_code":0}]}"#;
+            br#"{"containers":[{"id":"a","exit_code":137,"oom_killed":true,"at_ns":7},{"id":"b","exit_code":0,"failure":"no"}]}"#;
         let dead = dead_containers(report).expect("a report");
         assert_eq!(
             dead[0],
@@ -298,7 +305,8 @@ mod tests {
                 id: "a".into(),
                 exit_code: 137,
                 oom_killed: true,
-                at_ns: 7
+                at_ns: 7,
+                failure: String::new(),
             }
         );
         assert_eq!(
@@ -307,7 +315,8 @@ mod tests {
                 id: "b".into(),
                 exit_code: 0,
                 oom_killed: false,
-                at_ns: 0
+                at_ns: 0,
+                failure: "no".into(),
             }
         );
         assert!(dead_containers(b"{}").is_none());

@@ -55,6 +55,8 @@ pub struct Dead {
     pub at_ns: i64,
     /// Its pid; 0: not known.
     pub pid: u32,
+    /// Why it could not be created; empty: it could.
+    pub failure: String,
 }
 
 /// What was found.
@@ -113,6 +115,7 @@ fn run_within(state_dir: &Path, all: bool, time: Duration) -> Result<Report, Cle
             oom_killed: exit.oom_killed,
             at_ns: exit.at_ns,
             pid: exit.pid,
+            failure: c.failure.clone().unwrap_or_default(),
         }
     };
     Ok(Report {
@@ -272,6 +275,7 @@ mod tests {
                 rootfs_mounted: false,
                 pid: process.id(),
                 exit: None,
+                failure: None,
             }
         });
         let record = Record {

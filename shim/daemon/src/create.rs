@@ -10,7 +10,7 @@ use crate::record::Exit;
 use crate::shim::Shim;
 use crate::spec;
 use crate::stdio::{self, Output, Stdin};
-use crate::task::{Asked, Container, Creating, Outcome, Phase, Streams};
+use crate::task::{Asked, Asker, Container, Creating, Outcome, Phase, Streams};
 use crate::worker::{self, Job, Said, WorkerError};
 use prost::Message;
 use slipway_shim_api::names::{CREATE_OPTIONS, topic};
@@ -26,7 +26,7 @@ const MAX_CONTAINERS: usize = 1000;
 const SIGKILL: i32 = 9;
 
 impl Shim {
-    /// Task.Create: answered when the worker has reported.
+    /// Task.Create: answered when the worker has reported, or with pid 0 when it is at work, as the options say.
     ///
     /// # Errors
     /// When the request is wrong, or something fails before there is anything to take back.
@@ -57,15 +57,30 @@ impl Shim {
             ));
         }
         let during = |fault: Fault| fault.during(format_args!("create container {id}"));
-        let key = self.prepare(request, fds).map_err(during)?;
-        if let Err(fault) = self.start_worker(key, reply) {
-            self.fail(key, reply, fault);
+        let options = options(&request).map_err(during)?;
+        let key = self.prepare(request, &options, fds).map_err(during)?;
+        let asker = if options.begin {
+            Asker::Start(None)
+        } else {
+            Asker::Create(reply)
+        };
+        match self.start_worker(key, asker) {
+            Ok(()) if options.begin => Ok(Some(task::CreateTaskResponse { pid: 0 }.encode_to_vec())),
+            Ok(()) => Ok(None),
+            Err(fault) => {
+                self.fail(key, Asker::Create(reply), fault);
+                Ok(None)
+            }
         }
-        Ok(None)
     }
 
     /// Everything that needs no cgroup: the container is in the table and on record after this.
-    fn prepare(&mut self, request: task::CreateTaskRequest, fds: Vec<OwnedFd>) -> Result<u32, Fault> {
+    fn prepare(
+        &mut self,
+        request: task::CreateTaskRequest,
+        options: &pod::CreateOptions,
+        fds: Vec<OwnedFd>,
+    ) -> Result<u32, Fault> {
         let bundle = std::path::PathBuf::from(&request.bundle);
         if !bundle.is_absolute() {
             return Err(Fault::invalid(format_args!(
@@ -97,7 +112,7 @@ impl Shim {
         } else {
             stdio::open(&stdin, [&outputs[0], &outputs[1]], fds, spec.owner)?
         };
-        let pid_namespace = self.pid_target(&request)?;
+        let pid_namespace = self.pid_target(&options.pid_target)?;
         let key = self.number();
         let asked_terminal = request.terminal;
         let streams = Streams {
@@ -138,6 +153,7 @@ impl Shim {
             remove_tries: 0,
             created_at: 0,
             started_at: 0,
+            failure: None,
         };
         self.containers.insert(key, container);
         if let Some(fd) = ours.stdout {
@@ -158,15 +174,11 @@ impl Shim {
     }
 
     /// The PID namespace that a container is to join, of another one of the pod.
-    fn pid_target(&self, request: &task::CreateTaskRequest) -> Result<Option<OwnedFd>, Fault> {
-        let ours = request.options.as_ref().filter(|o| o.type_url == CREATE_OPTIONS);
-        let Some(options) = ours else { return Ok(None) };
-        let options = pod::CreateOptions::decode(options.value.as_slice())
-            .map_err(|e| Fault::invalid(format_args!("decode the options: {e}")))?;
-        if options.pid_target.is_empty() {
+    fn pid_target(&self, id: &str) -> Result<Option<OwnedFd>, Fault> {
+        if id.is_empty() {
             return Ok(None);
         }
-        let target = &self.containers[&self.find(&options.pid_target)?];
+        let target = &self.containers[&self.find(id)?];
         let init = target.init("join the PID namespace of")?;
         // Not reaped as long as it is in the table: so this pid is nobody else's.
         let path = format!("/proc/{}/ns/pid", init.pid);
@@ -178,7 +190,7 @@ impl Shim {
         })
     }
 
-    fn start_worker(&mut self, key: u32, reply: Reply) -> Result<(), Fault> {
+    fn start_worker(&mut self, key: u32, asker: Asker) -> Result<(), Fault> {
         if self.worker.is_none() {
             let path = &self.config.worker;
             let opened = slipway_sys::mount::program(path).map_err(|source| WorkerError::Start {
@@ -237,7 +249,7 @@ impl Shim {
             worker,
             report,
             deadline,
-            reply,
+            asker,
         });
         Ok(())
     }
@@ -289,10 +301,10 @@ impl Shim {
         let Phase::Creating(creating) = &container.phase else {
             return;
         };
-        let (worker, reply) = (creating.worker.pid, creating.reply);
+        let (worker, asker) = (creating.worker.pid, creating.asker);
         let own = match container.cgroup.procs() {
             Ok(own) => own,
-            Err(e) => return self.fail(key, reply, e.into()),
+            Err(e) => return self.fail(key, asker, e.into()),
         };
         if !own.contains(&pid) && !crate::tree::is_ended_child(pid, [worker, std::process::id()]) {
             return self.creation_failed(key, WorkerError::Stranger { pid });
@@ -307,12 +319,17 @@ impl Shim {
         self.forget_early();
         if let Err(e) = terminal {
             let fault = Fault::failed("use the container's terminal", &e);
-            return self.fail(key, creating.reply, fault);
+            return self.fail(key, asker, fault);
         }
-        self.answer_created(key, creating.reply, pid);
+        self.answer_created(key, asker, pid);
+        if let Asker::Start(Some(start)) = asker
+            && let Err(fault) = self.start_created(start, key)
+        {
+            self.answer(start, Err(fault));
+        }
     }
 
-    fn answer_created(&mut self, key: u32, reply: Reply, pid: u32) {
+    fn answer_created(&mut self, key: u32, asker: Asker, pid: u32) {
         self.save_or_warn();
         let Some(container) = self.containers.get(&key) else {
             return;
@@ -332,7 +349,9 @@ impl Shim {
             pid,
         };
         self.publish(topic::CREATE, "containerd.events.TaskCreate", &event);
-        self.answer(reply, Ok(task::CreateTaskResponse { pid }.encode_to_vec()));
+        if let Asker::Create(reply) = asker {
+            self.answer(reply, Ok(task::CreateTaskResponse { pid }.encode_to_vec()));
+        }
     }
 
     /// The init was reaped before its pid was known: it was created, and has ended.
@@ -353,9 +372,57 @@ impl Shim {
         if let Phase::Creating(creating) = container.ending(Outcome::Exited(exit)) {
             self.reactor.cancel(creating.deadline, Timer::Worker(key));
             self.reactor.forget(creating.report.fd());
-            self.answer_created(key, creating.reply, pid);
+            self.answer_created(key, creating.asker, pid);
+            self.not_started(key, creating.asker, status);
         }
         self.look_at_ending(key);
+    }
+
+    /// Tells whoever waits for the start of a container that it has ended before.
+    fn not_started(&mut self, key: u32, asker: Asker, status: Status) {
+        let (Asker::Start(Some(reply)), Some(container)) = (asker, self.containers.get(&key)) else {
+            return;
+        };
+        let how = worker::in_words(status);
+        let fault = Fault::precondition(format_args!(
+            "start container {}: it ended before ({how})",
+            container.id
+        ));
+        self.answer(reply, Err(fault));
+    }
+
+    /// Ends a creation that is under way, as if the init had been killed that there may not be yet.
+    pub fn end_creating(&mut self, key: u32) {
+        let Some(container) = self.containers.get_mut(&key) else {
+            return;
+        };
+        let Phase::Creating(creating) = &container.phase else {
+            return;
+        };
+        let asker = creating.asker;
+        if let Asker::Create(_) = asker {
+            return self.fail(key, asker, Fault::precondition("it was killed meanwhile"));
+        }
+        container.cgroup.settle();
+        let status = Status::Signal(SIGKILL);
+        let exit = Exit {
+            code: status.exit_code(),
+            at_ns: crate::clock::now(),
+            oom_killed: false,
+            pid: 0,
+        };
+        if let Phase::Creating(creating) = container.ending(Outcome::Exited(exit)) {
+            self.give_up(key, &creating);
+        }
+        self.not_started(key, asker, status);
+        self.forget_early();
+        self.look_at_ending(key);
+    }
+
+    fn give_up(&mut self, key: u32, creating: &Creating) {
+        self.reactor.cancel(creating.deadline, Timer::Worker(key));
+        self.reactor.forget(creating.report.fd());
+        kill(&creating.worker);
     }
 
     /// A worker has ended; its report may still be unread.
@@ -386,25 +453,21 @@ impl Shim {
         let Phase::Creating(creating) = &container.phase else {
             return;
         };
-        let reply = creating.reply;
+        let asker = creating.asker;
         let fault = Fault::from(error);
-        self.fail(key, reply, fault);
+        self.fail(key, asker, fault);
     }
 
     /// Takes back a container that could not be created; who asked is answered when nothing is left of it.
-    pub fn fail(&mut self, key: u32, reply: Reply, fault: Fault) {
+    pub fn fail(&mut self, key: u32, asker: Asker, fault: Fault) {
         let Some(container) = self.containers.get_mut(&key) else {
             return;
         };
         let fault = fault.during(format_args!("create container {}", container.id));
         warning!("{fault}");
         container.cgroup.settle();
-        match container.ending(Outcome::Failed { reply, fault }) {
-            Phase::Creating(creating) => {
-                self.reactor.cancel(creating.deadline, Timer::Worker(key));
-                self.reactor.forget(creating.report.fd());
-                kill(&creating.worker);
-            }
+        match container.ending(Outcome::Failed { asker, fault }) {
+            Phase::Creating(creating) => self.give_up(key, &creating),
             Phase::Created(init) => kill(&init),
             _ => {}
         }
@@ -429,6 +492,16 @@ pub fn check_id(id: &str) -> Result<(), Fault> {
         )));
     }
     Ok(())
+}
+
+/// What slipwayd and the builder ask for beyond containerd's request.
+fn options(request: &task::CreateTaskRequest) -> Result<pod::CreateOptions, Fault> {
+    let ours = request.options.as_ref().filter(|o| o.type_url == CREATE_OPTIONS);
+    let Some(options) = ours else {
+        return Ok(pod::CreateOptions::default());
+    };
+    pod::CreateOptions::decode(options.value.as_slice())
+        .map_err(|e| Fault::invalid(format_args!("decode the options: {e}")))
 }
 
 fn outputs(stdout: &str, stderr: &str) -> Result<[Output; 2], Fault> {

@@ -8,7 +8,7 @@ use crate::fault::Fault;
 use crate::reactor::Timer;
 use crate::record::Exit;
 use crate::shim::Shim;
-use crate::task::{Container, Outcome, Phase};
+use crate::task::{Asker, Container, Outcome, Phase};
 use crate::worker;
 use prost::Message;
 use slipway_shim_api::names::topic;
@@ -128,6 +128,7 @@ impl Shim {
         };
         container.theirs = crate::stdio::Theirs::default();
         let oom_killed = container.oom_killed || container.cgroup_made && container.cgroup.oom_kills() > 0;
+        container.oom_killed = oom_killed;
         if let Phase::Ending(ending) = &mut container.phase
             && let Outcome::Exited(exit) = &mut ending.outcome
         {
@@ -155,6 +156,7 @@ impl Shim {
             pid: exit.pid,
             exit_code: exit.code,
             oom_killed,
+            failure: String::new(),
         };
         self.happened(&id, pod::event::What::Exit(what));
         self.publish_exit(&id, &id, exit);
@@ -188,8 +190,12 @@ impl Shim {
     /// # Errors
     /// When there is no such container, or nothing in it to be signalled.
     pub fn signal(&mut self, id: &str, signal: u32, all: bool) -> Result<(), Fault> {
-        let (_, container) = self.find_mut(id)?;
+        let (key, container) = self.find_mut(id)?;
         let signal = check_signal(signal)?;
+        if signal == SIGKILL && matches!(container.phase, Phase::Creating(_)) {
+            self.end_creating(key);
+            return Ok(());
+        }
         if all && matches!(container.phase, Phase::Ending(_)) {
             return container.cgroup.signal_all(signal).map_err(Into::into);
         }
@@ -228,6 +234,10 @@ impl Shim {
                 kill(init);
                 container.deleters.push(reply);
             }
+            Phase::Creating(_) => {
+                container.deleters.push(reply);
+                self.end_creating(key);
+            }
             Phase::Ending(_) => container.deleters.push(reply),
             _ => return Err(container.illegal("delete").into()),
         }
@@ -257,7 +267,58 @@ impl Shim {
             }
             return self.not_removed(key, fault);
         }
-        self.removed(key);
+        if matches!(container.phase, Phase::Stopped(_)) {
+            return self.removed(key);
+        }
+        match container.ended() {
+            Ok(Outcome::Failed {
+                asker: Asker::Start(start),
+                fault,
+            }) => self.keep(key, start, fault),
+            Ok(Outcome::Failed {
+                asker: Asker::Create(reply),
+                fault,
+            }) => {
+                self.removed(key);
+                self.answer(reply, Err(fault));
+            }
+            _ => {}
+        }
+    }
+
+    /// Keeps a container of which nothing is left, with the reason why it could not be created, for who starts it.
+    fn keep(&mut self, key: u32, start: Option<Reply>, fault: Fault) {
+        const NOT_CREATED: u32 = 128;
+        let Some(container) = self.containers.get_mut(&key) else {
+            return;
+        };
+        let exit = Exit {
+            code: NOT_CREATED,
+            at_ns: crate::clock::now(),
+            oom_killed: container.oom_killed,
+            pid: 0,
+        };
+        container.phase = Phase::Stopped(exit);
+        container.failure = Some(fault.clone());
+        container.remove_tries = 0;
+        let waiters = std::mem::take(&mut container.waiters);
+        let id = container.id.clone();
+        self.save_or_warn();
+        let what = pod::Exit {
+            pid: 0,
+            exit_code: exit.code,
+            oom_killed: exit.oom_killed,
+            failure: fault.status().message,
+        };
+        self.happened(&id, pod::event::What::Exit(what));
+        for reply in waiters {
+            self.answer(reply, Ok(wait_response(exit)));
+        }
+        if let Some(reply) = start {
+            self.answer(reply, Err(fault));
+        }
+        self.remove(key);
+        self.look_at_stopping();
     }
 
     fn removed(&mut self, key: u32) {
@@ -285,12 +346,13 @@ impl Shim {
                     self.answer(reply, Ok(delete_response(exit)));
                 }
             }
-            Phase::Ending(ending) => {
-                if let Outcome::Failed { reply, fault } = ending.outcome {
-                    self.answer(reply, Err(fault));
+            // It never came to be.
+            _ => {
+                for reply in container.deleters.into_iter().chain(container.waiters) {
+                    let gone = Fault::not_found(format_args!("there is no container {id}"));
+                    self.answer(reply, Err(gone));
                 }
             }
-            _ => {}
         }
         self.look_at_stopping();
     }
@@ -304,24 +366,25 @@ impl Shim {
         container.remove_tries = 0;
         let deleters = std::mem::take(&mut container.deleters);
         if let Phase::Ending(_) = container.phase
-            && let Ok(Outcome::Failed { reply, fault: why }) = container.ended()
+            && let Ok(Outcome::Failed { asker, fault: why }) = container.ended()
         {
-            // It stays, as one that has ended, so that somebody can ask for its removal again.
-            let exit = Exit {
-                code: 255,
-                at_ns: crate::clock::now(),
-                oom_killed: false,
-                pid: 0,
+            let both = Fault {
+                code: why.code,
+                message: format!("{why}; and then: {fault}"),
             };
-            container.phase = Phase::Stopped(exit);
-            let message = format!("{why}; and then: {fault}");
-            self.answer(
-                reply,
-                Err(Fault {
-                    code: why.code,
-                    message,
-                }),
-            );
+            // It stays, as one that has ended, so that somebody can ask for its removal again.
+            match asker {
+                Asker::Create(reply) => {
+                    container.phase = Phase::Stopped(Exit {
+                        code: 255,
+                        at_ns: crate::clock::now(),
+                        oom_killed: false,
+                        pid: 0,
+                    });
+                    self.answer(reply, Err(both));
+                }
+                Asker::Start(start) => self.keep(key, start, both),
+            }
         }
         for reply in deleters {
             self.answer(reply, Err(fault.clone()));

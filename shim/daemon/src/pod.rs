@@ -255,6 +255,7 @@ impl Shim {
             pid: init.process.pid,
             exit_code: status.exit_code(),
             oom_killed: false,
+            failure: String::new(),
         };
         if self.pod.stopping.is_none() {
             self.happened("", pod::event::What::Exit(exit));
@@ -278,12 +279,13 @@ impl Shim {
     }
 
     fn kill_everything(&mut self) {
+        let creating = self.containers.iter();
+        let creating = creating.filter(|(_, container)| matches!(container.phase, Phase::Creating(_)));
+        for key in creating.map(|(key, _)| *key).collect::<Vec<_>>() {
+            self.end_creating(key);
+        }
         for container in self.containers.values() {
             let killed = match &container.phase {
-                Phase::Creating(creating) => {
-                    kill(&creating.worker);
-                    container.cgroup.kill()
-                }
                 Phase::Created(_) | Phase::Starting(_) | Phase::Running(_) | Phase::Paused(_) => {
                     container.cgroup.kill()
                 }
@@ -420,6 +422,11 @@ impl Shim {
                     .map(|p| p.to_string_lossy().into_owned())
                     .unwrap_or_default(),
                 terminal: c.asked.terminal,
+                failure: c
+                    .failure
+                    .as_ref()
+                    .map(|failure| failure.status().message)
+                    .unwrap_or_default(),
             }
         });
         pod::InfoResponse {

@@ -101,6 +101,9 @@ pub struct ContainerRecord<C> {
     pub pid: u32,
     /// How it ended, when it has.
     pub exit: Option<Exit>,
+    /// Why it could not be created.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub failure: Option<String>,
 }
 
 /// A cgroup that may or may not have been made here.
@@ -221,6 +224,7 @@ impl Record<Cgroup> {
                     rootfs_mounted: c.rootfs_mounted,
                     pid: c.pid,
                     exit: c.exit,
+                    failure: c.failure.clone(),
                 })
                 .collect(),
         }
@@ -261,6 +265,7 @@ mod tests {
                     oom_killed: true,
                     pid: 7,
                 }),
+                failure: None,
             }],
         };
         record.write(dir.path()).expect("written");

@@ -275,7 +275,10 @@ impl Shim {
 
     fn update(&mut self, request: &task::UpdateTaskRequest) -> Result<(), Fault> {
         let (_, container) = self.find_mut(&request.id)?;
-        container.init("update")?;
+        // Its cgroup is there from the worker's first instruction on.
+        if !matches!(container.phase, Phase::Creating(_)) {
+            container.init("update")?;
+        }
         let json = request
             .resources
             .as_ref()

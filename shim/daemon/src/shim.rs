@@ -323,6 +323,7 @@ impl Shim {
                 self.kill_execs_of(id);
                 self.polls.retain(|poll| poll.reply.conn != id);
                 for container in self.containers.values_mut() {
+                    container.forget_start(id);
                     container.waiters.retain(|reply| reply.conn != id);
                     container
                         .execs
@@ -564,5 +565,6 @@ fn record_of(c: &Container) -> ContainerRecord<&Cgroup> {
         } else {
             None
         },
+        failure: c.failure.as_ref().map(|failure| failure.status().message),
     }
 }

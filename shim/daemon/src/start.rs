@@ -40,25 +40,43 @@ impl Shim {
         }
     }
 
-    /// Task.Start of a container: answered when init runs its program.
+    /// Task.Start of a container: answered when init runs its program. Waits for a creation that was only begun.
     ///
     /// # Errors
-    /// When it is not created, or its init does not listen.
+    /// When it is not created or could not be, or its init does not listen.
     pub fn start(&mut self, reply: Reply, id: &str) -> Result<Option<Vec<u8>>, Fault> {
-        let deadline = std::time::Instant::now() + START_DEADLINE;
         let (key, container) = self.find_mut(id)?;
+        if let Some(failure) = &container.failure {
+            return Err(failure.clone());
+        }
+        if !container.start_when_created(reply) {
+            self.start_created(reply, key)?;
+        }
+        Ok(None)
+    }
+
+    /// The same of one that is created.
+    ///
+    /// # Errors
+    /// When it is not, or its init does not listen.
+    pub fn start_created(&mut self, reply: Reply, key: u32) -> Result<(), Fault> {
+        let deadline = std::time::Instant::now() + START_DEADLINE;
+        let Some(container) = self.containers.get_mut(&key) else {
+            return Ok(());
+        };
         container.starting(reply, deadline)?;
-        if let Err(e) = worker::release(&container.bundle, id) {
+        if let Err(e) = worker::release(&container.bundle, &container.id) {
             // It is dead or about to be: its exit follows.
             let _ = container.running();
             if let Some(init) = container.phase.init() {
                 kill(init);
             }
-            return Err(Fault::failed(format_args!("start container {id}"), &e));
+            let act = format_args!("start container {}", container.id);
+            return Err(Fault::failed(act, &e));
         }
         if container.start_report.is_none() {
             self.started(key);
-            return Ok(None);
+            return Ok(());
         }
         let deadline = self.reactor.after(START_DEADLINE, Timer::Worker(key));
         if let Some(container) = self.containers.get_mut(&key)
@@ -66,7 +84,7 @@ impl Shim {
         {
             starting.deadline = deadline;
         }
-        Ok(None)
+        Ok(())
     }
 
     /// Init runs its program (or ended without telling why not; then its exit follows).

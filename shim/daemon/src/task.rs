@@ -8,6 +8,8 @@
 //!     ▼                          ▼               ▼                     ▼            ▼
 //!  Ending(Failed) ─▶ gone     Ending(Exited): what is left is killed, the streams run dry ──▶ Stopped ──delete──▶ gone
 //! ```
+//! Where Create was answered when the worker began, somebody else is to hear of its failure: then `Ending(Failed)` goes on
+//! to `Stopped` too, once everything is taken back.
 
 use crate::conn::Reply;
 use crate::diag::{Chain, warning};
@@ -45,8 +47,35 @@ pub struct Creating {
     pub report: Report,
     /// When its time is over.
     pub deadline: Instant,
-    /// Who asked.
-    pub reply: Reply,
+    /// Who hears how it ends.
+    pub asker: Asker,
+}
+
+/// Who hears how a creation ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Asker {
+    /// Task.Create, which is not answered yet. A failure leaves nothing.
+    Create(Reply),
+    /// Task.Start, when it has come. A failure is kept for it.
+    Start(Option<Reply>),
+}
+
+impl Asker {
+    /// Has a Task.Start wait; whether it may.
+    fn wait(&mut self, reply: Reply) -> bool {
+        let may = *self == Asker::Start(None);
+        if may {
+            *self = Asker::Start(Some(reply));
+        }
+        may
+    }
+
+    /// Whoever waits on that connection does not any more.
+    fn forget(&mut self, conn: u32) {
+        if matches!(self, Asker::Start(Some(reply)) if reply.conn == conn) {
+            *self = Asker::Start(None);
+        }
+    }
 }
 
 /// A container whose init was told to run its program.
@@ -68,7 +97,7 @@ pub enum Outcome {
     /// It was never made; who asked is told why when nothing of it is left.
     Failed {
         /// Who asked.
-        reply: Reply,
+        asker: Asker,
         /// Why.
         fault: Fault,
     },
@@ -261,9 +290,35 @@ pub struct Container {
     pub created_at: i64,
     /// In nanoseconds since 1970; 0: not yet.
     pub started_at: i64,
+    /// Why it could not be created, once nothing of it is left.
+    pub failure: Option<Fault>,
 }
 
 impl Container {
+    /// Who hears how its creation ends, while it has not ended.
+    fn asker(&mut self) -> Option<&mut Asker> {
+        match &mut self.phase {
+            Phase::Creating(creating) => Some(&mut creating.asker),
+            Phase::Ending(Ending {
+                outcome: Outcome::Failed { asker, .. },
+                ..
+            }) => Some(asker),
+            _ => None,
+        }
+    }
+
+    /// Has a Task.Start wait for the end of its creation; false: it has ended, or somebody waits already.
+    pub fn start_when_created(&mut self, reply: Reply) -> bool {
+        self.asker().is_some_and(|asker| asker.wait(reply))
+    }
+
+    /// A connection has ended: what was to be started for it is not.
+    pub fn forget_start(&mut self, conn: u32) {
+        if let Some(asker) = self.asker() {
+            asker.forget(conn);
+        }
+    }
+
     /// Kills processes of its, with what can be found of what they started.
     pub fn kill_trees(&self, roots: &[&Child]) {
         crate::tree::kill(roots, || {
@@ -439,6 +494,7 @@ mod tests {
             remove_tries: 0,
             created_at: 0,
             started_at: 0,
+            failure: None,
         }
     }
 
@@ -490,10 +546,27 @@ mod tests {
     fn a_failed_creation_leaves_no_stopped_container() {
         let mut c = container(Phase::Moving);
         c.ending(Outcome::Failed {
-            reply: REPLY,
+            asker: Asker::Create(REPLY),
             fault: Fault::invalid("x"),
         });
+        assert!(!c.start_when_created(REPLY), "whoever creates it is told");
         assert!(matches!(c.ended(), Ok(Outcome::Failed { .. })));
         assert!(!matches!(c.phase, Phase::Stopped(_)));
+    }
+
+    #[test]
+    fn one_start_waits_for_a_creation_until_its_client_is_gone() {
+        let mut c = container(Phase::Moving);
+        assert!(!c.start_when_created(REPLY));
+        c.ending(Outcome::Failed {
+            asker: Asker::Start(None),
+            fault: Fault::invalid("x"),
+        });
+        assert!(c.start_when_created(REPLY));
+        assert!(!c.start_when_created(REPLY), "one waits already");
+        c.forget_start(REPLY.conn + 1);
+        assert!(!c.start_when_created(REPLY));
+        c.forget_start(REPLY.conn);
+        assert!(c.start_when_created(REPLY));
     }
 }

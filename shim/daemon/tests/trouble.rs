@@ -4,10 +4,8 @@
 mod support;
 
 use slipway_shim_client::{Code, DeadContainer, Error, pod};
-use std::os::unix::fs::PermissionsExt;
-use std::path::PathBuf;
 use std::time::{Duration, Instant};
-use support::{TestPod, cgroups_of, pipe, until};
+use support::{TestPod, cgroups_of, fake_worker, pipe, until};
 
 async fn kill_shim(pod: &TestPod) {
     let pid = pod.shim.info().await.unwrap().pid;
@@ -47,12 +45,14 @@ async fn root_a_shim_killed_leaves_nothing_after_its_clean_up() {
             exit_code: 137,
             oom_killed: false,
             at_ns: 0,
+            failure: String::new(),
         },
         DeadContainer {
             id: "ended".into(),
             exit_code: 4,
             oom_killed: false,
             at_ns: 0,
+            failure: String::new(),
         },
     ];
     let untimed: Vec<_> = dead
@@ -127,13 +127,6 @@ async fn root_a_client_that_goes_away_ends_nothing_and_another_finds_everything(
     let events = pod.shim.events(0, Duration::ZERO).await.unwrap();
     assert_eq!(events.len(), 1, "the exit was kept");
     pod.finish().await;
-}
-
-fn fake_worker(dir: &std::path::Path, script: &str) -> PathBuf {
-    let path = dir.join("worker");
-    std::fs::write(&path, format!("#!/bin/sh\n{script}\n")).unwrap();
-    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
-    path
 }
 
 #[tokio::test]

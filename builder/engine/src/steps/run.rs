@@ -266,7 +266,7 @@ async fn contain(cx: &StepContext<'_>, step: &RunStep, id: &str, bundle: &Path) 
         .await;
     created.map_err(StepError::shim("create"))?;
     let exit = match shim.start(id).await {
-        Ok(()) => follow(cx, shim, id).await,
+        Ok(_) => follow(cx, shim, id).await,
         Err(e) => Err(StepError::shim("start")(e)),
     };
     // Whatever happened, the container goes.

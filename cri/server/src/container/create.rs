@@ -1,7 +1,11 @@
-//! CreateContainer, as a story: the image, the name, the intent, the snapshot, the bundle, the waiting init, CREATED.
+//! CreateContainer, as a story: the image, the name, the intent, the snapshot, the bundle, the hand-over, CREATED.
 //!
-//! The init is made here and waits: StartContainer is then one small request, a bad program or limit is told by the
-//! verb that kubelet reports it under, and after a crash the shim knows which of the two had happened.
+//! What slipwayd does is done here, and what it refuses is told here. The making of the waiting init is handed to the shim
+//! and goes on behind the answer, at the same time as CREATED is written down and kubelet gets to its StartContainer,
+//! which waits for it and tells its failure. From the hand-over on the shim knows the container, whatever becomes of us:
+//! as one that is being made, waits, or could not be made and why. So CREATED is true after a crash, too: it is written
+//! down only when the shim has said that it is at it.
+//!
 //! Everything a step makes is found from the id alone, so [`remove::undo`] serves a failed create here and an
 //! interrupted one at the next start.
 
@@ -67,13 +71,7 @@ pub async fn create(
         image,
     };
     match work.set_up(&shim).await {
-        Ok(()) => {
-            events::of_container(daemon, &container, What::Created);
-            if matches!(container.phase(), ContainerPhase::Exited(_)) {
-                events::of_container(daemon, &container, What::Stopped);
-            }
-            Ok(id)
-        }
+        Ok(()) => Ok(id),
         Err(error) => {
             remove::undo(daemon, &container).await;
             Err(error)
@@ -196,23 +194,28 @@ impl Work {
             });
         }
         made.pid = shim
-            .create(request(&daemon, &container, &made))
+            .begin_create(request(&daemon, &container, &made))
             .await
             .map_err(Error::shim("create the processes", container.id()))?;
         fail::point("create_container.after_create").await?;
-        container
-            .transition(&daemon.records, |state| {
-                *state = ContainerState {
-                    phase: match container.take_early_exit() {
-                        Some(exit) => ContainerPhase::Exited(exit),
-                        None => ContainerPhase::Created,
-                    },
-                    made,
-                    ..state.clone()
-                };
-                true
-            })
-            .await?;
+        let change = |state: &mut ContainerState| {
+            *state = ContainerState {
+                phase: match container.take_early_exit() {
+                    Some(exit) => ContainerPhase::Exited(exit),
+                    None => ContainerPhase::Created,
+                },
+                made,
+                ..state.clone()
+            };
+            true
+        };
+        let tell = || {
+            events::of_container(&daemon, &container, What::Created);
+            if matches!(container.phase(), ContainerPhase::Exited(_)) {
+                events::of_container(&daemon, &container, What::Stopped);
+            }
+        };
+        container.transition_then(&daemon.records, change, tell).await?;
         fail::point("create_container.after_record").await?;
         if matches!(container.phase(), ContainerPhase::Exited(_)) {
             exit::settle_later(&daemon, container);

@@ -11,7 +11,37 @@ use crate::daemon::Daemon;
 use crate::error::Error;
 use crate::events::{self, What};
 use crate::pod::Pod;
-use crate::records::{ContainerPhase, Exited};
+use crate::records::{ContainerPhase, ContainerState, Exited};
+
+/// What kubelet shows of a container whose program never ran; 128 as containerd and Docker.
+const NOT_STARTED: (i32, &str) = (128, "StartError");
+
+/// The end of a container whose program never ran, and why.
+pub fn not_started(message: String, at_ns: i64) -> Exited {
+    let (code, reason) = NOT_STARTED;
+    Exited {
+        started_at_ns: 0,
+        finished_at_ns: known_or_now(at_ns),
+        code,
+        reason: reason.to_owned(),
+        message,
+    }
+}
+
+/// Why its program never ran, where that is how a container ended.
+pub fn why_not_started(exited: &Exited) -> Option<&str> {
+    let never = (exited.code, exited.reason.as_str()) == NOT_STARTED && exited.started_at_ns == 0;
+    never.then_some(&exited.message)
+}
+
+/// How a container ended as its shim tells it, with why it could not be created if it could not.
+pub fn told(id: &str, code: u32, at_ns: i64, oom_killed: bool, failure: &str) -> Exited {
+    if failure.is_empty() {
+        return ended(i32::try_from(code).unwrap_or(i32::MAX), at_ns, oom_killed);
+    }
+    // As StartContainer words it.
+    not_started(format!("cannot start the program of {id}: {failure}"), at_ns)
+}
 
 /// An ordinary end, in the words that kubelet knows.
 pub fn ended(code: i32, at_ns: i64, oom_killed: bool) -> Exited {
@@ -37,27 +67,21 @@ pub fn known_or_now(at_ns: i64) -> i64 {
 /// Notes an end; one that is noted already stays as it is. That of a container that is still being created is kept for
 /// CreateContainer, in memory: after a crash there is nothing to keep it for.
 pub async fn note(daemon: &Daemon, container: &Container, exit: Exited) -> Result<(), Error> {
-    let mut noted = false;
-    container
-        .transition(&daemon.records, |state| {
-            if state.phase == ContainerPhase::Creating {
-                container.set_early_exit(exit);
-                return false;
+    let change = |state: &mut ContainerState| {
+        if state.phase == ContainerPhase::Creating {
+            container.set_early_exit(exit);
+            return false;
+        }
+        match state.phase.after_exit(exit) {
+            Some(phase) => {
+                state.phase = phase;
+                true
             }
-            match state.phase.after_exit(exit) {
-                Some(phase) => {
-                    state.phase = phase;
-                    noted = true;
-                    true
-                }
-                None => false,
-            }
-        })
-        .await?;
-    if noted {
-        events::of_container(daemon, container, What::Stopped);
-    }
-    Ok(())
+            None => false,
+        }
+    };
+    let tell = || events::of_container(daemon, container, What::Stopped);
+    container.transition_then(&daemon.records, change, tell).await
 }
 
 /// Notes the ends of all containers of a pod that its shim has seen end.
@@ -79,10 +103,15 @@ pub async fn collect(daemon: &Daemon, pod: &Pod, shim: &Shim) -> Result<(), Erro
 
 /// The end of a container as the shim keeps it.
 pub fn seen_exit(seen: &wire::Container) -> Exited {
-    let code = i32::try_from(seen.exit_code).unwrap_or(i32::MAX);
     Exited {
         started_at_ns: seen.started_at_ns,
-        ..ended(code, seen.exited_at_ns, seen.oom_killed)
+        ..told(
+            &seen.id,
+            seen.exit_code,
+            seen.exited_at_ns,
+            seen.oom_killed,
+            &seen.failure,
+        )
     }
 }
 
@@ -157,6 +186,20 @@ async fn forget(daemon: &Daemon, container: &Container) -> Result<(), Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_creation_that_failed_is_told_from_an_end() {
+        let failed = told("c", 128, 7, false, "create container c: no such device");
+        assert_eq!((failed.code, failed.reason.as_str()), (128, "StartError"));
+        assert_eq!(failed.finished_at_ns, 7);
+        let why = why_not_started(&failed);
+        assert!(
+            why.is_some_and(|why| why.ends_with("c: no such device")),
+            "{why:?}"
+        );
+        let ended = told("c", 128, 7, false, "");
+        assert_eq!((why_not_started(&ended), ended.reason.as_str()), (None, "Error"));
+    }
 
     #[test]
     fn reasons_are_those_kubelet_knows() {

@@ -106,6 +106,17 @@ impl Container {
         records: &Records,
         change: impl FnOnce(&mut ContainerState) -> bool,
     ) -> Result<(), Error> {
+        self.transition_then(records, change, || ()).await
+    }
+
+    /// The same. When it has changed, `then` is called before another change can be: so what happened is told in the order
+    /// in which it did.
+    pub async fn transition_then(
+        &self,
+        records: &Records,
+        change: impl FnOnce(&mut ContainerState) -> bool,
+        then: impl FnOnce(),
+    ) -> Result<(), Error> {
         let gone = self.writing.lock().await;
         let mut next = self.state();
         if *gone || !change(&mut next) {
@@ -119,6 +130,7 @@ impl Container {
             records.put(Kind::ContainerState, id, &next).await?;
         }
         self.state.send_replace(next);
+        then();
         Ok(())
     }
 
@@ -155,7 +167,7 @@ impl Container {
         self.settled.store(true, Ordering::Release);
     }
 
-    /// Its init runs, or waits to.
+    /// Its init runs, waits to, or is being made.
     pub fn live(&self) -> bool {
         matches!(
             self.state.borrow().phase,

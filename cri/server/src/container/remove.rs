@@ -21,7 +21,7 @@ pub async fn remove(daemon: &Arc<Daemon>, id: &str) -> Result<(), Error> {
         Err(Error::NotFound { .. }) => return Ok(()),
         Err(error) => return Err(error),
     };
-    let _turn = container.begin(VERB).await?;
+    let _turn = stop::begin(daemon, &container, VERB).await?;
     if daemon.registry.container(container.id().as_str()).is_err() {
         return Ok(());
     }

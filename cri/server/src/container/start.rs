@@ -1,12 +1,16 @@
 //! StartContainer: lets the waiting init run its program.
 //!
-//! The init was made by CreateContainer, so that a start is one small request and a crash between the two leaves
-//! something the shim can tell about: CREATED or RUNNING, never in between.
+//! The shim has been at the making of that init since CreateContainer, and is most often done: a start is one small
+//! request, which waits in the shim where it comes earlier, and tells why the container could not be made where that
+//! failed. Such a container has ended, as one has whose program cannot be run, with nothing left of it; so it is for
+//! whoever asks again, also when its end was heard of first.
+//!
+//! After a crash the shim tells what had happened: a start that still waited went with its connection, the others run.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use slipway_shim_client::{Code as ShimCode, Error as ShimError, Shim};
+use slipway_shim_client::{Code as ShimCode, Error as ShimError, Shim, pod as wire};
 use tracing::Instrument;
 
 use super::{Container, exit};
@@ -15,11 +19,9 @@ use crate::error::Error;
 use crate::events::{self, What};
 use crate::fail;
 use crate::pod::Pod;
-use crate::records::{ContainerPhase, Exited};
+use crate::records::{ContainerPhase, ContainerState, Exited};
 
 const VERB: &str = "StartContainer";
-/// What kubelet shows for a program that could not be run; 128 as containerd and Docker.
-const NOT_STARTED: i32 = 128;
 
 /// Starts a created container.
 pub async fn start(daemon: &Arc<Daemon>, id: &str) -> Result<(), Error> {
@@ -34,60 +36,81 @@ pub async fn start(daemon: &Arc<Daemon>, id: &str) -> Result<(), Error> {
     let pod = daemon.registry.pod(container.pod().as_str())?;
     let (_inside, shim) = pod.enter(VERB).await?;
     let _turn = container.try_begin(VERB)?;
-    if container.phase() != ContainerPhase::Created {
-        return Err(container.wrong_state("start it"));
+    match container.phase() {
+        ContainerPhase::Created => {}
+        ContainerPhase::Exited(exited) => {
+            let why = exit::why_not_started(&exited).map(str::to_owned);
+            return Err(why.map_or_else(
+                || container.wrong_state("start it"),
+                |why| Error::NotStarted { why },
+            ));
+        }
+        _ => return Err(container.wrong_state("start it")),
     }
     fail::point("start_container.before_start").await?;
     // Before it is asked for: an end can then never seem earlier.
     let asked_at_ns = crate::time::now_ns();
-    let started_at_ns = match ask(&shim, container.id().as_str()).await {
-        Ok(()) => asked_at_ns,
+    let started = match ask(&shim, container.id().as_str()).await {
+        Ok(pid) => Started {
+            at_ns: asked_at_ns,
+            pid,
+        },
         Err(source) => after_failure(daemon, &pod, &container, shim, source).await?,
     };
     fail::point("start_container.after_start").await?;
-    note_started(daemon, &container, started_at_ns).await?;
-    events::of_container(daemon, &container, What::Started);
+    note_started(daemon, &container, started).await?;
     fail::point("start_container.after_record").await?;
     Ok(())
 }
 
-async fn ask(shim: &Shim, id: &str) -> Result<(), ShimError> {
-    shim.start(id).await?;
-    // Where a test has the answer get lost.
-    fail::point("start_container.answer")
-        .await
-        .map_err(|_| ShimError::Timeout {
-            method: "Start",
-            after: Duration::ZERO,
-        })
+/// That the program runs.
+#[derive(Clone, Copy)]
+struct Started {
+    at_ns: i64,
+    /// Of the container's init, on the host.
+    pid: u32,
 }
 
-async fn note_started(daemon: &Daemon, container: &Container, started_at_ns: i64) -> Result<(), Error> {
-    container
-        .transition(&daemon.records, |state| match &mut state.phase {
+async fn ask(shim: &Shim, id: &str) -> Result<u32, ShimError> {
+    let pid = shim.start(id).await?;
+    // Where a test has the answer get lost.
+    let answer = fail::point("start_container.answer").await;
+    answer.map(|()| pid).map_err(|_| ShimError::Timeout {
+        method: "Start",
+        after: Duration::ZERO,
+    })
+}
+
+async fn note_started(daemon: &Daemon, container: &Container, started: Started) -> Result<(), Error> {
+    let change = |state: &mut ContainerState| {
+        match &mut state.phase {
             ContainerPhase::Created => {
-                state.phase = ContainerPhase::Running { started_at_ns };
-                true
+                state.phase = ContainerPhase::Running {
+                    started_at_ns: started.at_ns,
+                };
             }
             // So short that its end was noted first.
             ContainerPhase::Exited(exited) if exited.started_at_ns == 0 => {
-                exited.started_at_ns = started_at_ns;
-                true
+                exited.started_at_ns = started.at_ns;
             }
-            _ => false,
-        })
-        .await
+            _ => return false,
+        }
+        state.made.pid = started.pid;
+        true
+    };
+    let tell = || events::of_container(daemon, container, What::Started);
+    container.transition_then(&daemon.records, change, tell).await
 }
 
-/// What a failed request means: the program cannot be run, which is the container's end; or the answer is missing, and
-/// the program may run all the same. Then the shim is asked what is true, now or as soon as it answers again.
+/// What a failed request means: the container could not be made or its program cannot be run, which is its end; or the
+/// answer is missing, and the program may run all the same. Then the shim is asked what is true, now or as soon as it answers again.
 async fn after_failure(
     daemon: &Arc<Daemon>,
     pod: &Arc<Pod>,
     container: &Arc<Container>,
     shim: Shim,
     source: ShimError,
-) -> Result<i64, Error> {
+) -> Result<Started, Error> {
     let unknown = unknown(&source);
     let gone = matches!(source, ShimError::Gone);
     let error = Error::Shim {
@@ -104,12 +127,16 @@ async fn after_failure(
         return Err(error);
     }
     match truth(&shim, container).await {
-        Ok(Truth::Started(at_ns)) => {
+        Ok(Truth::Started(started)) => {
             tracing::warn!(
                 error = error.chain(),
                 "the program runs although its start was not answered"
             );
-            Ok(at_ns)
+            Ok(started)
+        }
+        Ok(Truth::Ended(exit)) => {
+            note_end(daemon, container, exit).await;
+            Err(error)
         }
         asked => {
             // Also one that waits still may be about to be started: the shim may have read the request just now.
@@ -136,9 +163,11 @@ fn unknown(error: &ShimError) -> bool {
 /// What the shim says about a start.
 enum Truth {
     /// It has begun, and perhaps ended: since when.
-    Started(i64),
+    Started(Started),
     /// It waits still.
     NotStarted,
+    /// It has ended without having begun.
+    Ended(Exited),
 }
 
 async fn truth(shim: &Shim, container: &Container) -> Result<Truth, ShimError> {
@@ -148,7 +177,11 @@ async fn truth(shim: &Shim, container: &Container) -> Result<Truth, ShimError> {
         .iter()
         .find(|seen| seen.id == container.id().as_str());
     Ok(match seen {
-        Some(seen) if seen.started_at_ns > 0 => Truth::Started(seen.started_at_ns),
+        Some(seen) if seen.started_at_ns > 0 => Truth::Started(Started {
+            at_ns: seen.started_at_ns,
+            pid: seen.pid,
+        }),
+        Some(seen) if seen.state() == wire::ContainerState::Stopped => Truth::Ended(exit::seen_exit(seen)),
         _ => Truth::NotStarted,
     })
 }
@@ -169,12 +202,12 @@ fn find_out_later(daemon: &Arc<Daemon>, pod: Arc<Pod>, container: Arc<Container>
             let slept = pause;
             pause = (pause * 2).min(LONGEST);
             match truth(&shim, &container).await {
-                Ok(Truth::Started(at_ns)) => match note_started(&daemon, &container, at_ns).await {
+                Ok(Truth::Started(started)) => match note_started(&daemon, &container, started).await {
                     Ok(()) => return,
                     Err(error) => tracing::warn!(error = error.chain(), "a late start could not be recorded"),
                 },
                 Ok(Truth::NotStarted) if waiting < WINDOW => waiting += slept,
-                Ok(Truth::NotStarted) | Err(ShimError::Gone) => return,
+                Ok(Truth::NotStarted | Truth::Ended(_)) | Err(ShimError::Gone) => return,
                 Err(_) => {}
             }
         }
@@ -182,17 +215,19 @@ fn find_out_later(daemon: &Arc<Daemon>, pod: Arc<Pod>, container: Arc<Container>
     tasks.spawn(asking.instrument(span));
 }
 
-/// A container whose program cannot be run has exited, with the reason.
+/// A container that could not be made, or whose program cannot be run, has exited, with the reason.
 async fn failed_to_start(daemon: &Arc<Daemon>, container: &Arc<Container>, error: &Error) {
-    let exit = Exited {
-        started_at_ns: 0,
-        finished_at_ns: crate::time::now_ns(),
-        code: NOT_STARTED,
-        reason: "StartError".to_owned(),
-        message: error.chain(),
-    };
+    let exit = exit::not_started(error.chain(), crate::time::now_ns());
+    note_end(daemon, container, exit).await;
+}
+
+/// Notes the end of a container that has not begun. Its turn is with whoever has asked for the start.
+async fn note_end(daemon: &Arc<Daemon>, container: &Arc<Container>, exit: Exited) {
     if let Err(error) = exit::note(daemon, container, exit).await {
         tracing::error!(container = %container.id(), error = error.chain(), "a failed start could not be recorded");
     }
-    exit::settle_later(daemon, container.clone());
+    // What could not be made is gone already; an init may take a moment yet to die.
+    if exit::settle_held(daemon, container).await.is_err() {
+        exit::settle_later(daemon, container.clone());
+    }
 }

@@ -4,11 +4,12 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use slipway_shim_client::{Error as ShimError, Shim};
+use slipway_shim_client::{Error as ShimError, Shim, pod as wire};
 
 use super::{Container, exit};
 use crate::daemon::Daemon;
 use crate::error::Error;
+use crate::op::Held;
 use crate::records::ContainerPhase;
 
 const VERB: &str = "StopContainer";
@@ -26,12 +27,34 @@ pub async fn stop(daemon: &Arc<Daemon>, id: &str, grace: Duration) -> Result<(),
     };
     if container.phase() == ContainerPhase::Created {
         // A start may be in progress: what comes after it is what gets stopped.
-        drop(container.begin(VERB).await?);
+        drop(begin(daemon, &container, VERB).await?);
     }
     if container.live() {
         end(daemon, &container, grace).await?;
     }
     exit::settle(daemon, &container).await
+}
+
+/// Takes the container's turn to end it. A start that waits for the container to be made is not waited for: the making is
+/// given up.
+pub async fn begin(daemon: &Daemon, container: &Container, verb: &'static str) -> Result<Held, Error> {
+    if let Ok(held) = container.try_begin(verb) {
+        return Ok(held);
+    }
+    let pod = daemon.registry.pod(container.pod().as_str()).ok();
+    if container.phase() == ContainerPhase::Created
+        && let Some(shim) = pod.and_then(|pod| pod.shim())
+        && let Ok(info) = shim.info().await
+        && info
+            .containers
+            .iter()
+            .any(|seen| seen.id == container.id().as_str() && seen.state() == wire::ContainerState::Creating)
+    {
+        // Not a signal, which would reach a program that has been started since: that one is not deleted.
+        let given_up = shim.delete(container.id().as_str()).await;
+        tracing::info!(container = %container.id(), ?given_up, "its creation is given up");
+    }
+    container.begin(verb).await
 }
 
 /// Ends a live container and waits until its end is noted.

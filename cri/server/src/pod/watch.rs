@@ -120,13 +120,14 @@ async fn handle(daemon: &Arc<Daemon>, pod: &Arc<Pod>, event: &wire::Event) -> Re
             let Ok(container) = daemon.registry.container(&event.container_id) else {
                 return Ok(());
             };
-            let code = i32::try_from(ended.exit_code).unwrap_or(i32::MAX);
-            exit::note(
-                daemon,
-                &container,
-                exit::ended(code, event.time_ns, ended.oom_killed),
-            )
-            .await?;
+            let exit = exit::told(
+                container.id().as_str(),
+                ended.exit_code,
+                event.time_ns,
+                ended.oom_killed,
+                &ended.failure,
+            );
+            exit::note(daemon, &container, exit).await?;
             exit::settle_later(daemon, container);
             Ok(())
         }
@@ -209,11 +210,9 @@ fn death(found: Option<&DeadContainer>, why: &str) -> Exited {
     // When it ended, not when that was found out: slipwayd may have been away for hours.
     let at_ns = found.map_or(0, |dead| dead.at_ns);
     match found {
-        Some(dead) if dead.exit_code != KILLED.unsigned_abs() || dead.oom_killed => exit::ended(
-            i32::try_from(dead.exit_code).unwrap_or(i32::MAX),
-            at_ns,
-            dead.oom_killed,
-        ),
+        Some(dead) if dead.exit_code != KILLED.unsigned_abs() || dead.oom_killed => {
+            exit::told(&dead.id, dead.exit_code, at_ns, dead.oom_killed, &dead.failure)
+        }
         _ => Exited {
             started_at_ns: 0,
             finished_at_ns: exit::known_or_now(at_ns),
@@ -271,6 +270,7 @@ mod tests {
             exit_code: 137,
             oom_killed: false,
             at_ns: 5,
+            failure: String::new(),
         };
         for found in [None, Some(&dead)] {
             let exit = death(found, "the pod's shim ended unexpectedly");
@@ -290,14 +290,22 @@ mod tests {
             exit_code: 3,
             oom_killed: false,
             at_ns: 5,
+            failure: String::new(),
         };
         let exit = death(Some(&dead), "x");
         assert_eq!((exit.code, exit.finished_at_ns), (3, 5));
+        let failed = DeadContainer {
+            exit_code: 128,
+            failure: "no such device".into(),
+            ..dead.clone()
+        };
+        assert!(death(Some(&failed), "x").message.contains("no such device"));
         let oom = DeadContainer {
             id: "a".into(),
             exit_code: 137,
             oom_killed: true,
             at_ns: 5,
+            failure: String::new(),
         };
         assert_eq!(death(Some(&oom), "x").reason, "OOMKilled");
     }

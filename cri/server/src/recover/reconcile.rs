@@ -102,6 +102,7 @@ async fn note_start(
                 state.phase = ContainerPhase::Running {
                     started_at_ns: seen.started_at_ns,
                 };
+                state.made.pid = seen.pid;
             }
             late
         })

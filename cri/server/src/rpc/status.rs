@@ -25,7 +25,10 @@ fn code(error: &Error) -> Code {
         | Error::Busy { .. }
         | Error::NetworkNotReady { .. }
         | Error::ShuttingDown => Code::Unavailable,
-        Error::State { .. } | Error::Unreadable { .. } | Error::Apparmor { .. } => Code::FailedPrecondition,
+        Error::State { .. }
+        | Error::NotStarted { .. }
+        | Error::Unreadable { .. }
+        | Error::Apparmor { .. } => Code::FailedPrecondition,
         Error::Unimplemented { .. } => Code::Unimplemented,
         Error::TooMany { .. } => Code::ResourceExhausted,
         Error::ExecTimeout { .. } | Error::Timeout { .. } => Code::DeadlineExceeded,

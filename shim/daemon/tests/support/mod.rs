@@ -286,6 +286,15 @@ pub fn read_available(fd: &OwnedFd) -> String {
     String::from_utf8_lossy(&all).into_owned()
 }
 
+/// A worker that is a script.
+pub fn fake_worker(dir: &std::path::Path, script: &str) -> PathBuf {
+    let path = dir.join("worker");
+    std::fs::write(&path, format!("#!/bin/sh\n{script}\n")).unwrap();
+    let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+    std::fs::set_permissions(&path, mode).unwrap();
+    path
+}
+
 /// Waits for something to become true.
 pub async fn until(what: &str, mut is: impl FnMut() -> bool) {
     let end = Instant::now() + Duration::from_secs(10);
