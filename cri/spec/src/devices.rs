@@ -39,11 +39,14 @@ pub(crate) fn devices(
     } else {
         &[]
     };
-    for device in host.iter().chain(&input.devices) {
+    let host = host.iter().map(|device| (device, false));
+    let asked = input.devices.iter().map(|device| (device, true));
+    for (device, asked) in host.chain(asked) {
         let at = place(device)?;
         let permissions = permissions(device)?;
         let node = node(&at, device);
-        let ruled = !input.privileged && device.node.kind != DeviceKind::Fifo;
+        // Also where everything is allowed: in a user namespace a device belongs to the container when a rule names it.
+        let ruled = asked && device.node.kind != DeviceKind::Fifo;
         let allow = ruled.then(|| {
             rule(
                 true,
@@ -125,4 +128,40 @@ fn rule(
     rule.set_minor(minor);
     rule.set_access(Some(access.to_owned()));
     rule
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use slipway_cdi::DeviceNode;
+
+    fn device(at: &str, minor: u32) -> Device {
+        Device {
+            container_path: at.to_owned(),
+            permissions: "r".to_owned(),
+            node: DeviceNode {
+                kind: DeviceKind::Char,
+                major: 10,
+                minor,
+                mode: 0o660,
+                uid: 0,
+                gid: 0,
+            },
+        }
+    }
+
+    #[test]
+    fn a_device_that_is_asked_for_has_a_rule_of_its_own_also_where_everything_is_allowed() {
+        let input = SpecInput {
+            privileged: true,
+            host_devices: vec![device("/dev/fuse", 229), device("/dev/kvm", 232)],
+            devices: vec![device("/dev/mine", 200), device("/dev/kvm", 232)],
+            ..SpecInput::default()
+        };
+        let (nodes, rules) = devices(&input).expect("devices");
+        assert_eq!(nodes.len(), 3);
+        assert_eq!(rules[0].typ(), Some(oci::LinuxDeviceType::A));
+        let named: Vec<_> = rules[1..].iter().map(|r| (r.allow(), r.minor())).collect();
+        assert_eq!(named, [(true, Some(200)), (true, Some(232))]);
+    }
 }

@@ -103,7 +103,8 @@ async fn note_started(daemon: &Daemon, container: &Container, started: Started) 
 }
 
 /// What a failed request means: the container could not be made or its program cannot be run, which is its end; or the
-/// answer is missing, and the program may run all the same. Then the shim is asked what is true, now or as soon as it answers again.
+/// answer is missing, and the program may run all the same. Then the shim is asked what is true, now or as soon as it
+/// answers again.
 async fn after_failure(
     daemon: &Arc<Daemon>,
     pod: &Arc<Pod>,
