@@ -35,18 +35,11 @@ pub async fn start(daemon: &Arc<Daemon>, id: &str) -> Result<(), Error> {
     // The pod's gate comes before the container's turn, as everywhere.
     let pod = daemon.registry.pod(container.pod().as_str())?;
     let (_inside, shim) = pod.enter(VERB).await?;
-    let _turn = container.try_begin(VERB)?;
-    match container.phase() {
-        ContainerPhase::Created => {}
-        ContainerPhase::Exited(exited) => {
-            let why = exit::why_not_started(&exited).map(str::to_owned);
-            return Err(why.map_or_else(
-                || container.wrong_state("start it"),
-                |why| Error::NotStarted { why },
-            ));
-        }
-        _ => return Err(container.wrong_state("start it")),
-    }
+    // Who deals with its end has its turn: what that end was is told all the same.
+    let _turn = container
+        .try_begin(VERB)
+        .or_else(|busy| startable(&container).and(Err(busy)))?;
+    startable(&container)?;
     fail::point("start_container.before_start").await?;
     // Before it is asked for: an end can then never seem earlier.
     let asked_at_ns = crate::time::now_ns();
@@ -61,6 +54,21 @@ pub async fn start(daemon: &Arc<Daemon>, id: &str) -> Result<(), Error> {
     note_started(daemon, &container, started).await?;
     fail::point("start_container.after_record").await?;
     Ok(())
+}
+
+/// That it waits for its start, or why it cannot be started.
+fn startable(container: &Container) -> Result<(), Error> {
+    match container.phase() {
+        ContainerPhase::Created => Ok(()),
+        ContainerPhase::Exited(exited) => {
+            let why = exit::why_not_started(&exited).map(str::to_owned);
+            Err(why.map_or_else(
+                || container.wrong_state("start it"),
+                |why| Error::NotStarted { why },
+            ))
+        }
+        _ => Err(container.wrong_state("start it")),
+    }
 }
 
 /// That the program runs.
