@@ -120,7 +120,11 @@ async fn read(kernel: pipe::Receiver, lines: Arc<Mutex<VecDeque<(Instant, Line)>
             Ok(0) => return,
             Ok(n) => n,
             // EPIPE: the kernel has overwritten what comes next; it goes on behind that.
-            Err(_) => continue,
+            Err(e) if matches!(e.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::BrokenPipe) => continue,
+            Err(_) => {
+                tokio::time::sleep(Duration::from_secs(1)).await;
+                continue;
+            }
         };
         let text = String::from_utf8_lossy(&buffer[..read]).into_owned();
         let mut kept = lines.lock().unwrap_or_else(PoisonError::into_inner);
