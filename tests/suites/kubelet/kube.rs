@@ -260,6 +260,7 @@ const EXPECTED: &[&str] = &[
     "podSandboxID=\"\"",
     // It asks about containers that it has just had removed.
     "ContainerStatus from runtime service failed\" err=\"rpc error: code = NotFound",
+    "Failed to remove container\" err=\"failed to get container status",
     "pleg has yet to be successful",
     // Images that are not there on purpose, and containers that fail on purpose.
     "127.0.0.1:9/no/such",

@@ -38,6 +38,11 @@ pub async fn config_maps_secrets_projections_and_the_downward_api_are_mounted(k:
                     { "name": "NAME", "valueFrom": { "fieldRef": { "fieldPath": "metadata.name" } } }] }),
     )?;
     k.ready("reader").await?;
+    // The script goes on after its container is Ready.
+    k.until_true("the script's last words", |k| {
+        Ok(k.logs("reader")?.ends_with("400\n"))
+    })
+    .await?;
     let log = k.logs("reader")?;
     for want in [
         "12s3cret1s3cretapp=\"reader\"",
