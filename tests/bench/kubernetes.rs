@@ -333,7 +333,7 @@ impl Proxy {
     fn get(&self, path: &str) -> Result<String> {
         let mut connection = TcpStream::connect(&self.address)?;
         connection.set_read_timeout(Some(Duration::from_secs(30)))?;
-        connection.write_all(format!("GET {path} HTTP/1.0\r\nHost: x\r\n\r\n").as_bytes())?;
+        connection.write_all(format!("GET {path} HTTP/1.0\r\nHost: 127.0.0.1\r\n\r\n").as_bytes())?;
         let mut said = String::new();
         connection.read_to_string(&mut said)?;
         Ok(said)
