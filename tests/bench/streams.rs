@@ -134,7 +134,7 @@ impl Side<'_> {
     async fn command(&self) -> Result<()> {
         let request = v1::ExecRequest {
             container_id: self.container.clone(),
-            cmd: ["head", "-c", &MUCH.to_string(), "/dev/zero"]
+            cmd: ["dd", "if=/dev/zero", "bs=64k", &format!("count={}", MUCH >> 16)]
                 .map(str::to_owned)
                 .to_vec(),
             stdout: true,
