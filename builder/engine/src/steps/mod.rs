@@ -9,6 +9,7 @@ mod add;
 mod caches;
 mod copy;
 mod mounts;
+mod origins;
 mod run;
 mod workdir;
 

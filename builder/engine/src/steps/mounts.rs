@@ -7,18 +7,19 @@ use std::sync::Arc;
 use oci_spec::runtime::{MountBuilder, Spec};
 use slipway_dockerfile::instruction::MountKind;
 use slipway_dockerfile::step::{RunStep, Source};
-use slipway_image::{Active, Digest};
+use slipway_image::Active;
 use slipway_snapshot::Root;
 
 use super::StepContext;
 use super::caches::{self, CacheMount, Start};
+use super::origins::{Content, Places, layers, select, start_key, tip_of};
 use crate::cache_mount::{self, CacheDir};
 use crate::cancel::Cancel;
 use crate::copy::CopyError;
 use crate::copy::apply::Destination;
-use crate::copy::digest::{Selection, digest};
+use crate::copy::digest::Selection;
 use crate::copy::select::resolve;
-use crate::copy::tree::{All, Owners, Tree};
+use crate::copy::tree::{Owners, Tree};
 use crate::error::StepError;
 use crate::layer::Tip;
 use crate::request::Secret;
@@ -36,14 +37,6 @@ pub(super) struct Inputs {
     pub env: Vec<(String, Secret)>,
     /// Secrets that have to be there and are not; no matter where the step comes from the cache.
     missing: Vec<String>,
-}
-
-/// What a mount contributes to the key.
-enum Content {
-    /// What it holds.
-    Known([u8; 32]),
-    /// A path of a stage, which may have been executed just now.
-    Stage { tip: Tip, source: String, name: String },
 }
 
 enum Input {
@@ -216,130 +209,19 @@ pub(super) fn resolve_one(tree: &Tree, path: &str) -> Result<crate::copy::tree::
     })
 }
 
-/// The layers of a root file system, where they are known by now.
-fn layers(tip: &Tip) -> Option<[u8; 32]> {
-    let chain = tip.known()?;
-    Some(*crate::key::image(chain.as_ref()).as_bytes())
-}
-
-/// Where the mounts of a step come from.
-pub(super) struct Places(Vec<Place>);
-
-enum Place {
-    Known([u8; 32]),
-    Stage(Tip),
-}
-
-impl Places {
-    /// The stages, whose layers may not be complete yet.
-    pub fn tips(&self) -> Vec<Tip> {
-        let tip = |place: &Place| match place {
-            Place::Stage(tip) => Some(tip.clone()),
-            Place::Known(_) => None,
-        };
-        self.0.iter().filter_map(tip).collect()
-    }
-
-    /// What they contribute to a key; `None` where it is not known yet.
-    pub fn layers(&self) -> Option<Vec<[u8; 32]>> {
-        let known = self.0.iter().map(|place| match place {
-            Place::Known(content) => Some(*content),
-            Place::Stage(tip) => layers(tip),
-        });
-        known.collect()
-    }
-}
-
 impl Inputs {
-    /// What the mounts contribute to a key by where they come from; `None` where that says no more than their contents.
+    /// Where the mounts come from; `None` where that says no more than their contents.
     pub fn places(&self) -> Option<Places> {
-        let place = |content: &Content| match content {
-            Content::Known(content) => Place::Known(*content),
-            Content::Stage { tip, .. } => Place::Stage(tip.clone()),
-        };
-        let places = Places(self.contents.iter().map(place).collect());
-        (!places.tips().is_empty()).then_some(places)
+        Places::of(&self.contents)
     }
 
     /// What the mounts contribute to the step's own key. Reads what is mounted of stages.
     pub async fn by_contents(&self, cx: &StepContext<'_>) -> Result<Vec<[u8; 32]>, StepError> {
         let mut contents = Vec::with_capacity(self.contents.len());
         for content in &self.contents {
-            contents.push(match content {
-                Content::Known(content) => *content,
-                Content::Stage { tip, source, name } => digest_of(cx, tip, source, name).await?,
-            });
+            contents.push(content.digest(cx).await?);
         }
         Ok(contents)
-    }
-}
-
-/// The digest of what is at `source` in a root file system.
-async fn digest_of(cx: &StepContext<'_>, tip: &Tip, source: &str, name: &str) -> Result<[u8; 32], StepError> {
-    let (view, point) = view(cx, tip).await?;
-    let (at, source, name, cancel) = (
-        point.clone(),
-        source.to_owned(),
-        name.to_owned(),
-        cx.build.cancel.clone(),
-    );
-    let digested = cx
-        .blocking(move || {
-            let tree = Tree::open(&at, None, Owners::Kept, &name)?;
-            Ok(select(&tree, &source, &cancel)?.1)
-        })
-        .await;
-    drop_view(cx, view, point).await?;
-    digested
-}
-
-/// What is at `path`, whatever it is called, and its digest.
-fn select(tree: &Tree, path: &str, cancel: &Cancel) -> Result<(Selection, [u8; 32]), StepError> {
-    let mut found = resolve_one(tree, path)?;
-    let entries = tree.list(&found, &All)?;
-    let contents_only = found.is_dir();
-    found.name = "content".into();
-    let selection = [Selection {
-        found,
-        entries,
-        contents_only,
-    }];
-    let content = digest(tree, &selection, cancel)?;
-    let [selection] = selection;
-    Ok((selection, content))
-}
-
-/// What tells the caches that start as copies of this root file system from others.
-async fn start_key(cx: &StepContext<'_>, from: &Source) -> Result<Digest, StepError> {
-    match from {
-        Source::Stage(stage) => Ok(cx.build.stage_done(*stage).await?.key),
-        _ => {
-            let (tip, _) = tip_of(cx, from).await?;
-            Ok(crate::key::image(tip.known().flatten().as_ref()))
-        }
-    }
-}
-
-async fn tip_of(cx: &StepContext<'_>, from: &Source) -> Result<(Tip, String), StepError> {
-    match from {
-        Source::Stage(stage) => {
-            let tip = cx.build.stage_result(*stage).await?;
-            Ok((tip, format!("the stage {}", cx.build.stage_name(*stage))))
-        }
-        Source::Image(image) => {
-            let base = cx
-                .build
-                .source_image(image, &cx.build.target_platform, cx.id)
-                .await?;
-            Ok((base.tip.clone(), format!("the image {image}")))
-        }
-        Source::Scratch => Ok((Tip::scratch(), "scratch".to_owned())),
-        Source::Context => Err(StepError::Unsupported {
-            what: "RUN --mount=type=cache from the build context".to_owned(),
-        }),
-        Source::Named(name) => Err(StepError::Unsupported {
-            what: format!("RUN --mount from={name}, a named build context,"),
-        }),
     }
 }
 

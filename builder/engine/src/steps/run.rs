@@ -14,6 +14,7 @@ use slipway_snapshot::Root;
 use slipway_spec::user::FILE_LIMIT;
 use slipway_spec::{Mount, RunStep as RunInput};
 
+use super::origins::Places;
 use super::{Keys, StepContext, StepResult, mounts};
 use crate::error::StepError;
 use crate::layer::Later;
@@ -30,7 +31,7 @@ pub(super) async fn execute(cx: &StepContext<'_>, step: &RunStep) -> Result<Step
     let inputs = mounts::prepare(cx, step).await?;
     let scope = cx.build.scope(cx.stage);
     let places = inputs.places();
-    let known = places.as_ref().and_then(mounts::Places::layers);
+    let known = places.as_ref().and_then(Places::layers);
     let shortcut = known
         .map(|layers| scope.shortcut(&cx.key, &cx.step.action, &layers))
         .transpose()?;
