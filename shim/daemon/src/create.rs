@@ -205,9 +205,9 @@ impl Shim {
         mount_rootfs(&container.bundle, &container.rootfs)?;
         container.cgroup = Cgroup::create(&self.layout, &container.cgroup_path)?;
         container.cgroup_made = true;
-        container.cgroup.apply(&container.resources)?;
-        container.resources = slipway_sys::cgroup::Resources::default();
-        match container.cgroup.oom_watch() {
+        let resources = std::mem::take(&mut container.resources);
+        container.cgroup.apply(&resources)?;
+        match container.cgroup.oom_watch(&resources) {
             Ok(watch) => {
                 if self
                     .reactor

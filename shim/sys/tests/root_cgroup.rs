@@ -333,7 +333,7 @@ fn root_the_oom_killer_is_heard_and_counted() {
     let g = Guard::new("oom");
     g.0.apply(&Resources::from_json(r#"{"memory":{"limit":8388608,"swap":8388608}}"#).unwrap())
         .unwrap();
-    let mut watch = g.0.oom_watch().unwrap();
+    let mut watch = g.0.oom_watch(&Resources::default()).unwrap();
     assert_eq!(watch.take(&g.0).unwrap(), 0);
     let child = shell(&g.0, "x=aaaaaaaaaaaaaaaa; while :; do x=$x$x; done");
     let exited = process::wait(child.0.pid).unwrap();

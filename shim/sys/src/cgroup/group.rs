@@ -346,7 +346,8 @@ impl Cgroup {
     /// [`CgroupError::Unsupported`], [`CgroupError::Write`]: naming the key. Limits before it stay applied.
     pub fn apply(&self, resources: &Resources) -> Result<()> {
         if let Some(unit) = &self.unit {
-            Systemd::connect()?.set_limits(unit, resources)?;
+            let memory = write::read_limit(self.v2(), "memory.max").filter(|n| *n != u64::MAX);
+            Systemd::connect()?.set_limits(unit, resources, memory)?;
         }
         if self.is_v2_only() {
             v2::apply(self, resources)
@@ -408,12 +409,12 @@ impl Cgroup {
         stats::oom_kills(self)
     }
 
-    /// Watches for the OOM killer: a descriptor for epoll.
+    /// Watches for the OOM killer: a descriptor for epoll. The limits that were applied say what [`OomWatch`] keeps.
     ///
     /// # Errors
     /// When the kernel offers no such event.
-    pub fn oom_watch(&self) -> Result<OomWatch> {
-        OomWatch::new(self)
+    pub fn oom_watch(&self, resources: &Resources) -> Result<OomWatch> {
+        OomWatch::new(self, self.unit.is_some(), resources)
     }
 
     /// The processes by one hierarchy alone, for counting.

@@ -1,6 +1,7 @@
-//! Hearing of the OOM killer: v1 by an eventfd registered with the memory controller, v2 by inotify on `memory.events`.
+//! Hearing of the OOM killer: v1 by an eventfd registered with the memory controller, v2 by inotify on `memory.events`; and
+//! keeping what it goes by, `memory.oom.group`, where systemd would take it away.
 
-use super::{Cgroup, CgroupError, Result, stats};
+use super::{Cgroup, CgroupError, Resources, Result, stats};
 use rustix::event::EventfdFlags;
 use rustix::fs::inotify;
 use rustix::fs::{CWD, Mode, OFlags};
@@ -10,6 +11,10 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 /// Becomes readable when the OOM killer has been at work in the cgroup, and when the cgroup goes away.
+///
+/// In a unit of systemd's it also hears of writes to `memory.oom.group`. systemd has no property for it, and writes a zero
+/// whenever it reloads or is told any limit of the unit's; the kernel then kills one process of a container where it was to
+/// kill all. [`OomWatch::take`] writes it again.
 #[derive(Debug)]
 pub struct OomWatch {
     event: OwnedFd,
@@ -21,10 +26,23 @@ pub struct OomWatch {
     seen_above: u64,
     /// There was an event: the cgroup has come up against a limit.
     wanted: bool,
+    /// In a unit of systemd's on v2: what `memory.oom.group` is to be, if anybody has said.
+    group: Option<Group>,
 }
 
+/// What `memory.oom.group` is to be.
+#[derive(Debug)]
+struct Group {
+    file: PathBuf,
+    /// The number of its watch.
+    watch: i32,
+    wanted: Option<String>,
+}
+
+const GROUP: &str = "memory.oom.group";
+
 impl OomWatch {
-    pub(crate) fn new(cgroup: &Cgroup) -> Result<OomWatch> {
+    pub(crate) fn new(cgroup: &Cgroup, is_unit: bool, resources: &Resources) -> Result<OomWatch> {
         let event = match (cgroup.v1("memory"), cgroup.v2()) {
             (Some(dir), _) => eventfd_v1(dir),
             (None, Some(dir)) => inotify_v2(dir),
@@ -32,14 +50,48 @@ impl OomWatch {
         };
         let act = || format!("watch cgroup {} for the OOM killer", cgroup.path().display());
         let event = event.map_err(|source| CgroupError::Io { act: act(), source })?;
-        Ok(OomWatch {
+        let group = match cgroup.v2().map(|dir| dir.join(GROUP)) {
+            Some(file) if is_unit => watch(&event, &file).ok().map(|watch| Group {
+                file,
+                watch,
+                wanted: None,
+            }),
+            _ => None,
+        };
+        let mut watch = OomWatch {
             event,
             early: cgroup.v1("memory").is_some(),
             seen: stats::oom_kills(cgroup),
             seen_above: above(cgroup.v2()),
             dir: cgroup.v2().map(Path::to_owned),
             wanted: false,
-        })
+            group,
+        };
+        watch.expect(resources);
+        // Whoever wrote before there was a watch.
+        watch.keep_group();
+        Ok(watch)
+    }
+
+    /// These limits are going to be applied: what they say of `memory.oom.group` is what is kept from now on. To be said
+    /// before, or else the change would be taken back.
+    pub fn expect(&mut self, resources: &Resources) {
+        let new = resources.unified.as_ref().and_then(|files| files.get(GROUP));
+        if let (Some(group), Some(new)) = (&mut self.group, new) {
+            group.wanted = Some(new.trim().to_owned());
+        }
+    }
+
+    fn keep_group(&self) {
+        if let Some(Group {
+            file,
+            wanted: Some(wanted),
+        }) = &self.group
+            && std::fs::read_to_string(file).is_ok_and(|now| now.trim() != wanted)
+        {
+            // Refused or gone: then there is nothing to keep.
+            let _ = super::write::try_write(file, wanted);
+        }
     }
 
     /// Whether the event comes before the killing is counted (v1), so that one has to look again.
@@ -53,19 +105,8 @@ impl OomWatch {
     /// # Errors
     /// What `read(2)` says.
     pub fn take(&mut self, cgroup: &Cgroup) -> io::Result<u64> {
-        let mut buffer = [0u8; 4096];
-        loop {
-            match rustix::io::read(&self.event, &mut buffer) {
-                Ok(n) if n == buffer.len() => self.wanted = true,
-                Ok(_) => {
-                    self.wanted = true;
-                    break;
-                }
-                Err(Errno::AGAIN) => break,
-                Err(Errno::INTR) => {}
-                Err(e) => return Err(e.into()),
-            }
-        }
+        self.hear()?;
+        self.keep_group();
         let now = stats::oom_kills(cgroup).max(self.seen);
         let fresh = now - self.seen;
         self.seen = now;
@@ -73,6 +114,32 @@ impl OomWatch {
             self.seen_above = above(self.dir.as_deref());
         }
         Ok(fresh)
+    }
+
+    fn hear(&mut self) -> io::Result<()> {
+        let mut buffer = [0u8; 4096];
+        loop {
+            match rustix::io::read(&self.event, &mut buffer) {
+                Ok(n) => {
+                    self.wanted |= self.is_want(&buffer[..n]);
+                    if n < buffer.len() {
+                        return Ok(());
+                    }
+                }
+                Err(Errno::AGAIN) => return Ok(()),
+                Err(Errno::INTR) => {}
+                Err(e) => return Err(e.into()),
+            }
+        }
+    }
+
+    /// Whether something else was written than `memory.oom.group`. Events of files have no names, and begin with the number of
+    /// their watch (inotify(7)).
+    fn is_want(&self, events: &[u8]) -> bool {
+        self.group.as_ref().is_none_or(|group| {
+            let mut events = events.chunks_exact(16);
+            events.any(|event| event[..4] != group.watch.to_ne_bytes())
+        })
     }
 
     /// Whether the cgroup is gone with what it had counted since the last look, which was a killing by all signs: it had come up
@@ -111,8 +178,12 @@ fn eventfd_v1(dir: &Path) -> io::Result<OwnedFd> {
 fn inotify_v2(dir: &Path) -> io::Result<OwnedFd> {
     let flags = inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK;
     let event = inotify::init(flags)?;
-    inotify::add_watch(&event, dir.join("memory.events"), inotify::WatchFlags::MODIFY)?;
+    watch(&event, &dir.join("memory.events"))?;
     Ok(event)
+}
+
+fn watch(event: &OwnedFd, file: &Path) -> io::Result<i32> {
+    Ok(inotify::add_watch(event, file, inotify::WatchFlags::MODIFY)?)
 }
 
 #[cfg(test)]
@@ -134,6 +205,7 @@ mod tests {
             seen_above: above(Some(&dir)),
             dir: Some(dir.clone()),
             wanted,
+            group: None,
         };
         let (struggled, calm) = (watch(true), watch(false));
         killed(4);
@@ -142,5 +214,52 @@ mod tests {
         assert!(struggled.lost_one());
         assert!(!calm.lost_one(), "that was a neighbour");
         assert!(!watch(true).lost_one(), "nothing was killed since");
+    }
+
+    #[test]
+    fn what_the_killer_goes_by_is_kept_as_it_was_wanted_last() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join(GROUP);
+        std::fs::write(&file, "1").unwrap();
+        std::fs::write(dir.path().join("memory.events"), "").unwrap();
+        let event = inotify_v2(dir.path()).unwrap();
+        let number = watch(&event, &file).unwrap();
+        let cgroup = |text: &str| std::fs::write(dir.path().join("memory.events"), text).unwrap();
+        let mut w = OomWatch {
+            event,
+            early: false,
+            seen: 0,
+            seen_above: 0,
+            dir: None,
+            wanted: false,
+            group: Some(Group {
+                file: file.clone(),
+                watch: number,
+                wanted: None,
+            }),
+        };
+        let of = |json: &str| Resources::from_json(json).unwrap();
+        let now = || std::fs::read_to_string(&file).unwrap();
+        let ready =
+            |w: &OomWatch| crate::process::poll_readable(w.as_fd(), Some(std::time::Duration::ZERO)).unwrap();
+        std::fs::write(&file, "0").unwrap();
+        assert!(ready(&w), "a write is heard of");
+        w.hear().unwrap();
+        assert!(!ready(&w) && !w.wanted, "which is no want of memory");
+        w.keep_group();
+        assert_eq!(now(), "0", "nobody has said anything of it");
+        w.expect(&of(r#"{"unified":{"memory.oom.group":"1","memory.high":"5"}}"#));
+        w.keep_group();
+        assert_eq!(now(), "1");
+        w.expect(&of(r#"{"memory":{"limit":5}}"#));
+        std::fs::write(&file, "0\n").unwrap();
+        w.keep_group();
+        assert_eq!(now(), "1", "limits that do not name it leave it");
+        w.expect(&of(r#"{"unified":{"memory.oom.group":"0"}}"#));
+        w.keep_group();
+        assert_eq!(now(), "0");
+        cgroup("oom 1\n");
+        w.hear().unwrap();
+        assert!(w.wanted);
     }
 }

@@ -164,21 +164,123 @@ impl Systemd {
         }
     }
 
-    /// Tells it the limits it knows, for as long as the unit lives.
-    pub(super) fn set_limits(&mut self, unit: &str, resources: &Resources) -> Result<()> {
-        let properties = limits(resources);
+    /// Tells it the limits it knows, for as long as the unit lives. `memory` is the limit of memory in force, bytes.
+    pub(super) fn set_limits(
+        &mut self,
+        unit: &str,
+        resources: &Resources,
+        memory: Option<u64>,
+    ) -> Result<()> {
+        let properties = limits(resources, memory);
         if properties.is_empty() {
             return Ok(());
         }
-        let body = Body::default().string(unit).boolean(true).properties(&properties);
-        self.manager("SetUnitProperties", &body)
-            .map(drop)
-            .map_err(failed(&format!("set limits of unit {unit}")))
+        let mut set = |properties: &[_]| {
+            let body = Body::default().string(unit).boolean(true).properties(properties);
+            self.manager("SetUnitProperties", &body).map(drop)
+        };
+        let told = match set(&properties) {
+            // Before 252 it knows of no idle units: then it is not told of it.
+            Err(CallError::Remote { name, .. })
+                if name.ends_with(".InvalidArgs") && properties.contains(&IDLE) =>
+            {
+                let rest: Vec<_> = properties.into_iter().filter(|p| *p != IDLE).collect();
+                if rest.is_empty() { Ok(()) } else { set(&rest) }
+            }
+            other => other,
+        };
+        told.map_err(failed(&format!("set limits of unit {unit}")))
     }
 }
 
+/// A unit property.
+type Property = (&'static str, Value);
+
+/// cpu.idle, for systemd.
+const IDLE: Property = ("CPUWeight", Value::U64(0));
+
+/// All limits as unit properties, each once: files of cgroup v2 that are named themselves win over what OCI has a word for, as
+/// when they are written.
+fn limits(r: &Resources, memory: Option<u64>) -> Vec<Property> {
+    let mut out = translated(r, memory);
+    for (name, value) in r
+        .unified
+        .iter()
+        .flatten()
+        .flat_map(|(file, value)| unified(file, value.trim()))
+    {
+        match out.iter_mut().find(|(known, _)| *known == name) {
+            Some(known) if known.1 == IDLE.1 && name == IDLE.0 => {}
+            Some(known) => known.1 = value,
+            None => out.push((name, value)),
+        }
+    }
+    out
+}
+
+/// A file of cgroup v2 as unit properties; none for what systemd has none for, and for values about which the kernel will have
+/// its say when they are written.
+///
+/// `memory.oom.group` is among those: `OOMPolicy=kill`, which sets it, can only be given to a scope as it starts, not at all
+/// before systemd 253, and has systemd end the whole scope when a cgroup that the container has made inside runs out of its
+/// own memory. [`super::OomWatch`] puts it back instead.
+fn unified(file: &str, value: &str) -> Vec<Property> {
+    let amount = |name| {
+        let n = if value == "max" {
+            Some(u64::MAX)
+        } else {
+            value.parse().ok()
+        };
+        n.map(|n| (name, Value::U64(n))).into_iter().collect()
+    };
+    let set = |name| {
+        bit_mask(value)
+            .map(|bytes| (name, Value::Bytes(bytes)))
+            .into_iter()
+            .collect()
+    };
+    match file {
+        "memory.min" => amount("MemoryMin"),
+        "memory.low" => amount("MemoryLow"),
+        "memory.high" => amount("MemoryHigh"),
+        "memory.max" => amount("MemoryMax"),
+        "memory.swap.max" => amount("MemorySwapMax"),
+        "pids.max" => amount("TasksMax"),
+        "cpu.weight" => amount("CPUWeight"),
+        "cpu.idle" if value == "1" => vec![IDLE],
+        "cpu.idle" if value == "0" => vec![("CPUWeight", Value::U64(u64::MAX))],
+        "cpu.max" => {
+            let (quota, period) = value.split_once(' ').unwrap_or((value, "100000"));
+            let quota = if quota == "max" {
+                Some(None)
+            } else {
+                quota.parse().ok().map(Some)
+            };
+            match (quota, period.trim().parse()) {
+                (Some(quota), Ok(period)) if period > 0 => cpu_quota(quota, period).into(),
+                _ => Vec::new(),
+            }
+        }
+        "cpuset.cpus" => set("AllowedCPUs"),
+        "cpuset.mems" => set("AllowedMemoryNodes"),
+        _ => Vec::new(),
+    }
+}
+
+/// Microseconds of CPU a second (no quota: as many as there are), in steps of ten milliseconds, rounded up as systemd does.
+fn cpu_quota(quota: Option<u64>, period: u64) -> [Property; 2] {
+    let a_second = quota.map_or(u64::MAX, |q| {
+        let exact = (u128::from(q) * 1_000_000).div_ceil(u128::from(period));
+        u64::try_from(exact.next_multiple_of(10_000)).unwrap_or(u64::MAX)
+    });
+    [
+        ("CPUQuotaPerSecUSec", Value::U64(a_second)),
+        ("CPUQuotaPeriodUSec", Value::U64(period)),
+    ]
+}
+
 /// OCI's limits as unit properties (systemd.resource-control(5)); what has none is only written to the cgroup.
-fn limits(r: &Resources) -> Vec<(&'static str, Value)> {
+fn translated(r: &Resources, memory: Option<u64>) -> Vec<Property> {
     let mut out = Vec::new();
     let amount = |n: i64| Value::U64(u64::try_from(n).unwrap_or(u64::MAX));
     if let Some(m) = &r.memory {
@@ -189,7 +291,9 @@ fn limits(r: &Resources) -> Vec<(&'static str, Value)> {
                 .filter(|n| *n != 0)
                 .map(|n| ("MemoryLow", amount(n))),
         );
-        match (m.swap.filter(|n| *n != 0), limit) {
+        // OCI's swap is memory and swap.
+        let memory = limit.or(memory.and_then(|n| i64::try_from(n).ok()));
+        match (m.swap.filter(|n| *n != 0), memory) {
             (Some(swap), Some(limit)) if swap > 0 && limit > 0 => {
                 out.push(("MemorySwapMax", amount((swap - limit).max(0))));
             }
@@ -198,19 +302,16 @@ fn limits(r: &Resources) -> Vec<(&'static str, Value)> {
         }
     }
     if let Some(c) = &r.cpu {
-        out.extend(
-            c.shares
-                .filter(|n| *n != 0)
-                .map(|n| ("CPUWeight", Value::U64(v2::weight(n)))),
-        );
+        match (c.idle, c.shares.filter(|n| *n != 0)) {
+            // An idle group has no weight.
+            (Some(1), _) => out.push(IDLE),
+            (_, Some(n)) => out.push(("CPUWeight", Value::U64(v2::weight(n)))),
+            (Some(_), None) => out.push(("CPUWeight", Value::U64(u64::MAX))),
+            (None, None) => {}
+        }
         if let Some(quota) = c.quota.filter(|n| *n != 0) {
             let period = c.period.filter(|n| *n != 0).unwrap_or(100_000);
-            // Microseconds of CPU a second, in steps of ten milliseconds, rounded up as systemd does.
-            let a_second = u64::try_from(quota)
-                .ok()
-                .map(|q| (q * 1_000_000).div_ceil(period).next_multiple_of(10_000));
-            out.push(("CPUQuotaPerSecUSec", Value::U64(a_second.unwrap_or(u64::MAX))));
-            out.push(("CPUQuotaPeriodUSec", Value::U64(period)));
+            out.extend(cpu_quota(u64::try_from(quota).ok(), period));
         }
         for (name, set) in [("AllowedCPUs", &c.cpus), ("AllowedMemoryNodes", &c.mems)] {
             out.extend(
@@ -394,10 +495,60 @@ mod tests {
             ("AllowedCPUs", Value::Bytes(vec![1, 2])),
             ("TasksMax", Value::U64(u64::MAX)),
         ];
-        assert_eq!(limits(&r.unwrap()), expected);
+        assert_eq!(limits(&r.unwrap(), None), expected);
+        let r = Resources::from_json(r#"{"memory":{"swap":1500},"cpu":{"idle":1,"shares":9}}"#).unwrap();
+        let expected = [("MemorySwapMax", Value::U64(1100)), IDLE];
+        assert_eq!(limits(&r, Some(400)), expected);
         assert_eq!(bit_mask("0-2,8"), Some(vec![7, 1]));
         assert_eq!((bit_mask(""), bit_mask("5-2"), bit_mask("x")), (None, None, None));
         assert_eq!(slice_of(Path::new("/a.slice/a-b.slice/x.scope")), "a-b.slice");
         assert_eq!(slice_of(Path::new("/x.scope")), "-.slice");
+    }
+    #[test]
+    fn limits_by_the_names_of_cgroup_files_become_properties_and_win() {
+        let r = Resources::from_json(
+            r#"{"memory":{"limit":1000,"swap":1500},"cpu":{"shares":1024},"unified":{
+                "memory.swap.max":"7","memory.high":"900","memory.min":"10","memory.low":"max","memory.max":"800",
+                "memory.oom.group":"1","pids.max":"max","cpu.max":"max 50000","cpu.weight":"59",
+                "cpuset.cpus":"0-1","cpuset.mems":"","io.max":"8:0 rbps=1"}}"#,
+        );
+        let mut expected = vec![
+            ("MemoryMax", Value::U64(800)),
+            ("MemorySwapMax", Value::U64(7)),
+            ("CPUWeight", Value::U64(59)),
+            ("CPUQuotaPerSecUSec", Value::U64(u64::MAX)),
+            ("CPUQuotaPeriodUSec", Value::U64(50_000)),
+            ("AllowedCPUs", Value::Bytes(vec![3])),
+            ("MemoryHigh", Value::U64(900)),
+            ("MemoryLow", Value::U64(u64::MAX)),
+            ("MemoryMin", Value::U64(10)),
+            ("TasksMax", Value::U64(u64::MAX)),
+        ];
+        let mut told = limits(&r.unwrap(), None);
+        let by_name = |list: &mut Vec<Property>| list.sort_by_key(|(name, _)| *name);
+        by_name(&mut expected);
+        by_name(&mut told);
+        assert_eq!(told, expected);
+        assert_eq!(unified("cpu.max", "25000"), cpu_quota(Some(25_000), 100_000));
+        assert_eq!(unified("cpu.max", "25000 0"), []);
+        assert_eq!(unified("memory.high", "much"), []);
+        assert_eq!(unified("cpu.idle", "1"), [IDLE]);
+        // An idle group's weight is refused by the kernel, whichever comes first.
+        let r = Resources::from_json(r#"{"unified":{"cpu.idle":"1","cpu.weight":"9"}}"#);
+        assert_eq!(limits(&r.unwrap(), None), [IDLE]);
+    }
+
+    #[test]
+    fn a_systemd_that_knows_no_idle_units_is_told_the_rest() {
+        let r = Resources::from_json(r#"{"unified":{"cpu.idle":"1","memory.high":"900"}}"#).unwrap();
+        let no = message(3, 1, "org.freedesktop.DBus.Error.InvalidArgs", &["CPUWeight"]);
+        let answers = vec![
+            ("SetUnitProperties", no),
+            ("SetUnitProperties", message(2, 2, "", &[])),
+        ];
+        let (result, seen) = with_systemd(answers, |s| s.set_limits("x.scope", &r, None));
+        result.unwrap();
+        assert!(seen[0].contains("CPUWeight") && seen[0].contains("MemoryHigh"));
+        assert!(!seen[1].contains("CPUWeight") && seen[1].contains("MemoryHigh"));
     }
 }
