@@ -173,6 +173,8 @@ async fn a_shared_pid_namespace_has_our_init_as_pid_1_and_shows_every_container(
         .and_then(|l| l.security_context.as_mut())
         .and_then(|s| s.namespace_options.as_mut());
     options.expect("options").pid = v1::NamespaceMode::Pod as i32;
+    // Higher than a sandbox's should be, for who may lower it; and for who may not, other than none asked for.
+    std::fs::write(format!("/proc/{}/oom_score_adj", w.daemon.pid()), "500")?;
     let pod = w.cri.run_pod(config.clone()).await?;
     let in_pod = |name: &str, args: &[&str]| {
         let mut c = container_config(name, BUSYBOX, args);
@@ -207,6 +209,11 @@ async fn a_shared_pid_namespace_has_our_init_as_pid_1_and_shows_every_container(
     assert!(out.contains("NoNewPrivs:\t1"), "{out}");
     assert!(out.contains("Seccomp:\t2"), "{out}");
     assert!(!out.contains("Uid:\t0\t"), "{out}");
+    let (_, out, _) = w.cri.exec(&second, &["cat", "/proc/1/oom_score_adj"], 10).await?;
+    let status = std::fs::read_to_string("/proc/self/status")?;
+    let effective = status.lines().find_map(|l| l.strip_prefix("CapEff:\t"));
+    let may_lower = u64::from_str_radix(effective.expect("capabilities"), 16)? & 1 << 24 != 0;
+    assert_eq!(out.trim(), if may_lower { "-998" } else { "500" });
     w.cri.stop(&first, 1).await?;
     w.finish().await
 }

@@ -209,6 +209,10 @@ async fn make_namespaces(daemon: &Daemon, pod: &Pod, dir: &PodDir, shim: &Shim) 
     Ok(())
 }
 
+/// Of the built-in init: with it everything in a shared PID namespace dies, so it goes last of a pod, as the sandbox
+/// processes of other runtimes do. Where it may not be had, the shim's own stays, which is the nearest.
+const INIT_OOM_SCORE_ADJ: i32 = -998;
+
 fn request(daemon: &Daemon, pod: &Pod, dir: &PodDir) -> wire::CreatePodRequest {
     let config = &pod.record().config;
     let mode = |scope: Scope| match scope {
@@ -228,6 +232,7 @@ fn request(daemon: &Daemon, pod: &Pod, dir: &PodDir) -> wire::CreatePodRequest {
         sysctls: config.sysctls.clone().into_iter().collect(),
         cgroup_parent: cgroup_parent(daemon, pod),
         systemd_cgroup: daemon.config.runtime.cgroup_driver == CgroupDriver::Systemd,
+        init_oom_score_adj: INIT_OOM_SCORE_ADJ,
         uid_map: config
             .namespaces
             .user
