@@ -298,6 +298,114 @@ async fn cve_2019_5736_a_container_cannot_change_the_runtimes_programs() -> Resu
     w.finish().await
 }
 
+/// Of a file: which it is, and whose and how it may be used.
+fn state(path: &str) -> Result<(u64, u64, u32, u32, i64)> {
+    use std::os::unix::fs::MetadataExt;
+    let m = std::fs::metadata(path)?;
+    Ok((m.dev(), m.ino(), m.mode(), m.uid(), m.ctime()))
+}
+
+#[tokio::test]
+async fn no_process_of_a_container_gets_hold_of_the_nodes_null_device() -> Result<()> {
+    let w = World::new("conf-null").await?;
+    let host = state("/dev/null")?;
+    let (device, inode, ..) = host;
+    // It looks before it tries: a node that other things run on must not lose its device to this test.
+    let script = format!(
+        "for n in 0 1 2; do \
+           [ \"$(stat -L -c %d:%i /proc/$$/fd/$n)\" = {device}:{inode} ] && touch /nodes && exit 3; \
+         done; chmod 000 /proc/self/fd/0 && echo tried >> /tried; chmod 666 /dev/null"
+    );
+    let init = format!("{script}; touch /looked; sleep 1000");
+    let (_, id) = w
+        .pod_with("null", container_config("null", BUSYBOX, &["sh", "-c", &init]))
+        .await?;
+    let sh = async |script: &str| w.cri.exec(&id, &["sh", "-c", script], 10).await;
+    let mut looked = false;
+    for _ in 0..500 {
+        looked = sh("test -e /looked").await?.0 == 0;
+        if looked {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    assert!(looked, "init has not come to its end");
+    // Standard input of one that is asked for by itself; all three of a streamed one that has none; a terminal's.
+    assert_eq!(sh(&script).await?.0, 0);
+    let crictl = harness::Crictl::of(&w.daemon);
+    crictl.run(&["exec", &id, "sh", "-c", &script])?.ok()?;
+    assert_eq!(sh("test ! -e /nodes && wc -l < /tried").await?.1, "3\n");
+    assert_eq!(state("/dev/null")?, host);
+    // In a user namespace the device is the node's, bound, and its root owns nothing there.
+    let mut sandbox = harness::cri::pod_config("null-users", &w.lab, true);
+    let users = harness::cri::own_users(&mut sandbox);
+    let pod = w.cri.run_pod(sandbox.clone()).await?;
+    let mut c = container_config("null-users", BUSYBOX, &["sleep", "1000"]);
+    security(&mut c).namespace_options = Some(v1::NamespaceOption {
+        network: v1::NamespaceMode::Node as i32,
+        userns_options: Some(users),
+        ..Default::default()
+    });
+    let id = w.cri.run(&pod, c, sandbox).await?;
+    // The mode that it has: nothing is lost if it may.
+    let (code, out, err) = w
+        .cri
+        .exec(
+            &id,
+            &["sh", "-c", "chmod 666 /proc/self/fd/0 && chmod 666 /dev/null"],
+            10,
+        )
+        .await?;
+    assert!(code != 0 && err.contains("not permitted"), "{code} {out} {err}");
+    assert_eq!(state("/dev/null")?, host);
+    w.finish().await
+}
+
+#[tokio::test]
+async fn a_runtime_with_many_descriptors_gives_its_containers_the_usual_number() -> Result<()> {
+    let mut w = World::new("conf-nofile").await?;
+    w.daemon.stop()?;
+    // As a unit with one figure for both limits starts it.
+    let program = w.lab.write(
+        "slipwayd",
+        &format!(
+            "#!/bin/sh\nulimit -Sn \"$(ulimit -Hn)\" && exec {} \"$@\"\n",
+            harness::lab::bin("slipwayd").display()
+        ),
+    )?;
+    std::fs::set_permissions(&program, std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
+    w.restart(&harness::Setup {
+        program: Some(program),
+        ..Default::default()
+    })
+    .await?;
+    let soft = |pid: &str| -> Result<String> {
+        let limits = std::fs::read_to_string(format!("/proc/{pid}/limits"))?;
+        let line = limits.lines().find(|l| l.starts_with("Max open files"));
+        Ok(line
+            .and_then(|l| l.split_whitespace().nth(3))
+            .unwrap_or_default()
+            .to_owned())
+    };
+    let many = soft(&w.daemon.pid().to_string())?;
+    assert_ne!(many, "1024", "this test needs a machine that allows more");
+    let seen = side_by_side(&w, "nofile", |_| ()).await?;
+    let of_init = seen["limit"]
+        .iter()
+        .find(|l| l.contains("(-n)") || l.contains("nofiles"));
+    assert!(of_init.is_some_and(|l| l.ends_with(" 1024")), "{of_init:?}");
+    // The shim has them for itself.
+    let shims: Vec<_> = harness::leftovers::processes_naming(w.daemon.state())
+        .into_iter()
+        .filter(|(_, cmd)| cmd.contains("--state-dir"))
+        .collect();
+    assert!(!shims.is_empty());
+    for (pid, cmd) in shims {
+        assert_eq!(soft(&pid.to_string())?, many, "{cmd}");
+    }
+    w.finish().await
+}
+
 #[tokio::test]
 async fn cve_2020_15257_no_socket_of_ours_has_an_abstract_name() -> Result<()> {
     let w = World::new("conf-abstract").await?;

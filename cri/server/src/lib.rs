@@ -69,6 +69,8 @@ pub fn main() -> anyhow::Result<ExitCode> {
             memory::settle();
             let config = Config::load(&cli.flags)?;
             logging::init(&config.log)?;
+            // Connections, streams and shims; containers get the usual number again.
+            slipway_sys::exec::raise_descriptors()?;
             fail::init_from_env()?;
             let threads = tokio::runtime::Builder::new_multi_thread()
                 .worker_threads(WORKERS)

@@ -124,6 +124,8 @@ fn serve(id: String, state_dir: PathBuf, worker: PathBuf, containerd: Option<Str
     let listener = take_listener()?;
     // It was executed by the number of a descriptor.
     slipway_sys::process::set_name(c"containerd-shim")?;
+    // Streams, logs and execs of many containers; what runs in those gets the usual number again.
+    slipway_sys::exec::raise_descriptors()?;
     // A session of its own: no terminal's hang-up reaches it. An error means that it has one already.
     let _ = rustix::process::setsid();
     rustix::process::chdir("/")?;

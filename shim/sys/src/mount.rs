@@ -13,6 +13,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 /// How mount events travel between a mount and its copies: `mount_namespaces(7)`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -293,6 +294,28 @@ pub fn program(path: &Path) -> io::Result<OwnedFd> {
     set_attributes(tree.as_fd(), false, set, None)
         .map_err(failed(|| format!("make a read-only copy of {}", path.display())))?;
     Ok(tree)
+}
+
+/// The host's `/dev/null`, opened through a read-only copy of its mount: it is read and written as ever, but whoever is given
+/// it cannot change the node's mode, owner or times through it, which are the host's. Opened once a process: the copy costs
+/// more to make and to take apart than it does to keep.
+///
+/// # Errors
+/// What `open_tree(2)`, `mount_setattr(2)` and `open(2)` say.
+pub(crate) fn null() -> io::Result<BorrowedFd<'static>> {
+    static NULL: OnceLock<OwnedFd> = OnceLock::new();
+    if let Some(null) = NULL.get() {
+        return Ok(null.as_fd());
+    }
+    let path = Path::new("/dev/null");
+    let tree = clone_tree(path, false)?;
+    set_attributes(tree.as_fd(), false, MountAttrFlags::MOUNT_ATTR_RDONLY, None)
+        .map_err(failed(|| format!("make a read-only copy of {}", path.display())))?;
+    let through = format!("/proc/self/fd/{}", tree.as_raw_fd());
+    let opened = rustix::fs::openat(CWD, through, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()).map_err(
+        failed(|| format!("open the read-only copy of {}", path.display())),
+    )?;
+    Ok(NULL.get_or_init(|| opened).as_fd())
 }
 
 /// Makes a detached mount nosuid, nodev and noexec, and read-only if asked.

@@ -425,6 +425,7 @@ pub fn launch(program: &Program<'_>) -> io::Result<(Child, Launch)> {
                 report.check(fork::Stage::ParentDeath, fork::die_with(parent));
             }
             let report = Report::of(report.check(fork::Stage::Descriptors, plan.apply()));
+            report.check(fork::Stage::Rlimits, crate::exec::usual_descriptors());
             fork::umask(0o022);
             if program.file.is_some() {
                 report.check(fork::Stage::Descriptors, fork::cloexec(number));

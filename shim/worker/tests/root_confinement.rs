@@ -358,3 +358,87 @@ fn root_pipes_given_to_an_exec_can_be_opened_again_by_its_user() {
     let (code, out) = b.exec(&b.script("echo again > /dev/stdout")).unwrap();
     assert_eq!((code, out.as_str()), (0, "again\n"));
 }
+
+#[test]
+fn root_an_exec_has_the_containers_null_device_and_cannot_change_the_hosts() {
+    use std::os::unix::fs::MetadataExt;
+    if !common::root() {
+        return;
+    }
+    let mut b = Bundle::new("stat -L -c 'null %d:%i' /dev/null; echo ready; exec sleep 60");
+    b.run_until_ready();
+    let state = || {
+        let m = std::fs::metadata("/dev/null").unwrap();
+        (m.dev(), m.ino(), m.mode(), m.uid(), m.ctime(), m.ctime_nsec())
+    };
+    let host = state();
+    let out = b.out();
+    let own = out
+        .lines()
+        .find_map(|l| l.strip_prefix("null "))
+        .unwrap()
+        .to_owned();
+    assert_ne!(own, format!("{}:{}", host.0, host.1), "init has one of its own");
+    let look = |script: &str| {
+        let (read, write) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).unwrap();
+        let p = b.script(script);
+        let spawned = b.spawn(&p, [None, Some(write.as_fd()), None]).unwrap();
+        drop(write);
+        let mut text = String::new();
+        std::fs::File::from(read).read_to_string(&mut text).unwrap();
+        assert_eq!(
+            process::wait(spawned.pid).unwrap().status.exit_code(),
+            0,
+            "{text}"
+        );
+        text
+    };
+    // Which one it is comes first: what this test is about must not happen to the machine that it runs on.
+    let which = look("stat -L -c %d:%i /proc/$$/fd/0 /proc/$$/fd/2");
+    assert_eq!(which, format!("{own}\n{own}\n"));
+    let tried = look("chmod 000 /proc/self/fd/0 && stat -c %a /dev/null; chmod 666 /dev/null; cat");
+    assert_eq!(tried, "0\n", "it is the container's, who may");
+    for hide in [
+        "rm /dev/null",
+        "ln -s /dev/zero /dev/null",
+        "rm /dev/null; mkfifo /dev/null",
+        "rm /dev/null; mkdir /dev/null",
+        "rmdir /dev/null; echo text > /dev/null",
+    ] {
+        look(hide);
+        let tried = look(
+            "exec 3>&2 2>&1; chmod 666 /proc/self/fd/3; chown 0:0 /proc/self/fd/0; touch /proc/self/fd/0; cat; echo x >&3 && echo writes",
+        );
+        assert_eq!(
+            tried.matches("Read-only file system").count(),
+            3,
+            "{hide}: {tried}"
+        );
+        assert!(tried.ends_with("\nwrites\n"), "{hide}: {tried}");
+    }
+    assert_eq!(state(), host);
+}
+
+#[test]
+fn root_a_container_has_the_usual_limit_of_descriptors_whatever_the_runtime_has() {
+    if !common::root() {
+        return;
+    }
+    slipway_sys::exec::raise_descriptors().unwrap();
+    let limits = "ulimit -Sn; ulimit -Hn";
+    let hard = rustix::process::getrlimit(rustix::process::Resource::Nofile)
+        .maximum
+        .unwrap();
+    assert!(hard > 1024, "this machine allows no more than usual");
+    let expected = format!("1024\n{hard}\n");
+    let mut b = Bundle::new(&format!("{limits}; echo ready; exec sleep 60"));
+    b.run_until_ready();
+    assert_eq!(b.out().replace("ready\n", ""), expected);
+    assert_eq!(b.exec(&b.script(limits)).unwrap().1, expected);
+    // One that is asked for counts, for init and for exec.
+    let mut b = Bundle::new(&format!("{limits}; echo ready; exec sleep 60"));
+    b.config["process"]["rlimits"] = json!([{"type": "RLIMIT_NOFILE", "soft": 2000, "hard": 2001}]);
+    b.run_until_ready();
+    assert_eq!(b.out().replace("ready\n", ""), "2000\n2001\n");
+    assert_eq!(b.exec(&b.script(limits)).unwrap().1, "2000\n2001\n");
+}

@@ -136,6 +136,36 @@ pub(crate) fn permitted() -> Sys<Bits> {
     Ok(u64::from(data[0][1]) | u64::from(data[1][1]) << 32)
 }
 
+/// How many descriptors a program may have unless it asks for more. Programs that look at each possible one, or use
+/// select(2), break with more; which is why ours raise the limit for themselves alone.
+const USUAL_DESCRIPTORS: u64 = 1024;
+
+/// Takes the soft limit of descriptors back to the usual. Async-signal-safe.
+pub(crate) fn usual_descriptors() -> Sys<()> {
+    let [_, hard] = DESCRIPTORS.now()?;
+    DESCRIPTORS.set_to([USUAL_DESCRIPTORS.min(hard), hard])
+}
+
+/// Lets this process have as many descriptors as it may allow itself. Those that it starts get the usual number again.
+///
+/// # Errors
+/// What `prlimit(2)` says.
+pub fn raise_descriptors() -> std::io::Result<()> {
+    let raised = DESCRIPTORS
+        .now()
+        .and_then(|[_, hard]| DESCRIPTORS.set_to([hard, hard]));
+    raised.map_err(crate::error::failed(|| {
+        "raise the limit of descriptors".to_string()
+    }))
+}
+
+/// Only its number counts.
+const DESCRIPTORS: Limit = Limit {
+    resource: libc::RLIMIT_NOFILE as u32,
+    soft: 0,
+    hard: 0,
+};
+
 /// A limit ready to be set.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Limit {

@@ -14,7 +14,7 @@
 use super::caps;
 use super::prepared::Prepared;
 use crate::fork::{self, FdPlan, Report, Stage, Sys, cvt};
-use rustix::fs::{CWD, Mode, OFlags};
+use rustix::fs::{CWD, FileType, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::pipe::PipeFlags;
 use std::convert::Infallible;
@@ -33,16 +33,19 @@ pub(super) fn first(p: &Prepared, fds: &FdPlan, report: RawFd) -> Infallible {
     if let Some((file, label)) = &p.label {
         report.check(Stage::Label, fork::write_file(file, label));
     }
+    let report = Report::of(report.check(Stage::Descriptors, fds.apply()));
+    // Behind the descriptors, which are many and have high numbers until here: a lower limit would be in their way.
+    report.check(Stage::Rlimits, caps::usual_descriptors());
     for (nth, limit) in p.limits.iter().enumerate() {
         report.check_nth(Stage::Rlimits, u8::try_from(nth).unwrap_or(u8::MAX), limit.set());
     }
-    let report = Report::of(report.check(Stage::Descriptors, fds.apply()));
     report.check(Stage::Keyring, fork::own_keyring());
     let (go, told) = report.check(Stage::Fork, rustix::pipe::pipe_with(PipeFlags::CLOEXEC));
     report.check(Stage::Namespaces, enter_namespaces(p.namespaces));
     if let Some(size) = &p.terminal {
         report.check(Stage::Terminal, terminal(report, size, p.uid));
     }
+    report.check(Stage::Descriptors, own_null(p.nulls));
     become_user(p, report);
     match report.check(Stage::Fork, fork::clone_as_sibling()) {
         0 => {
@@ -161,6 +164,30 @@ fn terminal(report: Report, size: &libc::winsize, uid: u32) -> Sys<()> {
         fork::dup_to(slave.as_raw_fd(), n, 0)?;
     }
     report.send_fd(master.as_raw_fd())
+}
+
+/// The container's own `/dev/null` in the place of the one we brought, which is the host's; that one stays, read-only, where
+/// the container has none, or something else under that name.
+fn own_null(nulls: [bool; 3]) -> Sys<()> {
+    if nulls == [false; 3] {
+        return Ok(());
+    }
+    let Some(own) = open_null() else { return Ok(()) };
+    for (n, _) in (0..).zip(nulls).filter(|(_, null)| *null) {
+        fork::dup_to(own.as_raw_fd(), n, 0)?;
+    }
+    Ok(())
+}
+
+/// The path may be anything a hostile container put there: it is opened without waiting, and asked what it is.
+fn open_null() -> Option<OwnedFd> {
+    let flags = OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
+    let own = rustix::fs::openat(CWD, c"/dev/null", flags, Mode::empty()).ok()?;
+    let stat = rustix::fs::fstat(&own).ok()?;
+    let is_null = FileType::from_raw_mode(stat.st_mode) == FileType::CharacterDevice
+        && stat.st_rdev == rustix::fs::makedev(1, 3);
+    rustix::fs::fcntl_setfl(&own, OFlags::RDWR).ok()?;
+    is_null.then_some(own)
 }
 
 fn control_terminal() -> Sys<()> {

@@ -107,7 +107,8 @@ pub struct ExecPlan<'a> {
     pub seccomp_bpf: Option<&'a [u8]>,
     /// The container's cgroup; `None`: stay in the caller's (only for tests).
     pub cgroup: Option<&'a Cgroup>,
-    /// stdin, stdout, stderr; `None` is `/dev/null`. Not used with `process.terminal`.
+    /// stdin, stdout, stderr; `None` is the container's `/dev/null`, or the host's where it has none, through which nothing of
+    /// the node itself can be changed. Not used with `process.terminal`.
     pub stdio: [Option<BorrowedFd<'a>>; 3],
 }
 

@@ -28,6 +28,8 @@ pub(super) struct Prepared {
     pub(super) label: Option<(CString, Vec<u8>)>,
     pub(super) oom_score_adj: Vec<u8>,
     pub(super) terminal: Option<libc::winsize>,
+    /// Which of the first three descriptors are `/dev/null`.
+    pub(super) nulls: [bool; 3],
     /// `setns(2)` flags.
     pub(super) namespaces: i32,
 }
@@ -88,6 +90,7 @@ impl Prepared {
                 ws_xpixel: 0,
                 ws_ypixel: 0,
             }),
+            nulls: plan.stdio.map(|fd| fd.is_none() && !p.terminal),
             namespaces: namespaces(plan.init_pid)?,
         })
     }

@@ -55,10 +55,10 @@ pub fn begin(plan: &ExecPlan<'_>) -> Result<Starting, ExecError> {
     };
     let prepared = Prepared::new(plan)?;
     super::give_pipes_away(plan, prepared.uid);
-    let null = fork::dev_null().map_err(io("open /dev/null"))?;
+    let null = crate::mount::null().map_err(io("open /dev/null"))?;
     let (report, theirs) = fork::report_socket().map_err(io("make a socket"))?;
     crate::fd::set_nonblocking(&report, true).map_err(io("make a socket"))?;
-    let fds = fd_plan(plan, null.as_fd(), theirs.as_fd()).map_err(io("arrange descriptors"))?;
+    let fds = fd_plan(plan, null, theirs.as_fd()).map_err(io("arrange descriptors"))?;
     let fork = |join: Option<&Join>| {
         // SAFETY: the child's code makes async-signal-safe calls only, on what is prepared.
         unsafe {

@@ -11,7 +11,7 @@
 mod program;
 
 use crate::cgroup::Cgroup;
-use crate::exec::CapSets;
+use crate::exec::{CapSets, usual_descriptors};
 use crate::fork::{self, FdPlan, Report, Stage, Sys};
 use crate::ns::{self, Kind};
 use crate::process::Child;
@@ -142,6 +142,7 @@ fn first_child(p: &Prepared, fds: &FdPlan, report: RawFd) -> Infallible {
     // Lowering it may be forbidden; then what we have stays.
     let _ = fork::write_file(c"/proc/self/oom_score_adj", &p.oom_score_adj);
     let report = Report::of(report.check(Stage::Descriptors, fds.apply()));
+    report.check(Stage::Rlimits, usual_descriptors());
     for (n, kind) in (1..).zip(&p.kinds) {
         report.check(Stage::Namespaces, fork::setns(n, kind.flag()));
     }
