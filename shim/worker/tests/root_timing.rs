@@ -110,7 +110,7 @@ fn root_timing_of_exec() {
                 cgroup: cgroup.then_some(&b.cgroup),
                 stdio: [None; 3],
             };
-            let spawned = slipway_sys::exec::spawn(&plan).unwrap();
+            let spawned = common::spawn(&plan).unwrap();
             process::wait(spawned.pid).unwrap();
             times.push(began.elapsed());
         }

@@ -17,67 +17,17 @@ mod starting;
 pub use caps::raise_descriptors;
 pub(crate) use caps::{CapSets, usual_descriptors};
 pub use confine::Confinement;
-pub use plan::{Capabilities, ConsoleSize, ExecError, ExecPlan, Process, Rlimit, Spawned, User};
+pub use plan::{Capabilities, ConsoleSize, ExecError, ExecPlan, Process, Rlimit, User};
 pub use prepared::{apparmor_enabled, selinux_enabled};
 pub use starting::{Begun, Starting, begin};
 
-use crate::process;
 use rustix::io::Errno;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
-use std::time::{Duration, Instant};
+use std::os::fd::BorrowedFd;
+use std::time::Duration;
 
 /// How long a process may take to get as far as its exec.
 pub const PATIENCE: Duration = Duration::from_secs(10);
-
-/// Runs a process in the container of `plan.init_pid`: in all its namespaces and its cgroup, with the ids, groups,
-/// capabilities, limits, no_new_privs, security label and seccomp filter of the plan, and no descriptor but its stdio.
-///
-/// Returns when its exec has happened. It is our child (never init's), so that init leaves no zombie behind, and the
-/// caller reaps it. For single-threaded callers that may wait; others [`begin`]. Pipes among the stdio are given to the
-/// process's user, so that it can open them again as `/dev/stdout`.
-///
-/// # Errors
-/// [`ExecError`]; nothing of the process is left then, nor a zombie, except after [`ExecError::Timeout`]: then it has
-/// been sent SIGKILL and the caller's reaping of any child finds it once the kernel lets go of it.
-pub fn spawn(plan: &ExecPlan<'_>) -> Result<Spawned, ExecError> {
-    let mut starting = begin(plan)?;
-    let until = Instant::now() + PATIENCE;
-    let result = loop {
-        let left = until.saturating_duration_since(Instant::now());
-        if !process::poll_readable(starting.fd(), Some(left)).unwrap_or(false) {
-            // What it has made is said before it has ended.
-            let _ = process::send_signal(starting.ahead().pidfd.as_fd(), libc::SIGKILL);
-            let _ = process::wait(starting.ahead().pid);
-            let _ = starting.hear();
-            if let Some(pidfd) = starting.pid().and_then(|pid| process::pidfd_open(pid).ok()) {
-                let _ = process::send_signal(pidfd.as_fd(), libc::SIGKILL);
-            }
-            return Err(starting.timeout());
-        }
-        if let Some(result) = starting.hear() {
-            break result;
-        }
-    };
-    // Nobody else reaps them.
-    let _ = process::wait(starting.ahead().pid);
-    match result {
-        Ok(Begun { pid, pty_master }) => Ok(Spawned {
-            pid,
-            pidfd: process::pidfd_open(pid).map_err(|source| ExecError::Io {
-                act: "open the process".into(),
-                source,
-            })?,
-            pty_master,
-        }),
-        Err(error) => {
-            if let Some(pid) = starting.pid() {
-                let _ = process::wait(pid);
-            }
-            Err(error)
-        }
-    }
-}
 
 /// What a failed execve(2) means to who asked for it.
 fn execution_error(program: String, errno: Errno) -> ExecError {

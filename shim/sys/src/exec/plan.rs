@@ -3,7 +3,7 @@
 use crate::cgroup::Cgroup;
 use serde::{Deserialize, Serialize};
 use std::io;
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::BorrowedFd;
 
 /// OCI's `process`; unknown members are ignored.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -110,17 +110,6 @@ pub struct ExecPlan<'a> {
     /// stdin, stdout, stderr; `None` is the container's `/dev/null`, or the host's where it has none, through which nothing of
     /// the node itself can be changed. Not used with `process.terminal`.
     pub stdio: [Option<BorrowedFd<'a>>; 3],
-}
-
-/// A process that runs (its exec has happened), our child: the caller reaps it.
-#[derive(Debug)]
-pub struct Spawned {
-    /// In our PID namespace.
-    pub pid: u32,
-    /// Readable once it has ended.
-    pub pidfd: OwnedFd,
-    /// The terminal's other side, with `process.terminal`.
-    pub pty_master: Option<OwnedFd>,
 }
 
 /// Why a process could not be run. Nothing is left of it.

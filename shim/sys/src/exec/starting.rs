@@ -1,5 +1,4 @@
-//! A process on its way to its program: begun, then heard whenever it has something to say. Nothing in here waits but
-//! [`super::spawn`], which is this for callers that may.
+//! A process on its way to its program: begun, then heard whenever it has something to say. Nothing in here waits.
 
 use super::child;
 use super::plan::{ExecError, ExecPlan};
@@ -42,7 +41,10 @@ pub struct Begun {
     pub pty_master: Option<OwnedFd>,
 }
 
-/// Begins to run a process, as [`super::spawn`] describes it, and returns at once.
+/// Begins to run a process in the container of `plan.init_pid`, and returns at once: in all its namespaces and its cgroup, with
+/// the ids, groups, capabilities, limits, no_new_privs, security label and seccomp filter of the plan, and no descriptor but its
+/// stdio. It is our child (never init's), so that init leaves no zombie behind, and the caller reaps it. Pipes among the stdio
+/// are given to the process's user, so that it can open them again as `/dev/stdout`. For single-threaded callers.
 ///
 /// # Errors
 /// [`ExecError`]; nothing of the process is left then.

@@ -4,7 +4,7 @@
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use serde_json::{Value, json};
 use slipway_sys::cgroup::{Cgroup, CgroupPath, Layout};
-use slipway_sys::exec::{ExecError, ExecPlan, Process, Spawned};
+use slipway_sys::exec::{Begun, ExecError, ExecPlan, Process};
 use slipway_sys::process::{self, Child, Exited, Program};
 use std::ffi::OsStr;
 use std::fs;
@@ -13,7 +13,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Once;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Whether we may do what these tests do; says so loudly when not.
 pub fn root() -> bool {
@@ -269,7 +269,7 @@ impl Bundle {
     ) -> Result<Spawned, ExecError> {
         let init = self.init.as_ref().unwrap();
         let bpf = fs::read(self.dir.path().join("seccomp.bpf")).ok();
-        slipway_sys::exec::spawn(&ExecPlan {
+        spawn(&ExecPlan {
             init_pid: init.pid,
             pidfd: init.pidfd.as_fd(),
             process,
@@ -283,6 +283,45 @@ impl Bundle {
         let mut p = self.process();
         p.args = ["/bin/sh", "-c", script].map(str::to_string).to_vec();
         p
+    }
+}
+
+/// A process that runs (its exec has happened), our child: the caller reaps it.
+#[derive(Debug)]
+pub struct Spawned {
+    pub pid: u32,
+    pub pidfd: OwnedFd,
+    pub pty_master: Option<OwnedFd>,
+}
+
+/// Runs a process in a container and answers when it runs its program.
+pub fn spawn(plan: &ExecPlan<'_>) -> Result<Spawned, ExecError> {
+    let mut starting = slipway_sys::exec::begin(plan)?;
+    let until = Instant::now() + slipway_sys::exec::PATIENCE;
+    let result = loop {
+        let left = until.saturating_duration_since(Instant::now());
+        assert!(
+            process::wait_ended(starting.fd(), left).unwrap(),
+            "not heard of in time"
+        );
+        if let Some(result) = starting.hear() {
+            break result;
+        }
+    };
+    // Nobody else reaps them.
+    process::wait(starting.ahead().pid).unwrap();
+    match result {
+        Ok(Begun { pid, pty_master }) => Ok(Spawned {
+            pid,
+            pidfd: process::pidfd_open(pid).unwrap(),
+            pty_master,
+        }),
+        Err(error) => {
+            if let Some(pid) = starting.pid() {
+                let _ = process::wait(pid);
+            }
+            Err(error)
+        }
     }
 }
 
