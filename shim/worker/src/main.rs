@@ -1,8 +1,7 @@
 //! slipway-runc: creates one container through libcontainer, reports its init's pid, and is gone.
 //!
 //! ```text
-//! slipway-runc create --bundle DIR --id ID --state DIR [--report-fd N] [--pid-namespace-fd N]
-//! slipway-runc features
+//! slipway-runc create --bundle DIR --id ID --state DIR [--pid-namespace-fd N]
 //! ```
 //! What holds when it is started: it is in the container's cgroup, its stdio is the container's, descriptor N (3 unless
 //! given) is a stream socket. A PID namespace to join may be passed as a descriptor: then the specification has one without a
@@ -43,20 +42,20 @@ use report::Report;
 use std::ffi::{OsStr, OsString};
 use std::path::PathBuf;
 
+/// Where the socket is that the report goes to.
+const REPORT: i32 = 3;
+
 /// What `create` was asked for.
 struct Asked {
     bundle: PathBuf,
     id: String,
     state: PathBuf,
-    report_fd: i32,
     pid_namespace_fd: Option<i32>,
 }
 
 #[derive(Debug, thiserror::Error)]
 enum UsageError {
-    #[error(
-        "usage: slipway-runc create --bundle DIR --id ID --state DIR [--report-fd N] [--pid-namespace-fd N]"
-    )]
+    #[error("usage: slipway-runc create --bundle DIR --id ID --state DIR [--pid-namespace-fd N]")]
     Usage,
     #[error("{0} takes a value")]
     NoValue(&'static str),
@@ -77,7 +76,6 @@ fn main() {
             Ok(asked) => create_and_report(&asked),
             Err(e) => usage(&e),
         },
-        Some("features") => features(),
         // What libcontainer runs in place of a hook: see `hook`.
         Some("hook") => hook::run(&args[1..]),
         Some("native") => native::run(&args[1..]),
@@ -92,15 +90,8 @@ fn usage(e: &UsageError) -> i32 {
     2
 }
 
-/// Containerd asks a runtime for this; the shim answers with it.
-fn features() -> i32 {
-    let version = env!("CARGO_PKG_VERSION");
-    println!("{{\"ociVersionMin\":\"1.0.0\",\"ociVersionMax\":\"1.2.1\",\"slipwayVersion\":\"{version}\"}}");
-    0
-}
-
 fn parse(args: &[OsString]) -> Result<Asked, UsageError> {
-    let (mut bundle, mut id, mut state, mut report_fd) = (None, None, None, 3);
+    let (mut bundle, mut id, mut state) = (None, None, None);
     let mut pid_namespace_fd = None;
     let mut args = args.iter();
     while let Some(arg) = args.next() {
@@ -109,7 +100,6 @@ fn parse(args: &[OsString]) -> Result<Asked, UsageError> {
             Some("--bundle") => bundle = Some(PathBuf::from(value("--bundle")?)),
             Some("--state") => state = Some(PathBuf::from(value("--state")?)),
             Some("--id") => id = value("--id")?.to_str().map(str::to_string),
-            Some("--report-fd") => report_fd = number("--report-fd", value("--report-fd")?)?,
             Some("--pid-namespace-fd") => {
                 pid_namespace_fd = Some(number("--pid-namespace-fd", value("--pid-namespace-fd")?)?);
             }
@@ -126,7 +116,6 @@ fn parse(args: &[OsString]) -> Result<Asked, UsageError> {
         bundle: absolute(bundle, "--bundle")?,
         id,
         state: absolute(state, "--state")?,
-        report_fd,
         pid_namespace_fd,
     })
 }
@@ -144,7 +133,7 @@ fn is_id(id: &str) -> bool {
 fn create_and_report(asked: &Asked) -> i32 {
     // It was executed by the number of a descriptor.
     let _ = slipway_sys::process::set_name(c"slipway-runc");
-    let report = match Report::take(asked.report_fd) {
+    let report = match Report::take(REPORT) {
         Ok(report) => report,
         Err(e) => {
             eprintln!("slipway-runc: the report socket: {e}");
@@ -180,19 +169,26 @@ mod tests {
             "a-1",
             "--state",
             "/s",
-            "--report-fd",
-            "5",
             "--pid-namespace-fd",
             "6",
         ]));
         let good = good.unwrap_or_else(|e| panic!("{e}"));
-        assert_eq!((good.id.as_str(), good.report_fd), ("a-1", 5));
+        assert_eq!(good.id, "a-1");
         assert_eq!(good.pid_namespace_fd, Some(6));
         for bad in [
             &["--bundle", "/b", "--id", "../x", "--state", "/s"][..],
             &["--bundle", "b", "--id", "x", "--state", "/s"],
             &["--bundle", "/b", "--id", "x"],
-            &["--bundle", "/b", "--id", "x", "--state", "/s", "--report-fd", "1"],
+            &[
+                "--bundle",
+                "/b",
+                "--id",
+                "x",
+                "--state",
+                "/s",
+                "--pid-namespace-fd",
+                "1",
+            ],
             &["--bundle", "/b", "--id", "x", "--state", "/s", "--what"],
             &["--bundle"],
         ] {

@@ -27,11 +27,15 @@ use slipway_sys::ns::{self, IdMap, IdMaps};
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 /// Directories that a stage may cover: where a system has things of its users, not of its own.
 const PLACES: [&str; 7] = ["/mnt", "/media", "/srv", "/home", "/opt", "/tmp", "/var"];
+
+/// One that is made where there is no other: a minimal system has few of them, and a container may need those. Users of a user
+/// namespace have to get there, so it cannot be below a directory that is root's alone.
+const OWN_PLACE: &str = "/run/slipway-stage";
 
 /// Character devices that libcontainer binds into every container.
 const EVERY_CONTAINERS: [(&str, i64, i64); 6] = [
@@ -81,7 +85,7 @@ pub enum StageError {
         source: io::Error,
     },
     /// Every place is needed.
-    #[error("none of {PLACES:?} is a directory that could be covered for a moment")]
+    #[error("neither one of {PLACES:?} nor {OWN_PLACE} is a directory that could be covered for a moment")]
     NoPlace,
 }
 
@@ -166,7 +170,10 @@ impl Stage {
         let writable = mounts.iter().any(|m| is_cgroup(m) && !has(m, &["ro"]));
         let facade = Facade::take(layout, !writable).map_err(step("copy the cgroup mounts"))?;
 
-        let dir = place(&needed(spec, mounts, &copies, asked, rootfs))?;
+        let dir = place(
+            &needed(spec, mounts, &copies, asked, rootfs),
+            Path::new(OWN_PLACE),
+        )?;
         mount::tmpfs(&dir, 16 << 20, 0o755).map_err(step("mount the stage"))?;
         let view = facade.show(&dir).map_err(step("show the cgroups"))?;
         let cgroup = view.idle;
@@ -410,17 +417,22 @@ fn needed(spec: &Spec, mounts: &[Mount], copies: &[Copied], asked: &Asked, rootf
         .collect()
 }
 
-fn place(needed: &[PathBuf]) -> Result<PathBuf, StageError> {
+/// The first place that nothing which is needed lies below.
+fn place(needed: &[PathBuf], own: &Path) -> Result<PathBuf, StageError> {
     let free = |place: &Path| {
         let open =
             fs::symlink_metadata(place).is_ok_and(|m| m.is_dir() && m.permissions().mode() & 0o001 != 0);
         open && !needed.iter().any(|path| path.starts_with(place))
     };
-    PLACES
-        .into_iter()
-        .map(PathBuf::from)
-        .find(|place| free(place))
-        .ok_or(StageError::NoPlace)
+    if let Some(place) = PLACES.into_iter().map(Path::new).find(|place| free(place)) {
+        return Ok(place.to_owned());
+    }
+    // It stays, empty, for the next one that finds no other.
+    match fs::DirBuilder::new().mode(0o711).create(own) {
+        Err(e) if e.kind() != io::ErrorKind::AlreadyExists => Err(step(format!("make {}", own.display()))(e)),
+        _ if free(own) => Ok(own.to_owned()),
+        _ => Err(StageError::NoPlace),
+    }
 }
 
 fn bind_view(m: &mut Mount, view: &Path) {
@@ -508,10 +520,19 @@ mod tests {
 
     #[test]
     fn a_place_that_is_needed_is_left_alone() {
-        let free = place(&[]).expect("a place");
-        let other = place(&[free.join("data")]).expect("another");
+        let dir = tempfile::tempdir().expect("a directory");
+        let own = dir.path().join("stage");
+        let free = place(&[], &own).expect("a place");
+        let other = place(&[free.join("data")], &own).expect("another");
         assert_ne!(free, other);
-        let all: Vec<PathBuf> = PLACES.iter().map(PathBuf::from).collect();
-        assert!(matches!(place(&all), Err(StageError::NoPlace)));
+        assert!(!own.exists(), "it is not made while there are others");
+        let mut all: Vec<PathBuf> = PLACES.iter().map(PathBuf::from).collect();
+        for _ in 0..2 {
+            assert_eq!(place(&all, &own).expect("its own"), own);
+            let mode = fs::metadata(&own).expect("made").permissions().mode();
+            assert_eq!(mode & 0o7777, 0o711);
+        }
+        all.push(own.join("data"));
+        assert!(matches!(place(&all, &own), Err(StageError::NoPlace)));
     }
 }
