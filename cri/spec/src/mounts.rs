@@ -226,7 +226,11 @@ fn default_mounts(input: &SpecInput) -> Vec<oci::Mount> {
     if maps_gid_5(input) {
         pts.push("gid=5");
     }
-    let locked = ["rbind", "rprivate", "nosuid", "noexec", "nodev"];
+    // What is mounted below comes along, for it is locked to what it lies in (mount_namespaces(7)); without these, as the host
+    // has it.
+    let locked = [
+        "rbind", "rprivate", "nosuid", "noexec", "nodev", "rnosuid", "rnoexec", "rnodev",
+    ];
     let mut all = vec![
         if foreign(&input.namespaces.pid) {
             mount("/proc", "bind", "/proc", &locked)
@@ -246,12 +250,10 @@ fn default_mounts(input: &SpecInput) -> Vec<oci::Mount> {
             mount("/dev/mqueue", "mqueue", "mqueue", &["nosuid", "noexec", "nodev"])
         },
         if foreign(&input.namespaces.network) {
-            mount(
-                "/sys",
-                "bind",
-                "/sys",
-                &["rbind", "rprivate", "nosuid", "noexec", "nodev", access],
-            )
+            let mut options = locked.to_vec();
+            options.push(access);
+            options.extend((!input.privileged).then_some("rro"));
+            mount("/sys", "bind", "/sys", &options)
         } else {
             mount("/sys", "sysfs", "sysfs", &["nosuid", "noexec", "nodev", access])
         },
