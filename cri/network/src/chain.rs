@@ -6,7 +6,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use serde_json::{Map, Value};
-use tokio::sync::{OwnedMutexGuard, RwLock, RwLockReadGuard};
+use tokio::sync::{OwnedMutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use tokio::time::Instant;
 
 use crate::attachment::{Attachment, PluginConfig};
 use crate::config::{self, Folder, Network};
@@ -15,6 +16,10 @@ use crate::netns;
 use crate::plugin::{self, Call};
 use crate::result::NetworkResult;
 use crate::version::Versions;
+
+/// How long one waits for a moment without other operations, and how often is looked.
+const ALONE: Duration = Duration::from_secs(600);
+const ALONE_PAUSE: Duration = Duration::from_millis(50);
 
 /// How long a plugin may take.
 #[derive(Debug, Clone, Copy)]
@@ -69,6 +74,24 @@ impl Plugins {
     pub(crate) fn dirs(&self, separator: &str) -> String {
         let dirs: Vec<_> = self.bin_dirs.iter().map(|d| d.display().to_string()).collect();
         dirs.join(separator)
+    }
+
+    /// Waits for a moment in which nothing else is under way. Not in the queue: behind whoever waits there for one slow
+    /// plugin, everybody else would wait too.
+    pub(crate) async fn alone(&self, network: &str) -> Result<RwLockWriteGuard<'_, ()>, CniError> {
+        let until = Instant::now() + ALONE;
+        loop {
+            if let Ok(gate) = self.gate.try_write() {
+                return Ok(gate);
+            }
+            if Instant::now() >= until {
+                return Err(CniError::Busy {
+                    network: network.to_owned(),
+                    waited: ALONE,
+                });
+            }
+            tokio::time::sleep(ALONE_PAUSE).await;
+        }
     }
 
     /// Waits for one's turn at a container.

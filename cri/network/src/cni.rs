@@ -287,11 +287,12 @@ impl Cni {
 
     /// Tells the plugins of `network`, which the caller alone uses, which attachments are valid;
     /// they let go of everything else. `valid` is called when no other operation is under way, and
-    /// none begins until this has ended. Does nothing when another network is configured, when the
+    /// none begins until this has ended; while some are under way others begin as ever. Does nothing when another network is configured, when the
     /// configuration forbids it, or before CNI 1.1.
     ///
     /// # Errors
-    /// The first plugin's that failed, after all were asked.
+    /// The first plugin's that failed, after all were asked; [`CniError::Busy`] when there was no moment without another
+    /// operation for a long time.
     pub async fn gc(&self, network: &str, valid: impl FnOnce() -> Vec<Attachment>) -> Result<(), CniError> {
         let configured = self
             .inner
@@ -305,7 +306,7 @@ impl Cni {
         if !at_least(&version, "1.1.0") {
             return Ok(());
         }
-        let _alone = self.inner.gate.write().await;
+        let _alone = self.inner.alone(network).await?;
         let valid: Vec<Value> = valid()
             .iter()
             .filter(|a| a.network == network)

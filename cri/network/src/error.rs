@@ -25,6 +25,14 @@ pub enum CniError {
         /// What is wrong with it.
         reason: &'static str,
     },
+    /// Collecting what nobody has was given up: it is done alone, and something else was always under way.
+    #[error("GC {network}: other operations were under way for {waited:?}")]
+    Busy {
+        /// The network.
+        network: String,
+        /// For how long.
+        waited: std::time::Duration,
+    },
     /// A plugin's binary is not in any of the folders.
     #[error("{act} {network}: CNI plugin {plugin:?} is not in {dirs}")]
     PluginMissing {

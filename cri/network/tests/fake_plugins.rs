@@ -522,6 +522,43 @@ async fn plugins_of_1_1_are_asked_for_their_status_and_told_what_is_valid() {
 }
 
 #[tokio::test]
+async fn collecting_waits_for_a_slow_check_and_nobody_waits_for_collecting() {
+    let lab = Lab::empty(&["one"]);
+    lab.conflist(&json!({"cniVersion": "1.1.0", "name": "lab", "plugins": [{"type": "one"}]}));
+    let first = lab.cni.add(&pod("c1")).await.unwrap();
+    let go = lab.bin("go");
+    lab.script(
+        "one",
+        "CHECK",
+        &format!("while [ ! -e {} ]; do sleep 0.01; done", go.display()),
+    );
+    let check = lab.cni.check(&first);
+    let gc = async {
+        while !lab.log().contains(&"one CHECK".to_owned()) {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        lab.cni.gc("lab", Vec::new).await
+    };
+    let others = async {
+        while !lab.log().contains(&"one CHECK".to_owned()) {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        // Collecting waits by now, or will when it comes to it: the check ends behind this.
+        for _ in 0..3 {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            let second = lab.cni.add(&pod("c2")).await.unwrap();
+            lab.cni.del(&second).await.unwrap();
+        }
+        assert!(!lab.log().contains(&"one GC".to_owned()));
+        fs::write(&go, "").unwrap();
+    };
+    let (checked, collected, ()) = tokio::join!(check, gc, others);
+    checked.unwrap();
+    collected.unwrap();
+    assert!(lab.log().contains(&"one GC".to_owned()));
+}
+
+#[tokio::test]
 async fn arguments_that_cni_cannot_carry_are_refused_before_anything_runs() {
     let lab = Lab::new(&["one"]);
     for broken in [

@@ -14,10 +14,12 @@ const PAUSE: Duration = Duration::from_secs(15);
 
 /// Looks after the network until slipwayd ends.
 pub async fn run(daemon: Arc<Daemon>) {
+    // First: it is done alone, and checking all pods takes long.
+    settle(&daemon).await;
     tokio::join!(check(&daemon), keep(&daemon));
 }
 
-async fn keep(daemon: &Arc<Daemon>) {
+async fn settle(daemon: &Daemon) {
     if daemon.config.network.gc
         && let Err(error) = collect(daemon).await
     {
@@ -26,6 +28,9 @@ async fn keep(daemon: &Arc<Daemon>) {
             "the network's plugins could not be told which addresses are still used"
         );
     }
+}
+
+async fn keep(daemon: &Arc<Daemon>) {
     let mut complained = false;
     let (mut forgotten, mut told) = (None, false);
     loop {
