@@ -1,8 +1,9 @@
 //! What containers and pods use: asked of their shims now, except the size of writable layers, which takes long to count.
 //! Layers are counted behind the answer, a few at a time, and what is known is answered: nobody waits for a tree to be
-//! walked for more than [`PATIENCE`], and what is told is older than the configuration's age by one walk at most. Where the
-//! disk has filled or emptied meanwhile, somebody may be about to choose a victim by these figures: then a layer is counted
-//! before the answer, unless it was just now, or is so large that it would have to be walked all the time.
+//! walked for more than [`PATIENCE`]. Large trees are walked one after the other, and small ones beside them: what is told of a
+//! small one is older than the configuration's age by the walks of other small ones at most, of a large one by those of all the
+//! large. Where the disk has filled or emptied meanwhile, somebody may be about to choose a victim by these figures: then a
+//! layer is counted before the answer, unless it was just now, or is so large that it would have to be walked all the time.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -11,7 +12,7 @@ use std::time::{Duration, Instant};
 use futures_util::future::join_all;
 use slipway_shim_client::pod as wire;
 use slipway_snapshot::Usage;
-use tokio::sync::Semaphore;
+use tokio::sync::{AcquireError, Semaphore, SemaphorePermit};
 
 use super::{Container, volumes};
 use crate::daemon::Daemon;
@@ -24,14 +25,42 @@ const SHORTEST_SAMPLE_NS: i64 = 100_000_000;
 /// How long an answer waits, all containers together, for layers of which nothing is known yet. Small ones are counted
 /// by then; a large one is told of the next time.
 const PATIENCE: Duration = Duration::from_millis(100);
-/// Layers counted at once, so that statistics do not take the disk from the containers.
-const COUNTS: usize = 2;
 /// By how much the disk's use has to differ for figures to be old before their time.
 const NOTICEABLE: u64 = 8 << 20;
 /// A layer is counted again after a second at the earliest, and after this many times what its last count took.
 const SOONEST: Duration = Duration::from_secs(1);
 const PER_COUNT: u32 = 50;
-static COUNTING: Semaphore = Semaphore::const_new(COUNTS);
+/// A count that took this long is a long one, and the next of the same layer will be too.
+const LONG: Duration = Duration::from_secs(1);
+static COUNTING: Turns = Turns::new();
+
+/// Whose turn it is to count. Two layers at once, so that statistics do not take the disk from the containers; of these one
+/// that is known to take long, so that the others do not wait for it.
+struct Turns {
+    all: Semaphore,
+    long: Semaphore,
+}
+
+impl Turns {
+    const fn new() -> Turns {
+        Turns {
+            all: Semaphore::const_new(2),
+            long: Semaphore::const_new(1),
+        }
+    }
+
+    /// Waits for one's turn, which ends when this is dropped.
+    async fn take(
+        &self,
+        is_long: bool,
+    ) -> Result<(Option<SemaphorePermit<'_>>, SemaphorePermit<'_>), AcquireError> {
+        let long = match is_long {
+            true => Some(self.long.acquire().await?),
+            false => None,
+        };
+        Ok((long, self.all.acquire().await?))
+    }
+}
 
 /// What was known last.
 #[derive(Debug, Default)]
@@ -246,7 +275,12 @@ async fn layer(
 
 /// Counts the writable layer and the anonymous volumes, which lie on the same file system and are the container's too.
 async fn count(daemon: &Arc<Daemon>, container: &Arc<Container>, disk: u64) {
-    let Ok(_turn) = COUNTING.acquire().await else {
+    let is_long = {
+        let samples = container.samples.lock().unwrap_or_else(PoisonError::into_inner);
+        // One that was never counted is most often new, and empty.
+        samples.layer.is_some_and(|s| s.took >= LONG)
+    };
+    let Ok(_turn) = COUNTING.take(is_long).await else {
         return;
     };
     let began = Instant::now();
@@ -287,6 +321,27 @@ async fn count(daemon: &Arc<Daemon>, container: &Arc<Container>, disk: u64) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn layers_that_take_long_wait_for_each_other_and_not_the_others_for_them() {
+        use std::pin::pin;
+        let turns = Turns::new();
+        let first = turns.take(true).await.unwrap();
+        let mut second = pin!(turns.take(true));
+        for _ in 0..5 {
+            let at_once = Duration::from_secs(5);
+            let short = tokio::time::timeout(at_once, turns.take(false)).await;
+            let short = short.expect("a short one has its turn").unwrap();
+            assert!(futures_util::poll!(second.as_mut()).is_pending());
+            assert!(
+                futures_util::poll!(pin!(turns.take(false))).is_pending(),
+                "two at once"
+            );
+            drop(short);
+        }
+        drop(first);
+        second.await.unwrap();
+    }
 
     #[test]
     fn a_rate_needs_two_samples_and_some_time_between_them() {
