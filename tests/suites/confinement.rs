@@ -276,7 +276,7 @@ async fn cve_2019_5736_a_container_cannot_change_the_runtimes_programs() -> Resu
 
     // Whoever executes /proc/self/exe executes the runtime once more, in the container and by its rules: the worker as an
     // entrypoint, and the shim as an exec, here with a record that is a pipe and keeps it reading.
-    let exe = in_pod("exe", &["/proc/self/exe", "features"]);
+    let exe = in_pod("exe", &["/proc/self/exe"]);
     let exe = w.cri.run(&pod, exe, config.clone()).await?;
     w.cri.wait_exit(&exe, Duration::from_secs(10)).await?;
     sh("rm /tmp/held /tmp/go; mkdir /tmp/shim && mkfifo /tmp/shim/shim.json").await?;
@@ -358,6 +358,43 @@ async fn no_process_of_a_container_gets_hold_of_the_nodes_null_device() -> Resul
         .await?;
     assert!(code != 0 && err.contains("not permitted"), "{code} {out} {err}");
     assert_eq!(state("/dev/null")?, host);
+    w.finish().await
+}
+
+#[tokio::test]
+async fn what_is_mounted_below_the_hosts_sys_is_as_locked_as_sys_in_a_user_namespace() -> Result<()> {
+    let w = World::new("conf-sys").await?;
+    let host = std::fs::read_to_string("/proc/self/mountinfo")?;
+    // Not by the pod's namespace, so that the host's own is what is shown, with all that is below.
+    let mut sandbox = harness::cri::pod_config("sys", &w.lab, true);
+    let users = harness::cri::own_users(&mut sandbox);
+    let pod = w.cri.run_pod(sandbox.clone()).await?;
+    let mut c = container_config("sys", BUSYBOX, &["sleep", "1000"]);
+    security(&mut c).namespace_options = Some(v1::NamespaceOption {
+        network: v1::NamespaceMode::Node as i32,
+        userns_options: Some(users),
+        ..Default::default()
+    });
+    let id = w.cri.run(&pod, c, sandbox).await?;
+    let (_, seen, _) = w.cri.exec(&id, &["cat", "/proc/self/mountinfo"], 10).await?;
+    let below = |info: &str| -> Vec<(String, String)> {
+        let fields = info.lines().filter_map(|l| {
+            let mut fields = l.split(' ').skip(4);
+            Some((fields.next()?.to_owned(), fields.next()?.to_owned()))
+        });
+        fields.filter(|(at, _)| at.starts_with("/sys")).collect()
+    };
+    assert!(
+        below(&host).len() > 1,
+        "this machine has nothing mounted below /sys"
+    );
+    let seen = below(&seen);
+    assert!(seen.len() >= below(&host).len(), "{seen:?}");
+    for (at, options) in seen {
+        for option in ["ro", "nosuid", "nodev", "noexec"] {
+            assert!(options.split(',').any(|o| o == option), "{at} is {options}");
+        }
+    }
     w.finish().await
 }
 

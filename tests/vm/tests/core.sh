@@ -103,6 +103,38 @@ pressure() { # what a throttled container waits for is counted, as kubelet asks 
   remove "$p"
 }
 
+limits_by_file() { # given by the names of cgroup files they are what they were after an update, and after a reload of systemd
+  local p c cg
+  p=$(pod byfile)
+  c=$(run byfile "$p" main "sleep 1000" '"resources":{"memory_limit_in_bytes":67108864,"unified":{"memory.high":"50331648","memory.swap.max":"1048576","memory.oom.group":"1"}}')
+  cg=/sys/fs/cgroup$(sed -n 's/^0:://p' /proc/"$(init_of "$c")"/cgroup)
+  as_given() { [ "$(cat "$cg"/memory.high) $(cat "$cg"/memory.swap.max) $(cat "$cg"/memory.oom.group)" = "50331648 1048576 1" ]; }
+  until_true 10 as_given
+  crictl update --memory 58720256 "$c"
+  [ "$(cat "$cg"/memory.max)" = 58720256 ] || die "not updated: $(cat "$cg"/memory.max)"
+  for round in 1 2; do
+    until_true 10 as_given || die "round $round: $(grep . "$cg"/memory.{max,high,swap.max,oom.group})"
+    systemctl daemon-reload
+    # It answers when it has written what it had to write.
+    systemctl is-active -q slipwayd && systemctl is-active -q slipwayd
+  done
+  until_true 10 as_given
+  [ "$(cat "$cg"/memory.max)" = 58720256 ] || die "not kept: $(cat "$cg"/memory.max)"
+  remove "$p"
+}
+
+what_programs_expect() { # of a sandbox and of a container: spared by the OOM killer, and as many descriptors as is usual
+  local p c
+  pod_file expect
+  sed -i 's/"pid":1/"pid":0/' /tmp/pod-expect.json
+  p=$(crictl runp /tmp/pod-expect.json)
+  c=$(run expect "$p" main "ulimit -Sn; ulimit -Hn; exec sleep 1000" '"security_context":{"namespace_options":{"network":2,"pid":0}}')
+  [ "$(crictl exec -s "$c" cat /proc/1/oom_score_adj)" = -998 ] || die "$(crictl exec -s "$c" cat /proc/1/oom_score_adj)"
+  has "$(crictl exec -s "$c" sh -c 'echo $(ulimit -Sn) $(ulimit -Hn)')" "^1024 524288$"
+  has "$(echo $(crictl logs "$c"))" "^1024 524288$"
+  remove "$p"
+}
+
 devices() { # denied by a program in the kernel, and still after systemd has looked at every unit again
   local p c try='mknod /tmp/kmsg c 1 11; cat /tmp/kmsg > /dev/null; echo "kmsg $?"; echo x > /dev/null; echo "null $?"'
   p=$(pod devices)
