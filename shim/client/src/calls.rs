@@ -302,7 +302,8 @@ impl Shim {
             resources: Some(resources),
             ..Default::default()
         };
-        self.task("Update", &request, SHORT).await
+        // The kernel may look for memory to take back.
+        self.task("Update", &request, LONG).await
     }
 
     /// Freezes a container.

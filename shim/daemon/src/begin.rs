@@ -10,7 +10,7 @@
 
 use crate::conn::Reply;
 use crate::diag::{Chain, debug, warning};
-use crate::exec::{Caller, State};
+use crate::exec::{Exec, State};
 use crate::fault::Fault;
 use crate::reactor::{Interest, Source, Timer};
 use crate::shim::Shim;
@@ -225,8 +225,7 @@ impl Shim {
         };
         if let Err(fault) = streams {
             warning!("{fault}");
-            let caller = self.exec_mut(key, serial).map(|exec| exec.caller);
-            if let Some(Caller::Pod(reply)) = caller {
+            if let Some(reply) = self.exec_mut(key, serial).and_then(Exec::take_caller) {
                 self.answer(reply, Err(fault));
             }
             self.kill_tree(key, serial);
@@ -280,7 +279,7 @@ impl Shim {
 
     /// A process that was begun here, or how it ended; nothing when it is not known at all.
     fn take_child(&mut self, pid: u32) -> Result<Child, Option<(Status, i64)>> {
-        let early = self.early.remove(&pid);
+        let early = self.early.remove(pid);
         // One that is a child of ours still was not reaped: then the other was somebody else with its pid.
         if !slipway_sys::process::is_child(pid) {
             return Err(early);
@@ -313,11 +312,10 @@ impl Shim {
     fn not_begun(&mut self, key: u32, serial: u32, then: Then, fault: Fault) {
         match then {
             Then::Pod { .. } => {
-                let caller = self.exec_mut(key, serial).map(|exec| exec.caller);
-                self.forget_exec(key, serial);
-                if let Some(Caller::Pod(reply)) = caller {
+                if let Some(reply) = self.exec_mut(key, serial).and_then(Exec::take_caller) {
                     self.answer(reply, Err(fault));
                 }
+                self.forget_exec(key, serial);
             }
             Then::Task { reply, process, .. } => {
                 if let Some(exec) = self.exec_mut(key, serial) {
@@ -376,7 +374,7 @@ impl Shim {
     /// Forgets exits of processes nobody will claim any more.
     pub fn forget_early(&mut self) {
         if !self.is_creating() && !self.is_beginning() && self.fading.is_empty() {
-            self.early = std::collections::BTreeMap::new();
+            self.early.clear();
         }
     }
 }

@@ -356,7 +356,7 @@ impl Shim {
 
     /// The init was reaped before its pid was known: it was created, and has ended.
     fn created_and_gone(&mut self, key: u32, pid: u32) {
-        let Some((status, at_ns)) = self.early.remove(&pid) else {
+        let Some((status, at_ns)) = self.early.remove(pid) else {
             return self.creation_failed(key, WorkerError::Nonsense);
         };
         let Some(container) = self.containers.get_mut(&key) else {

@@ -37,6 +37,7 @@ impl Shim {
     pub fn init_exited(&mut self, key: u32, status: Status, at_ns: i64) {
         // What init said last explains a start that failed.
         self.on_report(key);
+        self.end_update_of(key);
         let Some(container) = self.containers.get_mut(&key) else {
             return;
         };

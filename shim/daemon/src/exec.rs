@@ -42,6 +42,8 @@ pub enum Caller {
     Task,
     /// slipwayd or the builder; answered when it has ended.
     Pod(Reply),
+    /// slipwayd or the builder, which was answered.
+    Answered,
 }
 
 /// Where in its life an exec is.
@@ -106,6 +108,17 @@ impl Exec {
             State::Starting(way) => way.starting.pid(),
             State::Running(child) => Some(child.pid),
             _ => None,
+        }
+    }
+
+    /// Who runs it and is not answered yet: to be answered now.
+    pub fn take_caller(&mut self) -> Option<Reply> {
+        match self.caller {
+            Caller::Pod(reply) => {
+                self.caller = Caller::Answered;
+                Some(reply)
+            }
+            Caller::Task | Caller::Answered => None,
         }
     }
 
@@ -491,8 +504,8 @@ impl Shim {
         }
     }
 
-    /// Lets go of an exec: whoever waits for it is told.
-    pub fn drop_exec(&mut self, key: u32, exec: Exec) {
+    /// Lets go of an exec: whoever waits for it, for its start or its end, is told.
+    pub fn drop_exec(&mut self, key: u32, mut exec: Exec) {
         for pump in &exec.pumps {
             self.run_pump(*pump);
             self.drop_pump(*pump);
@@ -500,23 +513,27 @@ impl Shim {
         if let Some(at) = exec.deadline {
             self.reactor.cancel(at, Timer::Exec(key, exec.serial));
         }
-        let starter = match exec.state {
+        let caller = exec.take_caller();
+        let fault = Fault::not_found(format_args!("the container of exec {} is gone", exec.id));
+        let (starter, ended) = match exec.state {
             State::Running(child) => {
                 crate::create::kill(&child);
-                None
+                (None, Err(fault.clone()))
             }
             State::Starting(way) => {
                 self.off_its_way(key, exec.serial, &way);
-                self.kill_on_its_way(key, *way).starter()
+                (self.kill_on_its_way(key, *way).starter(), Err(fault.clone()))
             }
-            _ => return,
+            State::Stopped(exit) => (None, Ok(crate::ending::wait_response(exit))),
+            State::Added(_) | State::Moving => {
+                let never = format_args!("exec {} is gone and never ran", exec.id);
+                (None, Err(Fault::not_found(never)))
+            }
         };
-        let fault = Fault::not_found(format_args!("the container of exec {} is gone", exec.id));
-        let caller = match exec.caller {
-            Caller::Pod(reply) => Some(reply),
-            Caller::Task => None,
-        };
-        for reply in exec.waiters.into_iter().chain(caller).chain(starter) {
+        for reply in exec.waiters {
+            self.answer(reply, ended.clone());
+        }
+        for reply in caller.into_iter().chain(starter) {
             self.answer(reply, Err(fault.clone()));
         }
     }
@@ -538,10 +555,12 @@ impl Shim {
         };
         exec.state = State::Stopped(exit);
         exec.fifos = Vec::new();
-        if let Caller::Pod(reply) = exec.caller {
+        if matches!(exec.caller, Caller::Pod(_) | Caller::Answered) {
             let timed_out = exec.timed_out;
-            self.forget_exec(key, serial);
-            return self.answer_exec(reply, exit, timed_out);
+            if let Some(reply) = exec.take_caller() {
+                self.answer_exec(reply, exit, timed_out);
+            }
+            return self.forget_exec(key, serial);
         }
         let (id, waiters) = (exec.id.clone(), std::mem::take(&mut exec.waiters));
         self.publish_exit(&container_id, &id, exit);
@@ -568,7 +587,9 @@ impl Shim {
         let Some(exec) = container.execs.iter().find(|exec| exec.serial == serial) else {
             return;
         };
-        let Caller::Pod(reply) = exec.caller else { return };
+        if !matches!(exec.caller, Caller::Pod(_)) {
+            return;
+        }
         match &exec.state {
             State::Running(_) if !exec.timed_out => {}
             State::Running(_) | State::Starting(_) => {
@@ -581,7 +602,7 @@ impl Shim {
                     oom_killed: false,
                     pid: exec.pid().unwrap_or(0),
                 };
-                return self.give_exec_up(key, serial, reply, exit);
+                return self.give_exec_up(key, serial, exit);
             }
             _ => return,
         }
@@ -594,15 +615,18 @@ impl Shim {
     }
 
     /// Answers a pod exec whose time is over without having seen its end.
-    fn give_exec_up(&mut self, key: u32, serial: u32, reply: Reply, exit: Exit) {
+    fn give_exec_up(&mut self, key: u32, serial: u32, exit: Exit) {
         self.kill_tree(key, serial);
+        let reply = self.exec_mut(key, serial).and_then(Exec::take_caller);
         if let Some(exec) = self.exec_mut(key, serial)
             && let State::Starting(way) = std::mem::replace(&mut exec.state, State::Stopped(exit))
         {
             self.off_its_way(key, serial, &way);
             self.kill_on_its_way(key, *way);
         }
+        if let Some(reply) = reply {
+            self.answer_exec(reply, exit, true);
+        }
         self.forget_exec(key, serial);
-        self.answer_exec(reply, exit, true);
     }
 }

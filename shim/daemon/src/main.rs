@@ -18,6 +18,7 @@ mod conn;
 mod containerd;
 mod create;
 mod diag;
+mod early;
 mod ending;
 mod events;
 mod exec;
@@ -39,6 +40,7 @@ mod stdio;
 mod streams;
 mod task;
 mod tree;
+mod update;
 mod worker;
 
 use args::Command;

@@ -175,7 +175,7 @@ impl Publisher {
 
     fn send(&mut self, reactor: &mut Reactor) {
         let Some(socket) = &self.socket else { return };
-        if !self.in_flight
+        while !self.in_flight
             && let Some(event) = self.queue.front()
         {
             let request = ttrpc::Request {
@@ -185,14 +185,16 @@ impl Publisher {
                 ..Default::default()
             };
             match frame::encode(self.stream, Kind::Request, &request) {
-                Ok(bytes) => self.output = bytes,
+                Ok(bytes) => {
+                    self.output = bytes;
+                    self.in_flight = true;
+                }
+                // Those behind it are sent all the same.
                 Err(e) => {
                     warning!("an event for containerd was dropped: {e}");
                     self.queue.pop_front();
-                    return;
                 }
             }
-            self.in_flight = true;
         }
         let had_output = !self.output.is_empty();
         while !self.output.is_empty() {
@@ -281,6 +283,28 @@ mod tests {
                 ..Ready::default()
             },
         );
+        assert!(publisher.is_idle());
+    }
+
+    #[test]
+    fn an_event_that_no_frame_holds_keeps_none_behind_it() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("ttrpc.sock");
+        let mut reactor = Reactor::new().expect("epoll");
+        let mut publisher = Publisher::new(path.to_str().expect("text"), "ns");
+        for (topic, length) in [("/a", frame::MAX_DATA), ("/b", frame::MAX_DATA), ("/c", 1)] {
+            publisher.push(&mut reactor, topic, "t", vec![0; length]);
+        }
+        let listener = UnixListener::bind(&path).expect("bound");
+        publisher.connect(&mut reactor);
+        let (mut server, _) = listener.accept().expect("connected");
+        assert!(publisher.in_flight, "the last is on its way");
+        assert_eq!(answer(&mut server), "/c");
+        let ready = Ready {
+            read: true,
+            ..Ready::default()
+        };
+        publisher.on_ready(&mut reactor, ready);
         assert!(publisher.is_idle());
     }
 

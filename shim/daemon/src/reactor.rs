@@ -35,6 +35,8 @@ pub enum Source {
     Sink(u32),
     /// The report of an exec that was begun, by its serial number.
     Exec(u32),
+    /// Who changes limits, by the change's number.
+    Update(u32),
 }
 
 impl Source {
@@ -52,6 +54,7 @@ impl Source {
             Source::PumpTo(id) => (9, id),
             Source::Sink(id) => (10, id),
             Source::Exec(id) => (11, id),
+            Source::Update(id) => (12, id),
         };
         kind << 32 | u64::from(id)
     }
@@ -71,6 +74,7 @@ impl Source {
             9 => Source::PumpTo(id),
             10 => Source::Sink(id),
             11 => Source::Exec(id),
+            12 => Source::Update(id),
             _ => return None,
         })
     }
@@ -89,6 +93,8 @@ pub enum Timer {
     Exec(u32, u32),
     /// An exec that was begun has had its time: container and serial number.
     ExecStart(u32, u32),
+    /// A change of limits has had its time, by its number.
+    Update(u32),
     /// A call that waits for events has waited long enough.
     Events(u32),
     /// Look again whether the kernel has killed something of a container.

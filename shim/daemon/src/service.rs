@@ -9,7 +9,6 @@ use prost::Message;
 use rustix::termios::Winsize;
 use slipway_shim_api::status::Code;
 use slipway_shim_api::{Any, events, names, pod, process, runc_options, task, timestamp};
-use slipway_sys::cgroup::Resources;
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
 
@@ -83,7 +82,7 @@ impl Shim {
             "Exec" => self.add_exec(decode(payload)?).and(EMPTY),
             "ResizePty" => self.resize(&decode(payload)?).and(EMPTY),
             "CloseIO" => self.close_io(&decode(payload)?).and(EMPTY),
-            "Update" => self.update(&decode(payload)?).and(EMPTY),
+            "Update" => self.update(reply, &decode(payload)?),
             "Wait" => {
                 let request: task::WaitRequest = decode(payload)?;
                 let key = self.find(&request.id)?;
@@ -271,25 +270,6 @@ impl Shim {
             self.finish_stdin(|owner| owner == Owner::Stdin(key));
         }
         Ok(())
-    }
-
-    fn update(&mut self, request: &task::UpdateTaskRequest) -> Result<(), Fault> {
-        let (_, container) = self.find_mut(&request.id)?;
-        // Its cgroup is there from the worker's first instruction on.
-        if !matches!(container.phase, Phase::Creating(_)) {
-            container.init("update")?;
-        }
-        let json = request
-            .resources
-            .as_ref()
-            .map(|any| any.value.as_slice())
-            .unwrap_or_default();
-        let resources: Resources = serde_json::from_slice(json)
-            .map_err(|e| Fault::invalid(format_args!("the resources of container {}: {e}", request.id)))?;
-        container
-            .cgroup
-            .apply(&resources)
-            .map_err(|e| Fault::from(e).during(format_args!("update container {}", request.id)))
     }
 
     fn reopen_log(&mut self, id: &str) -> Result<(), Fault> {

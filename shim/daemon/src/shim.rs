@@ -4,6 +4,7 @@
 use crate::clock;
 use crate::conn::{Broken, Conn, Reply};
 use crate::diag::{Chain, debug, error, warning};
+use crate::early::Early;
 use crate::events::Events;
 use crate::exec::State;
 use crate::fault::Fault;
@@ -33,9 +34,6 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
 const QUIET: Duration = Duration::from_secs(1);
 /// Clients at once.
 const MAX_CONNS: usize = 64;
-/// Exits of processes nobody has claimed, kept while something is being created.
-const MAX_EARLY: usize = 1024;
-
 /// How long the last answers and events may take.
 const FAREWELL: Duration = Duration::from_secs(2);
 
@@ -91,9 +89,11 @@ pub struct Shim {
     /// A buffer for whoever reads.
     pub scratch: Vec<u8>,
     /// Exits that came before the worker's report of the pid.
-    pub early: BTreeMap<u32, (Status, i64)>,
+    pub early: Early,
     /// Killed on their way to their programs; what they have yet to say of themselves is heard when who went ahead ends.
     pub fading: Vec<(u32, Starting)>,
+    /// Limits that are being changed, at most one change a container.
+    pub updates: Vec<crate::update::Update>,
     polls: Vec<Poll>,
     conns: BTreeMap<u32, Conn>,
     listener: OwnedFd,
@@ -134,8 +134,9 @@ impl Shim {
             sinks: BTreeMap::new(),
             publisher,
             scratch: Vec::new(),
-            early: BTreeMap::new(),
+            early: Early::default(),
             fading: Vec::new(),
+            updates: Vec::new(),
             polls: Vec::new(),
             conns: BTreeMap::new(),
             listener,
@@ -205,6 +206,7 @@ impl Shim {
             Source::Stderr(key) => self.on_output(key, crate::log::Source::Stderr),
             Source::Oom(key) => self.on_oom_event(key),
             Source::Exec(serial) => self.on_exec_report(serial),
+            Source::Update(serial) => self.on_update(serial),
             Source::PumpFrom(id) | Source::PumpTo(id) => self.run_pump(id),
             Source::Sink(id) => self.on_sink(id, ready),
         }
@@ -217,6 +219,7 @@ impl Shim {
             Timer::Removing(key) => self.remove(key),
             Timer::Exec(key, serial) => self.on_exec_timeout(key, serial),
             Timer::ExecStart(key, serial) => self.on_exec_start_timeout(key, serial),
+            Timer::Update(serial) => self.on_update_timeout(serial),
             Timer::Events(number) => self.answer_poll(number),
             Timer::Oom(key) => self.on_oom_timer(key),
             Timer::Terminal(key) => self.read_terminal_again(key),
@@ -410,8 +413,8 @@ impl Shim {
         }
         self.ahead_exited(pid);
         let is_awaited = self.is_creating() || self.is_beginning() || !self.fading.is_empty();
-        if is_awaited && self.early.len() < MAX_EARLY {
-            self.early.insert(pid, (status, at_ns));
+        if is_awaited {
+            self.early.insert(pid, status, at_ns);
         }
     }
 

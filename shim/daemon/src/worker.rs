@@ -128,7 +128,11 @@ impl Report {
             }
             match slipway_sys::fd::recv_fds(&self.socket, &mut some, &mut self.fds) {
                 Ok(0) => return Ok(Said::End),
-                Ok(n) => self.input.extend_from_slice(&some[..n]),
+                Ok(n) => {
+                    self.input.extend_from_slice(&some[..n]);
+                    // One terminal at most; the others, which came unasked, are closed.
+                    self.fds.truncate(1);
+                }
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(Said::Nothing),
                 // The init, or the worker, was killed with something unread: an end like any other.
                 Err(e) if e.kind() == io::ErrorKind::ConnectionReset => return Ok(Said::End),
@@ -320,6 +324,25 @@ mod tests {
         assert!(matches!(report.read(), Ok(Said::Nothing)));
         drop(worker);
         assert!(matches!(report.read(), Ok(Said::End)));
+    }
+
+    #[test]
+    fn of_the_descriptors_that_come_one_is_kept() {
+        let (mut report, worker) = report();
+        let file = tempfile::tempfile().expect("a file");
+        let (mine, theirs) = std::io::pipe().expect("a pipe");
+        slipway_sys::fd::send_fds(&worker, b"{", &[file.as_fd(), theirs.as_fd()]).expect("sent");
+        for _ in 0..100 {
+            slipway_sys::fd::send_fds(&worker, b" ", &[theirs.as_fd()]).expect("sent");
+            assert!(matches!(report.read(), Ok(Said::Nothing)));
+            assert_eq!(report.fds.len(), 1);
+        }
+        drop(theirs);
+        assert_eq!(
+            std::io::read_to_string(mine).expect("read"),
+            "",
+            "all others are closed"
+        );
     }
 
     #[test]

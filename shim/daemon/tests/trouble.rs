@@ -574,3 +574,169 @@ async fn root_many_clients_and_calls_at_once_are_all_answered() {
     }
     pod.finish().await;
 }
+
+/// One call after the other as containerd makes them, and answers as they come.
+struct Raw {
+    socket: std::os::unix::net::UnixStream,
+    stream: u32,
+}
+
+impl Raw {
+    fn connect(pod: &TestPod) -> Raw {
+        let socket = std::os::unix::net::UnixStream::connect(pod.path("shim.sock")).unwrap();
+        socket.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+        Raw { socket, stream: 1 }
+    }
+
+    fn send(&mut self, method: &str, message: &impl prost::Message) -> u32 {
+        use slipway_shim_api::{frame, names, ttrpc};
+        let request = ttrpc::Request {
+            service: names::TASK.into(),
+            method: method.into(),
+            payload: message.encode_to_vec(),
+            ..Default::default()
+        };
+        let stream = self.stream;
+        self.stream += 2;
+        let bytes = frame::encode(stream, frame::Kind::Request, &request).unwrap();
+        std::io::Write::write_all(&mut self.socket, &bytes).unwrap();
+        stream
+    }
+
+    /// The next answer: whose, its code, its text.
+    fn hear(&mut self) -> (u32, i32, String) {
+        use prost::Message;
+        use slipway_shim_api::{frame, ttrpc};
+        let mut header = [0; frame::HEADER];
+        std::io::Read::read_exact(&mut self.socket, &mut header).unwrap();
+        let header = frame::Header::decode(&header).unwrap();
+        let mut data = vec![0; header.length as usize];
+        std::io::Read::read_exact(&mut self.socket, &mut data).unwrap();
+        let response = ttrpc::Response::decode(data.as_slice()).unwrap();
+        let status = response.status.unwrap_or_default();
+        (header.stream, status.code, status.message)
+    }
+}
+
+#[tokio::test]
+async fn root_who_waits_for_an_exec_that_never_starts_is_answered() {
+    use slipway_shim_api::{Any, task};
+    let Some(pod) = support::pod().await else { return };
+    pod.create_pod(|_| {}).await;
+    pod.run("c", "sleep 1000").await;
+    let mut raw = Raw::connect(&pod);
+    let add = |raw: &mut Raw, exec: &str| {
+        let request = task::ExecProcessRequest {
+            id: "c".into(),
+            exec_id: exec.into(),
+            spec: Some(Any {
+                type_url: String::new(),
+                value: br#"{"args":["/bin/true"],"cwd":"/"}"#.to_vec(),
+            }),
+            ..Default::default()
+        };
+        let call = raw.send("Exec", &request);
+        assert_eq!(raw.hear(), (call, 0, String::new()));
+        let request = task::WaitRequest {
+            id: "c".into(),
+            exec_id: exec.into(),
+        };
+        raw.send("Wait", &request)
+    };
+    let waiting = add(&mut raw, "deleted");
+    let request = task::DeleteRequest {
+        id: "c".into(),
+        exec_id: "deleted".into(),
+    };
+    let deleting = raw.send("Delete", &request);
+    let mut answers = [raw.hear(), raw.hear()];
+    answers.sort();
+    let (call, code, text) = &answers[0];
+    assert_eq!((*call, *code), (waiting, Code::NotFound as i32), "{text}");
+    assert!(text.contains("deleted"), "{text}");
+    assert_eq!(answers[1], (deleting, 0, String::new()));
+    // And when its container goes.
+    let waiting = add(&mut raw, "forgotten");
+    pod.finish().await;
+    let (call, code, text) = raw.hear();
+    assert_eq!((call, code), (waiting, Code::NotFound as i32), "{text}");
+}
+
+/// A pipe in the place of a file that is written when limits change: who writes there waits for somebody who reads.
+struct Slow {
+    file: PathBuf,
+    pipe: PathBuf,
+}
+
+impl Slow {
+    fn put(pod: &TestPod, cgroup: &str, name: &str) -> Slow {
+        let file = cgroups_of(cgroup)
+            .into_iter()
+            .map(|dir| dir.join(name))
+            .find(|file| file.exists())
+            .unwrap_or_else(|| panic!("no {name}"));
+        let pipe = pod.path("pipe");
+        rustix::fs::mknodat(
+            rustix::fs::CWD,
+            &pipe,
+            rustix::fs::FileType::Fifo,
+            rustix::fs::Mode::from_raw_mode(0o600),
+            0,
+        )
+        .unwrap();
+        rustix::mount::mount_bind(&pipe, &file).unwrap();
+        Slow { file, pipe }
+    }
+}
+
+impl Drop for Slow {
+    fn drop(&mut self) {
+        let _ = slipway_sys::mount::unmount(&self.file, true);
+    }
+}
+
+#[tokio::test]
+async fn root_limits_that_take_the_kernel_long_hold_nothing_up() {
+    let Some(pod) = support::pod().await else { return };
+    pod.create_pod(|_| {}).await;
+    pod.run("c", "sleep 1000").await;
+    let slow = Slow::put(&pod, &format!("{}/c", pod.cgroup), "pids.max");
+    let limits = r#"{"pids":{"limit":50}}"#;
+    let other = pod.launcher.connect(pod.dir.path()).await.unwrap();
+    let updating = tokio::spawn(async move { other.update("c", limits.into()).await });
+    let shim = pod.shim.info().await.unwrap().pid;
+    let children = || {
+        let list = std::fs::read_to_string(format!("/proc/{shim}/task/{shim}/children")).unwrap();
+        list.split_whitespace().count()
+    };
+    until("it is begun", || children() == 2).await;
+    // Everything else goes on meanwhile.
+    let began = Instant::now();
+    let request = pod::ExecRequest {
+        container_id: "c".into(),
+        args: ["/bin/true".to_owned()].into(),
+        ..Default::default()
+    };
+    let (response, _) = pod.shim.exec(request, vec![]).await.unwrap();
+    assert_eq!(response.exit_code, 0);
+    let second = pod.shim.update("c", limits.into()).await.unwrap_err();
+    assert!(second.is(Code::FailedPrecondition), "{second}");
+    assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
+    assert!(!updating.is_finished());
+    let pipe = slow.pipe.clone();
+    let read = tokio::task::spawn_blocking(move || std::fs::read_to_string(pipe).unwrap());
+    assert_eq!(read.await.unwrap(), "50");
+    updating.await.unwrap().unwrap();
+
+    // The container's end is an end of it too, and nobody keeps writing into its cgroup.
+    let other = pod.launcher.connect(pod.dir.path()).await.unwrap();
+    let updating = tokio::spawn(async move { other.update("c", limits.into()).await });
+    until("it is begun", || children() == 2).await;
+    drop(slow);
+    pod.shim.kill("c", 9, false).await.unwrap();
+    let ended = updating.await.unwrap().unwrap_err();
+    assert!(ended.is(Code::FailedPrecondition), "{ended}");
+    assert!(ended.to_string().contains("update container c"), "{ended}");
+    until("who wrote has ended", || children() == 0).await;
+    pod.finish().await;
+}

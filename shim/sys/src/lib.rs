@@ -2,11 +2,13 @@
 //!
 //! Owns: paths inside hostile trees ([`root`]), mounts, namespaces, processes and pidfds, cgroups of both versions and
 //! their device programs, running a process in a container ([`exec`]) and the built-in init of a shared PID namespace
-//! ([`init`]), running a program of the host on such a tree ([`jail`]), giving memory back ([`memory`]). Synchronous; needs neither threads nor an async runtime, and starts none
+//! ([`init`]), running a program of the host on such a tree ([`jail`]), work in a process of its own ([`apart`]), giving
+//! memory back ([`memory`]). Synchronous; needs neither threads nor an async runtime, and starts none
 //! except in [`ns::in_netns`].
 //! Refuses to know: CRI, images, pods, the shim's protocol. What OCI calls `LinuxResources` and `process` it reads as
 //! JSON of its own types.
 
+pub mod apart;
 pub mod cgroup;
 mod error;
 pub mod exec;

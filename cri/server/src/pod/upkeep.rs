@@ -14,9 +14,12 @@ const PAUSE: Duration = Duration::from_secs(15);
 
 /// Looks after the network until slipwayd ends.
 pub async fn run(daemon: Arc<Daemon>) {
-    // First: it is done alone, and checking all pods takes long.
-    settle(&daemon).await;
-    tokio::join!(check(&daemon), keep(&daemon));
+    let once = async {
+        // First: it is done alone, and checking all pods takes long.
+        settle(&daemon).await;
+        check(&daemon).await;
+    };
+    tokio::join!(once, keep(&daemon));
 }
 
 async fn settle(daemon: &Daemon) {

@@ -4,6 +4,7 @@
 use super::{CgroupError, Result};
 use std::fs::OpenOptions;
 use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 /// Writes `value` for OCI's `key`. `zero`: the value limits nothing that could be used, or everything.
@@ -45,11 +46,17 @@ pub(super) fn write(key: &str, file: PathBuf, value: &str) -> Result<()> {
     })
 }
 
+/// Files at which a writer waits while the kernel looks for memory to take back; from 6.16 on not one that is opened not to
+/// wait: what is charged next looks for it.
+const SLOW: [&str; 2] = ["memory.max", "memory.high"];
+
 /// Never creates; one write(2), as cgroup files want.
 pub(super) fn try_write(file: &Path, value: &str) -> io::Result<()> {
+    let is_slow = SLOW.iter().any(|slow| file.ends_with(slow));
     OpenOptions::new()
         .write(true)
         .truncate(true)
+        .custom_flags(if is_slow { libc::O_NONBLOCK } else { 0 })
         .open(file)?
         .write_all(value.as_bytes())
 }
