@@ -23,7 +23,8 @@ pub struct Config {
     pub abandon_after: Duration,
     /// How long a URL is good for.
     pub token_lifetime: Duration,
-    /// How many connections are served at once; more wait to be accepted.
+    /// How many sessions there are at once; more wait a moment for one to end and are refused then. Connections that have not
+    /// asked for one with a good URL have room of their own.
     pub max_connections: usize,
 }
 

@@ -2,8 +2,7 @@
 //! answers and closes.
 
 use std::convert::Infallible;
-use std::future::ready;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -12,9 +11,11 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Method, Request as HttpRequest, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::sync::SemaphorePermit;
 use tokio::time::timeout;
 
 use crate::negotiate::{Agreed, Answer, Purpose, negotiate};
+use crate::room::{Room, Stranger};
 use crate::token::{Command, Request, Tokens};
 use crate::transport::Transport;
 
@@ -32,7 +33,9 @@ pub(crate) struct Plan {
 }
 
 /// A connection on which streams begin.
-pub(crate) struct Upgraded<T> {
+pub(crate) struct Upgraded<'a, T> {
+    /// Room for the session, until this is dropped.
+    pub room: SemaphorePermit<'a>,
     pub io: T,
     /// What the client has sent already.
     pub read_ahead: Bytes,
@@ -40,16 +43,18 @@ pub(crate) struct Upgraded<T> {
 }
 
 /// Serves the request of a connection; `None` when it was refused, and the connection is done with.
-pub(crate) async fn upgrade<T: Transport>(
+pub(crate) async fn upgrade<'a, T: Transport>(
     io: T,
+    stranger: &Stranger<'a>,
+    room: &'a Room,
     tokens: &Tokens,
     request_timeout: Duration,
-) -> Option<Upgraded<T>> {
-    let plan = Arc::new(Mutex::new(None));
-    let service = service_fn(|request: HttpRequest<hyper::body::Incoming>| {
-        let answer = match decide(&request, tokens) {
-            Ok((agreed, answer)) => {
-                *plan.lock().unwrap_or_else(PoisonError::into_inner) = Some(agreed);
+) -> Option<Upgraded<'a, T>> {
+    let plan = &Mutex::new(None);
+    let service = service_fn(async |request: HttpRequest<hyper::body::Incoming>| {
+        let answer = match grant(&request, stranger, room, tokens).await {
+            Ok((agreed, permit, answer)) => {
+                *plan.lock().unwrap_or_else(PoisonError::into_inner) = Some((agreed, permit));
                 answer
             }
             Err(refusal) => {
@@ -57,7 +62,7 @@ pub(crate) async fn upgrade<T: Transport>(
                 refusal
             }
         };
-        ready(Ok::<_, Infallible>(respond(answer)))
+        Ok::<_, Infallible>(respond(answer))
     });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
@@ -77,12 +82,31 @@ pub(crate) async fn upgrade<T: Transport>(
             return None;
         }
     };
-    let plan = plan.lock().unwrap_or_else(PoisonError::into_inner).take()?;
+    let (plan, permit) = plan.lock().unwrap_or_else(PoisonError::into_inner).take()?;
     Some(Upgraded {
+        room: permit,
         io: parts.io.into_inner(),
         read_ahead: parts.read_buf,
         plan,
     })
+}
+
+/// What is asked for, with room for it.
+async fn grant<'a, B>(
+    request: &HttpRequest<B>,
+    stranger: &Stranger<'a>,
+    room: &'a Room,
+    tokens: &Tokens,
+) -> Result<(Plan, SemaphorePermit<'a>, Answer), Answer> {
+    let (plan, answer) = decide(request, tokens)?;
+    stranger.is_known();
+    let permit = room.session().await.ok_or_else(|| {
+        Answer::refuse(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "there are as many streaming sessions as there may be",
+        )
+    })?;
+    Ok((plan, permit, answer))
 }
 
 fn decide<B>(request: &HttpRequest<B>, tokens: &Tokens) -> Result<(Plan, Answer), Answer> {

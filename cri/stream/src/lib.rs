@@ -21,6 +21,7 @@ mod http;
 mod mux;
 mod negotiate;
 mod resize;
+mod room;
 mod runtime;
 mod server;
 mod session;

@@ -1,4 +1,4 @@
-//! The listener: accepts connections, up to a limit, and gives each a task of its own.
+//! The listener: accepts connections, and gives each a task of its own. How many there may be is [`crate::room`]'s.
 
 use std::io;
 use std::net::SocketAddr;
@@ -7,7 +7,6 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsAcceptor;
@@ -15,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::config::Config;
 use crate::http::{self, Upgraded};
+use crate::room::{Room, Stranger};
 use crate::runtime::Runtime;
 use crate::session::{self, Session};
 use crate::token::Tokens;
@@ -84,6 +84,7 @@ struct Shared<R> {
     config: Config,
     tokens: Arc<Tokens>,
     gauge: Arc<Gauge>,
+    room: Room,
     tls: Option<TlsAcceptor>,
     stop: CancellationToken,
 }
@@ -123,8 +124,8 @@ impl<R: Runtime> Server<R> {
 
     /// Serves until `stop`; sessions that are going on then are told so and have a few seconds to end.
     pub async fn run(self, stop: impl Future<Output = ()> + Send) {
-        let room = Arc::new(Semaphore::new(self.config.max_connections.max(1)));
         let shared = Arc::new(Shared {
+            room: Room::new(self.config.max_connections),
             runtime: self.runtime,
             tls: self.config.tls.clone().map(TlsAcceptor::from),
             config: self.config,
@@ -135,20 +136,15 @@ impl<R: Runtime> Server<R> {
         let mut tasks = JoinSet::new();
         tokio::pin!(stop);
         loop {
-            let accepted = async {
-                let permit = room.clone().acquire_owned().await.expect("nobody closes it");
-                (permit, self.listener.accept().await)
-            };
             tokio::select! {
                 () = &mut stop => break,
                 Some(_) = tasks.join_next() => {}
-                (permit, accepted) = accepted => match accepted {
+                accepted = self.listener.accept() => match accepted {
                     Ok((stream, _)) => {
                         let shared = shared.clone();
                         tasks.spawn(async move {
                             let _counted = shared.gauge.count();
                             connection(stream, &shared).await;
-                            drop(permit);
                         });
                     }
                     Err(error) => {
@@ -172,22 +168,40 @@ async fn connection<R: Runtime>(stream: TcpStream, shared: &Shared<R>) {
         tracing::debug!(%error, "a streaming connection was gone at once");
         return;
     }
-    match &shared.tls {
-        None => serve(stream, shared).await,
-        Some(acceptor) => match timeout(HANDSHAKE, acceptor.accept(stream)).await {
-            Ok(Ok(stream)) => serve(stream, shared).await,
-            Ok(Err(error)) => tracing::debug!(%error, "a streaming client did not agree on TLS"),
-            Err(_) => tracing::debug!("a streaming client took too long over TLS"),
-        },
+    let stranger = shared.room.enter();
+    let Some(acceptor) = &shared.tls else {
+        return serve(stream, stranger, shared).await;
+    };
+    let agreed = tokio::select! {
+        agreed = timeout(HANDSHAKE, acceptor.accept(stream)) => agreed,
+        () = stranger.must_go() => return,
+    };
+    match agreed {
+        Ok(Ok(stream)) => serve(stream, stranger, shared).await,
+        Ok(Err(error)) => tracing::debug!(%error, "a streaming client did not agree on TLS"),
+        Err(_) => tracing::debug!("a streaming client took too long over TLS"),
     }
 }
 
-async fn serve<T: Transport, R: Runtime>(io: T, shared: &Shared<R>) {
+async fn serve<T: Transport, R: Runtime>(io: T, stranger: Stranger<'_>, shared: &Shared<R>) {
     let upgraded = tokio::select! {
-        upgraded = http::upgrade(io, &shared.tokens, shared.config.request_timeout) => upgraded,
+        upgraded = http::upgrade(
+            io,
+            &stranger,
+            &shared.room,
+            &shared.tokens,
+            shared.config.request_timeout,
+        ) => upgraded,
+        () = stranger.must_go() => None,
         () = shared.stop.cancelled() => None,
     };
-    let Some(Upgraded { io, read_ahead, plan }) = upgraded else {
+    let Some(Upgraded {
+        room: _room,
+        io,
+        read_ahead,
+        plan,
+    }) = upgraded
+    else {
         return;
     };
     let session = Session {

@@ -304,3 +304,34 @@ async fn connections_beyond_the_limit_wait_for_their_turn() {
     drop(second);
     world.settled().await;
 }
+
+#[tokio::test]
+async fn connections_without_a_url_keep_no_session_out() {
+    let world = World::with(Config {
+        max_connections: 2,
+        abandon_after: Duration::from_millis(100),
+        ..Config::default()
+    })
+    .await;
+    let all = &["stdin", "stdout", "stderr"];
+    let url = world.exec(&["echo", "x"], false);
+    let (_, authority, _) = http::split(&url);
+    let mut silent = Vec::new();
+    for _ in 0..700 {
+        silent.push(TcpStream::connect(authority).await.unwrap());
+    }
+    let begun = Command::begin(&url, SPDY, all);
+    let begun = tokio::time::timeout(Duration::from_secs(5), begun)
+        .await
+        .expect("there is room");
+    assert_eq!(begun.finish().await.stdout, "x\n");
+    drop(silent);
+
+    // Sessions have theirs: who finds none waits, and is told.
+    let first = Command::begin(&world.exec(&["wait"], false), SPDY, all).await;
+    let second = Command::begin(&world.exec(&["wait"], false), SPDY, all).await;
+    let refused = http::request(&world.exec(&["echo", "y"], false), "POST", &SPDY_HEADERS).await;
+    assert_eq!(refused.status, 503);
+    drop((first, second));
+    world.settled().await;
+}
