@@ -340,7 +340,7 @@ mod tests {
             drop(short);
         }
         drop(first);
-        second.await.unwrap();
+        drop(second.await.unwrap());
     }
 
     #[test]

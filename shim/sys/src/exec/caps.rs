@@ -161,7 +161,7 @@ pub fn raise_descriptors() -> std::io::Result<()> {
 
 /// Only its number counts.
 const DESCRIPTORS: Limit = Limit {
-    resource: libc::RLIMIT_NOFILE as u32,
+    resource: 7, // RLIMIT_NOFILE
     soft: 0,
     hard: 0,
 };
