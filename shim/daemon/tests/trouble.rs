@@ -4,6 +4,7 @@
 mod support;
 
 use slipway_shim_client::{Code, DeadContainer, Error, pod};
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 use support::{TestPod, cgroups_of, fake_worker, pipe, until};
 

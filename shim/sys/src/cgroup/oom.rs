@@ -86,6 +86,7 @@ impl OomWatch {
         if let Some(Group {
             file,
             wanted: Some(wanted),
+            ..
         }) = &self.group
             && std::fs::read_to_string(file).is_ok_and(|now| now.trim() != wanted)
         {
