@@ -2,7 +2,12 @@
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("cargo:rerun-if-changed=proto");
-    for file in ["deviceplugin.proto", "podresources.proto", "pods.proto", "core.proto"] {
+    for file in [
+        "deviceplugin.proto",
+        "podresources.proto",
+        "pods.proto",
+        "core.proto",
+    ] {
         let files = protox::compile([file], ["proto"])?;
         // The other sides are the stand-in kubelet's, in the tests.
         tonic_prost_build::configure()
