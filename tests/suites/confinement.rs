@@ -405,7 +405,7 @@ async fn a_runtime_with_many_descriptors_gives_its_containers_the_usual_number()
     // As a unit with one figure for both limits starts it.
     let program = w.lab.write(
         "slipwayd",
-        &format!(
+        format!(
             "#!/bin/sh\nulimit -Sn \"$(ulimit -Hn)\" && exec {} \"$@\"\n",
             harness::lab::bin("slipwayd").display()
         ),
