@@ -1,6 +1,7 @@
 #!/bin/sh
 # install.sh PROGRAMS DESTDIR PREFIX SYSCONFDIR UNITDIR: programs, systemd units, CNI and kubelet snippets to where a node has
 # them. Files below SYSCONFDIR that are there already are the administrator's: the new one is put beside as NAME.new.
+# With CNI=no no network is put in place: the cluster has one.
 # Needs no more than busybox has, since it also runs in a container that sets up the node below it.
 set -eu
 here=$(cd "$(dirname "$0")" && pwd)
@@ -31,6 +32,6 @@ config() { # config FILE TARGET
   put "$here/$1" "$to" 644
 }
 config config.toml slipway/config.toml
-config 10-slipway.conflist cni/net.d/10-slipway.conflist
+[ "${CNI:-yes}" = no ] || config 10-slipway.conflist cni/net.d/10-slipway.conflist
 config kubelet.conf kubernetes/kubelet.conf.d/20-slipway.conf
 mkdir -p "$dest$etc/slipway/certs.d"

@@ -129,7 +129,7 @@ pub async fn the_node_image_puts_the_programs_on_a_node(k: Kube) -> Result<()> {
 
     let host = k.cluster.dir().join("host");
     std::fs::create_dir_all(&host)?;
-    let script = "sh /slipway/node/install.sh /slipway/bin /host /usr/local /etc /etc/systemd/system && nsenter --help 2>&1 | head -1";
+    let script = "CNI=no sh /slipway/node/install.sh /slipway/bin /host /usr/local /etc /etc/systemd/system && nsenter --help 2>&1 | head -1";
     let volume = json!({ "name": "host", "hostPath": { "path": host, "type": "Directory" } });
     k.pod(
         "install",
@@ -138,6 +138,8 @@ pub async fn the_node_image_puts_the_programs_on_a_node(k: Kube) -> Result<()> {
         json!({ "image": "slipway.local/node:1", "imagePullPolicy": "Never", "volumeMounts": [{ "name": "host", "mountPath": "/host" }] }),
     )?;
     k.phase("install", "Succeeded").await?;
+    // The cluster has a network.
+    ensure!(!host.join("etc/cni").exists(), "{}", k.logs("install")?);
     for file in [
         "usr/local/bin/slipwayd",
         "usr/local/bin/slipway-agent",
