@@ -13,7 +13,7 @@ use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result};
 use slipway_gpu::health::{Health, Policy};
-use slipway_gpu::{EventKind, GpuEvent, Inventory, Launch, Supervisor};
+use slipway_gpu::{EventKind, GpuError, GpuEvent, Inventory, Launch, Supervisor};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
@@ -169,25 +169,38 @@ fn kept(config: &Config) -> Result<Kept> {
     Ok(Kept { health, known })
 }
 
-/// Waits until there is a driver. Each new reason is logged once.
+/// Waits until there is a driver. Each reason is logged once. The supervisor stays over all attempts, since it knows which
+/// processes hang and cannot be ended: a driver that hangs costs one.
 async fn driver(config: &Config, status: &Status) -> (Supervisor, mpsc::Receiver<GpuEvent>) {
-    let mut told = String::new();
+    let mut told = BTreeSet::new();
     let mut pause = Duration::from_millis(100);
+    let mut kept: Option<(Launch, Supervisor, mpsc::Receiver<GpuEvent>)> = None;
     loop {
         let why = match launch(config) {
             Ok(launch) => {
-                let (supervisor, events) = Supervisor::start(launch);
-                match supervisor.system().await {
+                let (launch, supervisor, events) = match kept.take() {
+                    Some(same) if same.0 == launch => same,
+                    _ => {
+                        let (supervisor, events) = Supervisor::start(launch.clone());
+                        (launch, supervisor, events)
+                    }
+                };
+                let error = match supervisor.system().await {
                     Ok(_) => return (supervisor, events),
-                    Err(e) => e.to_string(),
+                    Err(e) => e,
+                };
+                if let GpuError::Nvml(_) = error {
+                    // A driver that is loaded meanwhile is there for a new process only.
+                    let _ = supervisor.renew().await;
                 }
+                kept = Some((launch, supervisor, events));
+                error.to_string()
             }
             Err(e) => format!("{e:#}"),
         };
         status.waits(&why);
-        if why != told {
+        if told.insert(why.clone()) {
             tracing::warn!(why, "waiting for the driver");
-            told = why;
         }
         tokio::time::sleep(pause).await;
         pause = (pause * 2).min(MAX_PAUSE);

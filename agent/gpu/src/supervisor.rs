@@ -62,7 +62,7 @@ pub enum GpuError {
 }
 
 /// How the child process is started.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Launch {
     /// The program.
     pub program: PathBuf,
@@ -319,11 +319,12 @@ async fn run(launch: Launch, mut wanted: mpsc::Receiver<Wanted>, events: mpsc::S
                 tracing::warn!(error = &e as &dyn std::error::Error, "NVML cannot be asked");
             },
             Some(ended) = state.left.join_next(), if !state.left.is_empty() => {
+                // One that hung and is gone at last. What died by itself has to wait.
                 if let Ok(Some(gpu)) = ended {
                     state.stuck.retain(|s| *s != gpu);
-                }
-                if state.running.is_none() {
-                    state.not_before = Instant::now();
+                    if state.running.is_none() {
+                        state.not_before = Instant::now();
+                    }
                 }
             }
         }
@@ -360,11 +361,8 @@ impl State {
             };
             let left = self.not_before.saturating_duration_since(Instant::now());
             if left > PATIENCE {
-                let text = format!(
-                    "failed a moment ago; the next attempt is in {} ms",
-                    left.as_millis()
-                );
-                let _ = answer.send(Err(GpuError::Process(text)));
+                let text = "failed a moment ago, and is not started again yet";
+                let _ = answer.send(Err(GpuError::Process(text.into())));
                 return;
             }
             tokio::time::sleep(left).await;

@@ -10,9 +10,9 @@ use slipway_gpu::{GpuError, Launch, Supervisor};
 struct Frozen(PathBuf);
 
 impl Frozen {
-    fn new() -> Option<Frozen> {
+    fn new(name: &str) -> Option<Frozen> {
         let root = Path::new("/sys/fs/cgroup/freezer");
-        let made = root.join(format!("slipway-gpu-test-{}", std::process::id()));
+        let made = root.join(format!("slipway-gpu-test-{}-{name}", std::process::id()));
         if !root.join("cgroup.procs").exists() || std::fs::create_dir(&made).is_err() {
             eprintln!(
                 "\n*** SKIPPED: this test needs root and a freezer cgroup (v1), to make processes that do not end ***\n"
@@ -43,18 +43,23 @@ impl Drop for Frozen {
     }
 }
 
-/// A child that answers in a shell: to "look" by going into the cgroup, to everything else that it is a driver of 16 GPUs.
-fn launch(frozen: &Frozen) -> Launch {
+/// A child that answers in a shell: to what hangs by going into the cgroup, to everything else that it is a driver of 16 GPUs.
+fn launch(frozen: &Frozen, hangs: &str) -> Launch {
     let script = r#"while read -r line; do
         id=${line#*\"id\":}; id=${id%%,*}
         case $line in
-            *look*) echo $$ > "$0/cgroup.procs"; sleep 1000 ;;
+            *$1*) echo $$ > "$0/cgroup.procs"; sleep 1000 ;;
             *) echo "{\"answer\":[$id,{\"system\":{\"driver\":\"1.2\",\"cuda\":[1,2],\"count\":16}}]}" ;;
         esac
     done"#;
     Launch {
         program: "/bin/sh".into(),
-        args: vec!["-c".into(), script.into(), frozen.0.display().to_string()],
+        args: vec![
+            "-c".into(),
+            script.into(),
+            frozen.0.display().to_string(),
+            hangs.into(),
+        ],
         env: Vec::new(),
         deadline: Duration::from_millis(300),
     }
@@ -62,8 +67,8 @@ fn launch(frozen: &Frozen) -> Launch {
 
 #[tokio::test]
 async fn root_processes_that_cannot_be_ended_are_one_a_gpu_and_few_in_all() {
-    let Some(frozen) = Frozen::new() else { return };
-    let (supervisor, _events) = Supervisor::start(launch(&frozen));
+    let Some(frozen) = Frozen::new("gpus") else { return };
+    let (supervisor, _events) = Supervisor::start(launch(&frozen, "look"));
     assert_eq!(supervisor.system().await.unwrap().count, 16);
     let hangs = |e: GpuError| matches!(e, GpuError::Hangs(_));
     assert!(hangs(supervisor.look(3).await.unwrap_err()));
@@ -97,4 +102,19 @@ async fn root_processes_that_cannot_be_ended_are_one_a_gpu_and_few_in_all() {
     }
     std::fs::write(frozen.0.join("freezer.state"), "FROZEN").unwrap();
     assert!(hangs(supervisor.look(3).await.unwrap_err()));
+}
+
+#[tokio::test]
+async fn root_a_driver_that_hangs_from_the_start_costs_one_process() {
+    let Some(frozen) = Frozen::new("driver") else {
+        return;
+    };
+    let (supervisor, _events) = Supervisor::start(launch(&frozen, "system"));
+    let first = supervisor.system().await.unwrap_err();
+    assert!(matches!(first, GpuError::Hangs(_)), "{first}");
+    for _ in 0..20 {
+        let again = supervisor.system().await.unwrap_err();
+        assert!(matches!(again, GpuError::StillHangs), "{again}");
+    }
+    assert_eq!(frozen.processes(), 1);
 }
