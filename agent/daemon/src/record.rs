@@ -5,16 +5,21 @@
 //! <paths.state>/gpus.json     those that were there last, for when one does not answer; of one boot
 //! ```
 //! A thread of the runtime's writes; nobody waits for the disk but the end of the program. When several changes come while
-//! one is written, the last is written next.
+//! one is written, the last is written next. What could not be written (the disk is full) is tried again.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use slipway_gpu::Gpu;
 use slipway_gpu::health::Health;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
+use tokio::time::timeout;
+
+/// How long what could not be written waits for the next attempt.
+const AGAIN: Duration = Duration::from_secs(30);
 
 /// The GPUs that were there last.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -67,33 +72,44 @@ impl Folder {
         self.0.join("gpus.json")
     }
 
-    fn save(&self, new: &Kept, old: &Kept) {
+    /// What is on disk then: of a part that could not be written, the old one.
+    fn save(&self, new: &Kept, old: &Kept) -> Kept {
+        let mut saved = new.clone();
         if new.health != old.health
             && let Err(e) = new.health.save(&self.health())
         {
+            saved.health.clone_from(&old.health);
             let error = &e as &dyn std::error::Error;
             tracing::error!(file = %self.health().display(), error, "the record of sick GPUs cannot be written");
         }
         if new.known != old.known
             && let Err(e) = new.known.save(&self.known())
         {
+            saved.known.clone_from(&old.known);
             let error = &e as &dyn std::error::Error;
             tracing::error!(file = %self.known().display(), error, "the record of GPUs cannot be written");
         }
+        saved
     }
 }
 
 /// Writes what is sent, until the sender is gone; `old` is what is on disk.
 pub fn keep(folder: Folder, old: Kept) -> (watch::Sender<Arc<Kept>>, JoinHandle<()>) {
+    keep_trying(folder, old, AGAIN)
+}
+
+fn keep_trying(folder: Folder, old: Kept, again: Duration) -> (watch::Sender<Arc<Kept>>, JoinHandle<()>) {
     let mut old = Arc::new(old);
     let (to, mut from) = watch::channel(Arc::clone(&old));
     let work = async move {
         loop {
-            let ended = from.changed().await.is_err();
+            let ended = matches!(timeout(again, from.changed()).await, Ok(Err(_)));
             let new = Arc::clone(&from.borrow_and_update());
-            let (folder, before) = (folder.clone(), std::mem::replace(&mut old, Arc::clone(&new)));
-            if new != before {
-                let _ = tokio::task::spawn_blocking(move || folder.save(&new, &before)).await;
+            if new != old {
+                let (folder, before) = (folder.clone(), Arc::clone(&old));
+                if let Ok(saved) = tokio::task::spawn_blocking(move || folder.save(&new, &before)).await {
+                    old = Arc::new(saved);
+                }
             }
             if ended {
                 return;
@@ -128,5 +144,39 @@ mod tests {
         done.await.expect("it ends");
         let (health, told) = Health::load(&folder.health(), "boot");
         assert!(told.is_none() && health.of("GPU-49").is_some());
+    }
+
+    async fn until(there: impl Fn() -> bool) {
+        let wait = async {
+            while !there() {
+                tokio::time::sleep(Duration::from_millis(2)).await;
+            }
+        };
+        timeout(Duration::from_secs(30), wait).await.expect("it comes");
+    }
+
+    #[tokio::test]
+    async fn what_could_not_be_written_is_written_when_it_can_be() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let folder = Folder(dir.path().to_owned());
+        let (health, _) = Health::load(&folder.health(), "boot");
+        let kept = Kept {
+            health,
+            known: Known::load(&folder.known(), "boot".into()),
+        };
+        // What cannot be replaced by a file.
+        std::fs::create_dir(folder.health()).expect("make it");
+        let (to, done) = keep_trying(folder.clone(), kept.clone(), Duration::from_millis(20));
+        let mut new = kept.clone();
+        new.health.xid(&Policy::default(), "GPU-1", 79, None, 1);
+        to.send_replace(Arc::new(new));
+        let attempt = folder.health().with_extension("new");
+        for _ in 0..2 {
+            until(|| std::fs::remove_file(&attempt).is_ok()).await;
+        }
+        std::fs::remove_dir(folder.health()).expect("remove it");
+        until(|| Health::load(&folder.health(), "boot").0.of("GPU-1").is_some()).await;
+        drop(to);
+        done.await.expect("it ends");
     }
 }
