@@ -7,14 +7,22 @@ use std::time::{Duration, Instant};
 use slipway_gpu::Supervisor;
 
 #[derive(Debug)]
+enum Driver {
+    /// It has not been asked yet.
+    Unasked,
+    /// There is none, for this reason.
+    None(String),
+    /// There is one, asked through this.
+    There(Supervisor),
+}
+
+#[derive(Debug)]
 struct State {
-    /// Why there is no driver; none: there is one.
-    waiting: Option<String>,
+    driver: Driver,
     /// When the story last went on, and how long it may take until it does.
     beat: (Instant, Duration),
     /// By resource: whether kubelet has its list.
     registered: BTreeMap<String, bool>,
-    supervisor: Option<Supervisor>,
 }
 
 /// The agent's state.
@@ -24,10 +32,9 @@ pub struct Status(Mutex<State>);
 impl Default for Status {
     fn default() -> Status {
         Status(Mutex::new(State {
-            waiting: Some("the agent is being started".into()),
+            driver: Driver::Unasked,
             beat: (Instant::now(), Duration::from_secs(60)),
             registered: BTreeMap::new(),
-            supervisor: None,
         }))
     }
 }
@@ -40,15 +47,13 @@ impl Status {
     /// There is no driver yet, for this reason.
     pub fn waits(&self, why: &str) {
         let mut state = self.state();
-        state.waiting = Some(why.to_owned());
+        state.driver = Driver::None(why.to_owned());
         state.beat.0 = Instant::now();
     }
 
     /// There is a driver, asked through this.
     pub fn works(&self, supervisor: &Supervisor) {
-        let mut state = self.state();
-        state.waiting = None;
-        state.supervisor = Some(supervisor.clone());
+        self.state().driver = Driver::There(supervisor.clone());
     }
 
     /// The story goes on, and will again within `limit`.
@@ -63,7 +68,10 @@ impl Status {
 
     /// Who may be asked about GPUs.
     pub fn supervisor(&self) -> Option<Supervisor> {
-        self.state().supervisor.clone()
+        match &self.state().driver {
+            Driver::There(supervisor) => Some(supervisor.clone()),
+            Driver::Unasked | Driver::None(_) => None,
+        }
     }
 
     /// Whether the program does what it should.
@@ -81,14 +89,17 @@ impl Status {
         }
     }
 
-    /// Whether GPUs can be had.
+    /// Whether kubelet has the node's GPUs, in words. A node without a driver has none that it could wait for: there the
+    /// agent is all that it can be, and the rollout of a DaemonSet goes on.
     ///
     /// # Errors
-    /// Why not.
-    pub fn ready(&self) -> Result<(), String> {
+    /// Why kubelet has not.
+    pub fn ready(&self) -> Result<String, String> {
         let state = self.state();
-        if let Some(why) = &state.waiting {
-            return Err(format!("waiting for the driver: {why}"));
+        match &state.driver {
+            Driver::Unasked => return Err("the agent is being started".into()),
+            Driver::None(why) => return Ok(format!("waiting for the driver: {why}")),
+            Driver::There(_) => {}
         }
         let missing: Vec<&str> = state
             .registered
@@ -98,8 +109,36 @@ impl Status {
             .collect();
         match missing.as_slice() {
             [] if state.registered.is_empty() => Err("the GPUs have not been looked at yet".into()),
-            [] => Ok(()),
+            [] => Ok("ok".into()),
             missing => Err(format!("kubelet does not have {} yet", missing.join(", "))),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn without_a_driver_it_is_ready_and_with_one_when_kubelet_has_its_gpus() {
+        let status = Status::default();
+        assert!(status.ready().is_err(), "it has not been looked for");
+        status.waits("no library");
+        assert_eq!(status.ready(), Ok("waiting for the driver: no library".into()));
+        let (supervisor, _events) = Supervisor::start(slipway_gpu::Launch {
+            program: "/nowhere".into(),
+            args: Vec::new(),
+            env: Vec::new(),
+            deadline: Duration::from_secs(1),
+        });
+        status.works(&supervisor);
+        assert!(status.ready().is_err(), "nothing is registered");
+        status.registered("nvidia.com/gpu", false);
+        assert_eq!(
+            status.ready(),
+            Err("kubelet does not have nvidia.com/gpu yet".into())
+        );
+        status.registered("nvidia.com/gpu", true);
+        assert_eq!(status.ready(), Ok("ok".into()));
     }
 }

@@ -5,6 +5,7 @@ mod gather;
 mod metrics;
 mod page;
 
+use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -16,16 +17,19 @@ use hyper::header::CONTENT_TYPE;
 use hyper::server::conn::http1;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::net::TcpListener;
-use tokio::sync::Semaphore;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::AbortHandle;
+use tokio::time::timeout;
 
 pub use gather::{Gather, Seen, devices};
 
 use crate::status::Status;
 
-/// Connections at a time.
+/// Connections at a time. Whoever comes then takes the place of the oldest: those that only sit there keep nobody out.
 const MAX_CONNECTIONS: usize = 16;
-/// How long a request's head may take.
+/// How long a connection may be used, read or not.
+const MAX_AGE: Duration = Duration::from_secs(30);
+/// How long a request's head may take, and an answer when its connection's time is up.
 const PATIENCE: Duration = Duration::from_secs(5);
 const MAX_PAUSE: Duration = Duration::from_secs(30);
 
@@ -48,29 +52,39 @@ pub async fn serve(listen: SocketAddr, status: Arc<Status>, gather: Gather) {
         Ok(address) => tracing::info!(%address, "HTTP is served"),
         Err(_) => tracing::info!(%listen, "HTTP is served"),
     }
-    let room = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    // The oldest first.
+    let mut connections: VecDeque<AbortHandle> = VecDeque::with_capacity(MAX_CONNECTIONS);
     loop {
-        let Ok(permit) = Arc::clone(&room).acquire_owned().await else {
-            return;
-        };
         let Ok((stream, _)) = listener.accept().await else {
             tokio::time::sleep(Duration::from_millis(100)).await;
             continue;
         };
+        connections.retain(|one| !one.is_finished());
+        if connections.len() >= MAX_CONNECTIONS
+            && let Some(oldest) = connections.pop_front()
+        {
+            oldest.abort();
+        }
+        let talk = talk(stream, Arc::clone(&status), Arc::clone(&gather));
+        connections.push_back(tokio::spawn(talk).abort_handle());
+    }
+}
+
+/// Serves one connection, for as long as it may be used.
+async fn talk(stream: TcpStream, status: Arc<Status>, gather: Arc<Gather>) {
+    let service = hyper::service::service_fn(move |request| {
         let (status, gather) = (Arc::clone(&status), Arc::clone(&gather));
-        tokio::spawn(async move {
-            let service = hyper::service::service_fn(move |request| {
-                let (status, gather) = (Arc::clone(&status), Arc::clone(&gather));
-                async move { Ok::<_, Infallible>(answer(&request, &status, &gather).await) }
-            });
-            let _ = http1::Builder::new()
-                .timer(TokioTimer::new())
-                .header_read_timeout(PATIENCE)
-                .max_buf_size(16 << 10)
-                .serve_connection(TokioIo::new(stream), service)
-                .await;
-            drop(permit);
-        });
+        async move { Ok::<_, Infallible>(answer(&request, &status, &gather).await) }
+    });
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(PATIENCE)
+        .max_buf_size(16 << 10)
+        .serve_connection(TokioIo::new(stream), service);
+    tokio::pin!(connection);
+    if timeout(MAX_AGE, connection.as_mut()).await.is_err() {
+        connection.as_mut().graceful_shutdown();
+        let _ = timeout(PATIENCE, connection).await;
     }
 }
 
@@ -79,7 +93,7 @@ async fn answer(request: &Request<Incoming>, status: &Status, gather: &Gather) -
         return text(StatusCode::METHOD_NOT_ALLOWED, "only GET and HEAD\n".into());
     }
     match request.uri().path() {
-        "/healthz" => told(status.alive()),
+        "/healthz" => told(status.alive().map(|()| "ok".into())),
         "/readyz" => told(status.ready()),
         "/metrics" => {
             let mut response = text(StatusCode::OK, gather.page().await);
@@ -93,9 +107,9 @@ async fn answer(request: &Request<Incoming>, status: &Status, gather: &Gather) -
     }
 }
 
-fn told(state: Result<(), String>) -> Response<Full<Bytes>> {
+fn told(state: Result<String, String>) -> Response<Full<Bytes>> {
     match state {
-        Ok(()) => text(StatusCode::OK, "ok\n".into()),
+        Ok(said) => text(StatusCode::OK, format!("{said}\n")),
         Err(why) => text(StatusCode::SERVICE_UNAVAILABLE, format!("{why}\n")),
     }
 }

@@ -318,7 +318,11 @@ async fn root_health_and_readiness_are_told() {
         get(&node, "/readyz").1.contains("libnvidia-ml.so.1")
     })
     .await;
-    assert_eq!((get(&node, "/healthz").0, get(&node, "/readyz").0), (200, 503));
+    assert_eq!(
+        (get(&node, "/healthz").0, get(&node, "/readyz").0),
+        (200, 200),
+        "a node without a driver has no GPUs that kubelet could lack"
+    );
     std::fs::rename(&away, node.driver.root()).unwrap();
     node.wait("kubelet to be waited for", || {
         get(&node, "/readyz")
@@ -326,10 +330,30 @@ async fn root_health_and_readiness_are_told() {
             .contains("kubelet does not have nvidia.com/gpu")
     })
     .await;
+    assert_eq!(get(&node, "/readyz").0, 503);
     let kubelet = Kubelet::start(&node.kubelet());
     node.wait("a list", || kubelet.ids(GPU, true).len() == 1).await;
     node.wait("to be ready", || get(&node, "/readyz").0 == 200).await;
     assert_eq!(get(&node, "/nothing").0, 404);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn root_clients_that_say_nothing_keep_nobody_out() {
+    if !root() {
+        return;
+    }
+    let mut node = Node::new("h200", "");
+    node.start();
+    node.wait("the server", || address(&node).is_some()).await;
+    let address = address(&node).unwrap();
+    let idle: Vec<_> = (0..64)
+        .map(|_| std::net::TcpStream::connect(&address).unwrap())
+        .collect();
+    let began = std::time::Instant::now();
+    assert_eq!(get(&node, "/healthz").0, 200);
+    // Each of them may be silent for five seconds.
+    assert!(began.elapsed() < std::time::Duration::from_secs(4));
+    drop(idle);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
