@@ -7,7 +7,16 @@
 use super::{digest, uint};
 use crate::digest::Digest;
 use crate::error::{Result, sql};
-use rusqlite::Connection;
+use rusqlite::{Connection, params_from_iter};
+
+/// What becomes of blobs that were made here.
+#[derive(Debug)]
+pub(crate) enum Variants {
+    /// They stay as long as their layer.
+    Keep,
+    /// They go, but for those that an image's manifest names and none of these encoders makes again.
+    MadeAgainBy(Vec<String>),
+}
 
 /// What is doomed after a mark.
 #[derive(Debug, Default)]
@@ -65,17 +74,27 @@ UPDATE blobs SET doomed = 1 WHERE doomed = 0
 
 const KEEP_VARIANTS: &str = "  AND digest NOT IN (SELECT v.digest FROM variants v JOIN layers l ON l.diff_id = v.diff_id WHERE l.doomed = 0)";
 
-/// Dooms what is not needed. With `variants`, also blobs that can be made again from their layer.
-pub(crate) fn mark(c: &Connection, variants: bool) -> Result<Doomed> {
+/// A pulled image may name a blob that another version of the encoder made here, or that was made of a layer whose options
+/// went with it. It came from a registry then, and is no original of the layer, since nobody had to look into it.
+const KEEP_LAST_VARIANTS: &str =
+    "  AND digest NOT IN (SELECT v.digest FROM variants v JOIN layers l ON l.diff_id = v.diff_id
+      WHERE l.doomed = 0 AND v.digest IN named
+        AND (l.options IS NULL OR v.encoder NOT IN (SELECT value FROM json_each(?1))))";
+
+/// Dooms what is not needed.
+pub(crate) fn mark(c: &Connection, variants: &Variants) -> Result<Doomed> {
     let act = "mark what nobody needs";
     c.execute(MARK_LAYERS, []).map_err(sql(act))?;
     c.execute(MARK_SNAPSHOTS, []).map_err(sql(act))?;
-    let blobs = if variants {
-        MARK_BLOBS.to_owned()
-    } else {
-        format!("{MARK_BLOBS}\n{KEEP_VARIANTS}")
+    let (keep, encoders) = match variants {
+        Variants::Keep => (KEEP_VARIANTS, None),
+        Variants::MadeAgainBy(encoders) => (
+            KEEP_LAST_VARIANTS,
+            Some(serde_json::Value::from(encoders.as_slice()).to_string()),
+        ),
     };
-    c.execute(&blobs, []).map_err(sql(act))?;
+    let blobs = format!("{MARK_BLOBS}\n{keep}");
+    c.execute(&blobs, params_from_iter(encoders)).map_err(sql(act))?;
     doomed(c)
 }
 

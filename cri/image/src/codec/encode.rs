@@ -26,11 +26,18 @@ pub(crate) fn encoder_name(compression: Compression) -> String {
 
 /// What [`encoder_name`] was given; `None` for the name of another version of ours.
 pub(crate) fn encoder_named(name: &str) -> Option<Compression> {
+    encoders().find(|compression| encoder_name(*compression) == name)
+}
+
+/// The names of all encoders that this version has.
+pub(crate) fn encoder_names() -> Vec<String> {
+    encoders().map(encoder_name).collect()
+}
+
+fn encoders() -> impl Iterator<Item = Compression> {
     let gzip = (1..=9).map(Compression::Gzip);
     let zstd = (1..=19).map(Compression::Zstd);
-    gzip.chain(zstd)
-        .chain([Compression::None])
-        .find(|compression| encoder_name(*compression) == name)
+    gzip.chain(zstd).chain([Compression::None])
 }
 
 fn gzip_level(level: u32) -> u32 {

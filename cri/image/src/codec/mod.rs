@@ -7,4 +7,4 @@ mod decode;
 mod encode;
 
 pub(crate) use decode::{Format, Window, WindowTooLarge, decoder};
-pub(crate) use encode::{Encoder, encoder_name, encoder_named};
+pub(crate) use encode::{Encoder, encoder_name, encoder_named, encoder_names};

@@ -8,7 +8,9 @@
 
 use super::Store;
 use super::owners::lock_file;
+use crate::catalog::sweep::Variants;
 use crate::catalog::{Durability, layers, snapshots, sweep};
+use crate::codec::encoder_names;
 use crate::error::{Result, at, snap};
 use crate::failpoint;
 use slipway_snapshot::{FsInfo, Snapshotter, Usage};
@@ -37,7 +39,7 @@ impl Store {
     /// # Errors
     /// What the catalog answers, or a file that cannot be removed.
     pub fn gc(&self) -> Result<GcReport> {
-        self.collect(false)
+        self.collect(&Variants::Keep)
     }
 
     /// As [`Store::gc`], and removes the blobs that can be made again from their layers, too.
@@ -45,10 +47,10 @@ impl Store {
     /// # Errors
     /// As [`Store::gc`].
     pub fn prune_blobs(&self) -> Result<GcReport> {
-        self.collect(true)
+        self.collect(&Variants::MadeAgainBy(encoder_names()))
     }
 
-    fn collect(&self, variants: bool) -> Result<GcReport> {
+    fn collect(&self, variants: &Variants) -> Result<GcReport> {
         let inner = &self.inner;
         let _one_at_a_time = lock_file(&inner.root.join("owners/.gc"), "another garbage collection", WAIT)?;
         let doomed = inner.with_reserve(|| {
@@ -228,7 +230,7 @@ mod tests {
         let doomed = store
             .inner
             .catalog
-            .write(Durability::Full, |c| sweep::mark(c, false))
+            .write(Durability::Full, |c| sweep::mark(c, &Variants::Keep))
             .unwrap();
         small.fill_with_an_empty_log();
         let mut report = GcReport::default();

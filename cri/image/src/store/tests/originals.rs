@@ -1,5 +1,6 @@
 //! Which blobs a layer may be pushed as, and how long they stay.
 
+use crate::catalog::Durability;
 use crate::testing::{Bed, Blob, build, gzip, is_root, pull, tar};
 use crate::{Compression, Digest, StoreError};
 use oci_spec::image::MediaType;
@@ -100,4 +101,50 @@ fn root_what_a_layer_is_pushed_as_is_told_by_its_bytes() {
         .layer_blob(&base.chain.unwrap(), Compression::default(), &lease)
         .unwrap();
     assert_eq!(blob.media_type(), &MediaType::ImageLayerGzip);
+}
+
+#[test]
+fn root_the_only_blob_of_a_pulled_image_stays_where_it_cannot_be_made_again() {
+    if !is_root("the_only_blob_of_a_pulled_image") {
+        return;
+    }
+    let bed = Bed::new();
+    let built = build(&bed.store, None, "f", &[7; 100_000], "built").unwrap();
+    let lease = bed.store.lease("push").unwrap();
+    let descriptor = bed
+        .store
+        .layer_blob(&built.chain.unwrap(), Compression::default(), &lease)
+        .unwrap();
+    let digest = Digest::try_from(descriptor.digest()).unwrap();
+    let pushed = Blob {
+        bytes: std::fs::read(bed.store.blob(&digest).unwrap().unwrap().path).unwrap(),
+        diff_id: built.layers[0],
+        descriptor,
+    };
+    drop(lease);
+    let here = || bed.store.blob(&digest).unwrap().is_some();
+    let pulled = || pull(&bed.store, std::slice::from_ref(&pushed), &["pulled"], "pulled").unwrap();
+    let change = |sql: &str| {
+        let changed = |c: &rusqlite::Transaction<'_>| Ok(c.execute(sql, []).unwrap());
+        let rows = bed.store.inner.catalog.write(Durability::Normal, changed);
+        assert_eq!(rows.unwrap(), 1, "{sql}");
+    };
+
+    pulled();
+    bed.store.prune_blobs().unwrap();
+    assert!(!here(), "it can be made again");
+
+    // It comes again, after what made it has gone with another version.
+    change("UPDATE variants SET encoder = 'gzip-of-old/6'");
+    pulled();
+    bed.store.prune_blobs().unwrap();
+    assert!(here(), "nothing here makes it again");
+    change("UPDATE variants SET encoder = 'tar'");
+    change("UPDATE layers SET options = NULL");
+    bed.store.prune_blobs().unwrap();
+    assert!(here(), "nobody knows how the layer was made");
+
+    bed.store.remove_image(&pulled().id).unwrap();
+    bed.store.prune_blobs().unwrap();
+    assert!(!here(), "no image names it");
 }
