@@ -285,6 +285,58 @@ async fn links_of_an_image_lead_no_hook_out_of_the_container() -> Result<()> {
     w.finish().await
 }
 
+/// The kernel's files are writable until the container is confined, which comes after its hooks.
+#[tokio::test]
+async fn links_of_an_image_lead_no_hook_into_the_kernels_files() -> Result<()> {
+    const FILE: &str = "/proc/sys/kernel/domainname";
+    let w = World::with_cdi("g-hookproc").await?;
+    let mut hooks = usual("570.86.15");
+    hooks.push(hook(&["create-symlinks", "--link", "/evil::/links/evil"]));
+    hooks.push(hook(&["chmod", "--mode", "600", "--path", "/etc/domainname"]));
+    device(&w, "0", &hooks)?;
+    let before = std::fs::read_to_string(FILE)?;
+    let [debian, ..] = families();
+    let image = image(&w, &debian, |root| {
+        library(
+            &root.join("usr/local/cuda/compat/libcuda.so.580.10.1"),
+            "the image's",
+        )?;
+        let profiles = "etc/nvidia/nvidia-application-profiles-rc.d";
+        std::fs::create_dir_all(root.join(profiles))?;
+        for name in [
+            "etc/ld.so.conf.d/00-compat-slipway.conf",
+            "etc/ld.so.conf.d/00-nvcr-slipway.conf",
+            "etc/ld.so.conf.d/zz-nvcr-slipway.conf",
+            &format!("etc/ld-musl-{ARCH}.path"),
+            &format!("{profiles}/10-container.conf"),
+            "etc/domainname",
+        ] {
+            std::os::unix::fs::symlink(FILE, root.join(name))?;
+        }
+        std::fs::write(root.join("etc/alpine-release"), "3.23.0\n")?;
+        // Endless, where it is read for what it includes.
+        std::os::unix::fs::symlink("/proc/kmsg", root.join("etc/ld.so.conf.d/a.conf"))?;
+        std::os::unix::fs::symlink("/proc/sys/kernel", root.join("links"))?;
+        Ok(())
+    })?;
+    for network in [true, false] {
+        let name = format!("proc{network}");
+        let mut config = pod_config(&name, &w.lab, network);
+        config.hostname = String::new();
+        let pod = w.cri.run_pod(config.clone()).await?;
+        let c = loads(&name, &image, "0", &["libcuda.so.1"]);
+        // Whether it runs is the image's affair.
+        if let Ok(id) = w.cri.run(&pod, c, config).await {
+            w.cri.wait_exit(&id, Duration::from_secs(20)).await?;
+        }
+        assert_eq!(std::fs::read_to_string(FILE)?, before);
+    }
+    let mode = std::fs::metadata(FILE)?.permissions();
+    use std::os::unix::fs::PermissionsExt as _;
+    assert_eq!(mode.mode() & 0o777, 0o644);
+    w.finish().await
+}
+
 #[tokio::test]
 async fn a_hook_that_cannot_be_done_fails_the_container_and_an_unknown_one_is_not_skipped() -> Result<()> {
     let w = World::with_cdi("g-hookfail").await?;

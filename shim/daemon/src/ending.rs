@@ -37,7 +37,6 @@ impl Shim {
     pub fn init_exited(&mut self, key: u32, status: Status, at_ns: i64) {
         // What init said last explains a start that failed.
         self.on_report(key);
-        self.end_update_of(key);
         let Some(container) = self.containers.get_mut(&key) else {
             return;
         };
@@ -65,6 +64,10 @@ impl Shim {
 
     /// Goes on with an ending container as far as it goes; comes again by timer, or when a stream has ended.
     pub fn look_at_ending(&mut self, key: u32) {
+        let container = self.containers.get(&key);
+        if container.is_some_and(|c| matches!(&c.phase, Phase::Ending(ending) if ending.looks == 0)) {
+            self.end_update_of(key);
+        }
         let Some(container) = self.containers.get_mut(&key) else {
             return;
         };

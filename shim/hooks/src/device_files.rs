@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{FileType, OFlags};
 use slipway_sys::{mount, root::Root};
 
-use crate::{Step, loader, step};
+use crate::{Step, Tree, loader, step};
 
 /// What the driver's user space reads before it makes device nodes.
 const PARAMS: &str = "/proc/driver/nvidia/params";
@@ -16,7 +16,8 @@ const MAX_PARAMS: u64 = 64 << 10;
 const PROFILES: &str = "/etc/nvidia/nvidia-application-profiles-rc.d";
 
 /// Puts a copy of the driver's parameters over them that says not to make device nodes, where they say otherwise.
-pub fn forbid_modification(root: &Root) -> Step<()> {
+/// `root` is the container's root with its mounts.
+pub fn forbid_modification(root: &Path) -> Step<()> {
     let text = match read(Path::new(PARAMS)) {
         Ok(text) => text,
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
@@ -52,7 +53,17 @@ fn without_permission(text: &str) -> Option<String> {
 
 /// Mounts `text` over the container's file at `place`, read-only. What it is made on is a tmpfs over the host's view of the
 /// file's folder, in the container's mount namespace, and gone again: nobody but the mount has it.
-fn cover(root: &Root, place: &Path, text: &str) -> io::Result<()> {
+fn cover(root: &Path, place: &Path, text: &str) -> io::Result<()> {
+    let root = Root::open(root)?;
+    let target = root.open_file(place, OFlags::PATH)?;
+    if rustix::fs::fstatfs(&target)?.f_type != rustix::fs::PROC_SUPER_MAGIC {
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidInput,
+            "the container's is no file of the kernel's",
+        ));
+    }
+    // Nobody else's /proc: with mounts that travel back to the host it would be the host's too.
+    mount::set_propagation(Path::new("/proc"), mount::Propagation::Private, true)?;
     let folder: PathBuf = place.parent().unwrap_or(Path::new("/")).to_owned();
     mount::tmpfs(&folder, 1 << 20, 0o755)?;
     let copied = (|| {
@@ -61,13 +72,14 @@ fn cover(root: &Root, place: &Path, text: &str) -> io::Result<()> {
         mount::program(&file)
     })();
     mount::unmount(&folder, true)?;
-    let target = root.open_file(place, OFlags::PATH)?;
     mount::attach_fd(copied?.as_fd(), target.as_fd())
 }
 
 /// Writes the profile for the GPUs whose nodes are in the container's /dev.
-pub fn write_profile(root: &Root) -> Step<()> {
-    let Some(mask) = gpus(root).map_err(step("look for GPUs in the container's /dev"))? else {
+pub fn write_profile(tree: &Tree) -> Step<()> {
+    let root = &tree.root;
+    let Some(dev) = &tree.dev else { return Ok(()) };
+    let Some(mask) = gpus(dev).map_err(step("look for GPUs in the container's /dev"))? else {
         return Ok(());
     };
     let text = format!(
@@ -82,18 +94,15 @@ pub fn write_profile(root: &Root) -> Step<()> {
 }
 
 /// A bit for each GPU's minor number; the profile has no more than 64.
-fn gpus(root: &Root) -> io::Result<Option<u64>> {
-    let names = match loader::names_in(root, Path::new("/dev"), 4096) {
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
-        other => other?,
-    };
+fn gpus(dev: &Root) -> io::Result<Option<u64>> {
+    let names = loader::names_in(dev, Path::new("/"), 4096)?;
     let mut mask = 0u64;
     for name in names {
         let number = name.to_str().and_then(|n| n.strip_prefix("nvidia"));
         if !number.is_some_and(|n| !n.is_empty() && n.bytes().all(|b| b.is_ascii_digit())) {
             continue;
         }
-        let Some(stat) = root.symlink_metadata(&Path::new("/dev").join(&name))? else {
+        let Some(stat) = dev.symlink_metadata(Path::new(&name))? else {
             continue;
         };
         if FileType::from_raw_mode(stat.st_mode) == FileType::CharacterDevice {

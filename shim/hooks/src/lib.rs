@@ -4,8 +4,9 @@
 //! register libraries with the container's loader, keep the driver's files from being changed. They name a program of
 //! NVIDIA's, which runs on the host as root and works on a tree that the container's image has made: links in it led that
 //! program out of the container more than once (CVE-2024-0132, CVE-2025-23267), and what the image had put into the
-//! environment was executed by it (CVE-2025-23266). Here every path is resolved inside the container's root by the kernel,
-//! nothing of the image is executed, and no environment is read.
+//! environment was executed by it (CVE-2025-23266). Here every path is resolved by the kernel inside the container's root file
+//! system alone ([`Tree`]): not in what is mounted on it, so that no link of the image's leads to the kernel's files in /proc,
+//! which are still writable at that moment, or to a volume. Nothing of the image is executed, and no environment is read.
 //!
 //! Owns: recognising the hooks ([`recognise`]), their arguments, what each of them does ([`run`]). Two programs use it:
 //! slipway-runc, in place of the hooks it recognises, and `slipway-agent cdi-hook`, for other runtimes.
@@ -67,28 +68,29 @@ impl HookError {
 /// # Errors
 /// The first hook that failed. What was done before it stays, in a container that is not going to be.
 pub fn run(hooks: &[Hook], root: &Path) -> Result<(), HookError> {
-    let inside = Root::open(root).map_err(|source| HookError {
+    let tree = Tree::open(root).map_err(|source| HookError {
         verb: "hooks",
         act: "open the container's root".to_owned(),
         source,
     })?;
+    let inside = &tree.root;
     let mut ldconfig = None;
     for hook in hooks {
         let verb = hook.verb();
         let failed = |(act, source): (String, io::Error)| HookError { verb, act, source };
         match hook {
-            Hook::CreateSymlinks(links) => links::create(&inside, links),
+            Hook::CreateSymlinks(links) => links::create(&tree, links),
             Hook::UpdateLdcache {
                 folders,
                 ldconfig: path,
             } => {
                 ldconfig = Some(path.clone());
-                ldcache::configure(&inside, folders)
+                ldcache::configure(inside, folders)
             }
-            Hook::EnableCudaCompat(wanted) => compat::enable(&inside, wanted),
-            Hook::DisableDeviceNodeModification => device_files::forbid_modification(&inside),
-            Hook::UpdateApplicationProfile => device_files::write_profile(&inside),
-            Hook::Chmod { mode, paths } => links::chmod(&inside, *mode, paths),
+            Hook::EnableCudaCompat(wanted) => compat::enable(inside, wanted),
+            Hook::DisableDeviceNodeModification => device_files::forbid_modification(root),
+            Hook::UpdateApplicationProfile => device_files::write_profile(&tree),
+            Hook::Chmod { mode, paths } => links::chmod(&tree, *mode, paths),
         }
         .map_err(failed)?;
     }
@@ -98,6 +100,30 @@ pub fn run(hooks: &[Hook], root: &Path) -> Result<(), HookError> {
         act: format!("make the loader's cache with {}", path.display()),
         source,
     })
+}
+
+/// Where hooks work: the container's root without anything that is mounted on it, and its /dev.
+struct Tree {
+    root: Root,
+    dev: Option<Root>,
+}
+
+impl Tree {
+    fn open(path: &Path) -> io::Result<Tree> {
+        let alone = slipway_sys::mount::clone_tree(path, false)?;
+        Ok(Tree {
+            root: Root::from_fd(alone, path),
+            dev: Root::open(&path.join("dev")).ok(),
+        })
+    }
+
+    /// The part that a path of the container's is in, and the path there.
+    fn part<'a>(&'a self, path: &'a Path) -> (&'a Root, &'a Path) {
+        match (&self.dev, path.strip_prefix("/dev")) {
+            (Some(dev), Ok(rest)) => (dev, rest),
+            _ => (&self.root, path),
+        }
+    }
 }
 
 /// What a step of a hook attempted, and why it failed.

@@ -8,18 +8,18 @@ use rustix::io::Errno;
 use slipway_sys::root::Root;
 
 use crate::args::Link;
-use crate::{Step, step};
+use crate::{Step, Tree, step};
 
 /// Makes the links, and the directories they are in. Whatever file has a link's name gives way.
-pub fn create(root: &Root, links: &[Link]) -> Step<()> {
+pub fn create(tree: &Tree, links: &[Link]) -> Step<()> {
     for link in links {
-        make(root, link).map_err(step(format!("make the link {} to {}", link.path, link.target)))?;
+        let (root, path) = tree.part(Path::new(&link.path));
+        make(root, path, link).map_err(step(format!("make the link {} to {}", link.path, link.target)))?;
     }
     Ok(())
 }
 
-fn make(root: &Root, link: &Link) -> std::io::Result<()> {
-    let path = Path::new(&link.path);
+fn make(root: &Root, path: &Path, link: &Link) -> std::io::Result<()> {
     root.mkdir_all(path.parent().unwrap_or(Path::new("/")), 0o755, None)?;
     let (dir, name) = root.parent(path)?;
     match rustix::fs::readlinkat(&dir, name.as_os_str(), Vec::new()) {
@@ -36,9 +36,10 @@ fn make(root: &Root, link: &Link) -> std::io::Result<()> {
 }
 
 /// Sets the mode of what is there.
-pub fn chmod(root: &Root, mode: u32, paths: &[String]) -> Step<()> {
+pub fn chmod(tree: &Tree, mode: u32, paths: &[String]) -> Step<()> {
     for path in paths {
-        set_mode(root, Path::new(path), mode).map_err(step(format!("set the mode of {path}")))?;
+        let (root, inside) = tree.part(Path::new(path));
+        set_mode(root, inside, mode).map_err(step(format!("set the mode of {path}")))?;
     }
     Ok(())
 }

@@ -6,7 +6,7 @@ use crate::process::Child;
 use rustix::io::Errno;
 use std::convert::Infallible;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 /// Work that was begun.
@@ -18,7 +18,8 @@ pub struct Apart {
     pub answer: OwnedFd,
 }
 
-/// Has a forked copy of this process do the work. What it changes in memory is its own; what it does to the machine stays.
+/// Has a forked copy of this process do the work. What it changes in memory is its own; what it does to the machine stays. It
+/// has stdin, stdout and stderr and no other descriptor of ours: what we close meanwhile is closed.
 ///
 /// # Errors
 /// What the calls say; `InvalidInput` in a process of several threads, whose copy would have only one of them, and whatever
@@ -33,19 +34,24 @@ pub fn apart(work: impl FnOnce() -> Vec<u8>) -> io::Result<Apart> {
     let parent = rustix::process::getpid();
     // SAFETY: there is no other thread that could hold a lock, the allocator's included, so that the copy may do whatever
     // this process may; nothing unwinds out of it.
-    let child = unsafe { fork::fork(|| copy(parent, &theirs, work)) };
+    let child = unsafe { fork::fork(|| copy(parent, theirs.as_raw_fd(), work)) };
     Ok(Apart {
         child: child.map_err(failed(act))?,
         answer,
     })
 }
 
-fn copy(parent: rustix::process::Pid, answer: &OwnedFd, work: impl FnOnce() -> Vec<u8>) -> Infallible {
-    if fork::die_with(parent).is_ok() {
+/// The number of the copy's end of the pipe.
+const ANSWER: RawFd = 3;
+
+fn copy(parent: rustix::process::Pid, answer: RawFd, work: impl FnOnce() -> Vec<u8>) -> Infallible {
+    if fork::die_with(parent).is_ok() && keep(answer).is_ok() {
         let said = catch_unwind(AssertUnwindSafe(work)).unwrap_or_default();
         let mut rest = said.as_slice();
+        // SAFETY: `keep` has put it there, and nobody closes it.
+        let answer = unsafe { BorrowedFd::borrow_raw(ANSWER) };
         while !rest.is_empty() {
-            match rustix::io::write(answer.as_fd(), rest) {
+            match rustix::io::write(answer, rest) {
                 Ok(n) => rest = &rest[n..],
                 Err(Errno::INTR) => {}
                 Err(_) => break,
@@ -53,4 +59,12 @@ fn copy(parent: rustix::process::Pid, answer: &OwnedFd, work: impl FnOnce() -> V
         }
     }
     fork::exit(0)
+}
+
+/// Leaves the copy the standard descriptors and its end of the pipe.
+fn keep(answer: RawFd) -> fork::Sys<()> {
+    if answer != ANSWER {
+        fork::dup_to(answer, ANSWER, libc::O_CLOEXEC)?;
+    }
+    fork::close_from(ANSWER + 1)
 }

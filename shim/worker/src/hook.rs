@@ -76,7 +76,8 @@ pub fn failures(dir: &Path) -> String {
         .unwrap_or_default()
 }
 
-fn seconds(hook: &Hook) -> i64 {
+/// How long it may take.
+pub(crate) fn seconds(hook: &Hook) -> i64 {
     hook.timeout()
         .filter(|t| *t > 0)
         .unwrap_or(DEFAULT_SECONDS)

@@ -15,11 +15,11 @@ const OURSELVES: &str = "/proc/self/exe";
 pub fn replace(hooks: &mut Vec<Hook>, root: &Path) {
     let mut kept: Vec<Hook> = Vec::new();
     let mut run: Vec<Vec<String>> = Vec::new();
-    let mut seconds = None;
+    let mut seconds = 0;
     for hook in std::mem::take(hooks) {
         let args = hook.args().clone().unwrap_or_default();
         if recognise(hook.path(), &args).is_some() {
-            seconds = seconds.max(hook.timeout());
+            seconds = seconds.max(crate::hook::seconds(&hook));
             run.push([vec![hook.path().display().to_string()], args].concat());
         } else {
             kept.extend(together(&mut run, &mut seconds, root));
@@ -30,7 +30,7 @@ pub fn replace(hooks: &mut Vec<Hook>, root: &Path) {
     *hooks = kept;
 }
 
-fn together(run: &mut Vec<Vec<String>>, seconds: &mut Option<i64>, root: &Path) -> Option<Hook> {
+fn together(run: &mut Vec<Vec<String>>, seconds: &mut i64, root: &Path) -> Option<Hook> {
     if run.is_empty() {
         return None;
     }
@@ -39,7 +39,7 @@ fn together(run: &mut Vec<Vec<String>>, seconds: &mut Option<i64>, root: &Path) 
     let mut hook = Hook::default();
     hook.set_path(PathBuf::from(OURSELVES))
         .set_args(Some(args.map(str::to_owned).into()))
-        .set_timeout(seconds.take());
+        .set_timeout(Some(std::mem::take(seconds)));
     Some(hook)
 }
 
@@ -92,7 +92,8 @@ mod tests {
             paths,
             [OURSELVES, "/usr/bin/other", "/usr/bin/nvidia-cdi-hook", OURSELVES].map(Path::new)
         );
-        assert_eq!((hooks[0].timeout(), hooks[3].timeout()), (Some(7), None));
+        // The longest that any of them may take: 10 where one does not say.
+        assert_eq!((hooks[0].timeout(), hooks[3].timeout()), (Some(10), Some(10)));
         let args = hooks[0].args().clone().expect("arguments");
         assert_eq!(args[..3], ["slipway-runc", "native", "/the/root"]);
         let lines: Vec<Vec<String>> = serde_json::from_str(&args[3]).expect("lines");

@@ -52,13 +52,21 @@ fn read(path: &Path) -> Result<String, Error> {
     }
 }
 
-/// The pods of this boot, and those whose records cannot be read.
+/// The pods that there are, those whose records cannot be read, and those that a DEL is still due for: whose address goes with it.
 fn alive(daemon: &Daemon) -> HashSet<String> {
     let pods = daemon.registry.pods();
-    let pods = pods.iter().filter(|pod| pod.record().boot_id == daemon.boot_id);
     let unreadable = daemon.registry.unreadable();
     let unreadable = unreadable.iter().map(|(id, _)| id.to_owned());
-    pods.map(|pod| pod.id().to_string()).chain(unreadable).collect()
+    let releases = daemon
+        .releases
+        .all()
+        .into_iter()
+        .map(|release| release.pod.to_string());
+    pods.iter()
+        .map(|pod| pod.id().to_string())
+        .chain(unreadable)
+        .chain(releases)
+        .collect()
 }
 
 /// When this boot began: by the kernel's word, or when the file that stands for its id was made.

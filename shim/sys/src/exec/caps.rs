@@ -146,7 +146,8 @@ pub(crate) fn usual_descriptors() -> Sys<()> {
     DESCRIPTORS.set_to([USUAL_DESCRIPTORS.min(hard), hard])
 }
 
-/// Lets this process have as many descriptors as it may allow itself. Those that it starts get the usual number again.
+/// Lets this process have as many descriptors as it may allow itself. A container's processes get the usual number again, and so
+/// does what [`crate::process::launch`] starts.
 ///
 /// # Errors
 /// What `prlimit(2)` says.
