@@ -39,7 +39,7 @@ pub struct LayerOptions {
     /// No mtime is later than this: SOURCE_DATE_EPOCH.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub clamp_mtime: Option<i64>,
-    /// Mount stubs, as absolute paths inside the image.
+    /// Mount points that were made for a step alone, as absolute paths inside the image.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub skip: Vec<PathBuf>,
 }

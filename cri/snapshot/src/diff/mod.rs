@@ -3,7 +3,7 @@
 //! What is in it: every entry of the upper directory, by name within its directory, whiteouts first; a directory
 //! before what it holds. Whiteouts take the form of the image spec (`.wh.name`, `.wh..wh..opq`), and only where
 //! there is something below for them to hide. What overlayfs copied up and nobody changed is left out, and so are
-//! sockets, mount stubs and the attributes that belong to this host. Times are whole seconds. Names of one inode
+//! sockets, mount points that were made for a step alone and the attributes that belong to this host. Times are whole seconds. Names of one inode
 //! are hard links to the first of them.
 //!
 //! Refuses to know where the bytes go (hash, file, registry) and what image they belong to.
@@ -36,7 +36,7 @@ pub struct DiffOptions<'a> {
     pub lower: Lower<'a>,
     /// No mtime is later than this (seconds since 1970): SOURCE_DATE_EPOCH.
     pub clamp_mtime: Option<i64>,
-    /// Mount stubs, as paths inside the image: an empty file or a directory without changed entries that lies
+    /// Mount points made for a step alone, as paths inside the image: an empty file or a directory without changed entries that lies
     /// there, and not below, is not in the layer.
     pub skip: &'a [PathBuf],
 }

@@ -160,7 +160,7 @@ fn root_copied_up_but_unchanged_entries_and_stubs_are_left_out() {
     let skip = [
         PathBuf::from("/etc/resolv.conf"),
         PathBuf::from("/etc"),
-        PathBuf::from("/stub-used"),
+        PathBuf::from("/point-used"),
         PathBuf::from("mode"),
     ];
     let options = DiffOptions {
@@ -173,11 +173,11 @@ fn root_copied_up_but_unchanged_entries_and_stubs_are_left_out() {
         drop(open(root.join("dir/sub/touched")));
         std::fs::create_dir(root.join("etc")).unwrap();
         std::fs::write(root.join("etc/resolv.conf"), "").unwrap();
-        std::fs::write(root.join("stub-used"), "written to").unwrap();
+        std::fs::write(root.join("point-used"), "written to").unwrap();
         std::fs::set_permissions(root.join("mode"), PermissionsExt::from_mode(0o600)).unwrap();
         std::os::unix::net::UnixListener::bind(root.join("socket")).unwrap();
     });
-    assert_eq!(names(&tar), ["mode", "stub-used"]);
+    assert_eq!(names(&tar), ["mode", "point-used"]);
     assert_eq!(stats.sockets, 1);
     assert!(stats.unchanged >= 2, "{stats:?}");
     // The same, against a mounted view of the parents.
