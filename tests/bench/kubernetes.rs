@@ -37,6 +37,7 @@ pub async fn measure(table: &mut Table, rounds: usize) -> Result<()> {
         program: std::env::current_exe().context("where this program is")?,
         slipwayd: String::new(),
         kubelet: String::new(),
+        gates: Vec::new(),
         containerd: vec![NODES[1]],
     })
     .await?;

@@ -68,6 +68,7 @@ async fn up(dir: &Path, nodes: &str, gpus: &str) -> Result<()> {
         program: std::env::current_exe().context("where this program is")?,
         slipwayd: String::new(),
         kubelet: String::new(),
+        gates: Vec::new(),
         containerd: Vec::new(),
     })
     .await?;

@@ -50,6 +50,9 @@ pub struct Options {
     /// Lines for the end of every kubelet's configuration.
     #[serde(default)]
     pub kubelet: String,
+    /// Feature gates of a node's kubelet beside those that all have: "Name: true".
+    #[serde(default)]
+    pub gates: Vec<(usize, String)>,
     /// The nodes (from 1) that have containerd and runc instead of slipwayd, to compare with.
     #[serde(default)]
     pub containerd: Vec<usize>,

@@ -70,7 +70,7 @@ impl Cluster {
         };
         std::fs::write(dir.join("config.toml"), runtime).context("writing config.toml")?;
         let kubelet = format!(
-            "apiVersion: kubelet.config.k8s.io/v1beta1\nkind: KubeletConfiguration\naddress: 0.0.0.0\nport: {port}\nhealthzPort: {healthz}\nauthentication: {{anonymous: {{enabled: false}}, webhook: {{enabled: true}}, x509: {{clientCAFile: {ca}}}}}\nauthorization: {{mode: Webhook}}\nfailCgroupV1: false\ncgroupDriver: cgroupfs\ncgroupRoot: /{name}/node{n}\noomScoreAdj: 0\nfailSwapOn: false\ncontainerRuntimeEndpoint: unix://{socket}\nimageServiceEndpoint: unix://{socket}\nstaticPodPath: {static_pods}\nresolvConf: /etc/resolv.conf\nclusterDNS: [{dns}]\nclusterDomain: cluster.local\nmakeIPTablesUtilChains: false\nevictionHard: {{memory.available: 100Mi, nodefs.available: \"1%\", imagefs.available: \"1%\"}}\npodLogsDir: {logs}\nvolumePluginDir: {plugins}\nserializeImagePulls: false\nnodeStatusUpdateFrequency: 2s\nnodeStatusReportFrequency: 10s\nsyncFrequency: 10s\nfeatureGates: {{PodAndContainerStatsFromCRI: true}}\n{taints}{more}",
+            "apiVersion: kubelet.config.k8s.io/v1beta1\nkind: KubeletConfiguration\naddress: 0.0.0.0\nport: {port}\nhealthzPort: {healthz}\nauthentication: {{anonymous: {{enabled: false}}, webhook: {{enabled: true}}, x509: {{clientCAFile: {ca}}}}}\nauthorization: {{mode: Webhook}}\nfailCgroupV1: false\ncgroupDriver: cgroupfs\ncgroupRoot: /{name}/node{n}\noomScoreAdj: 0\nfailSwapOn: false\ncontainerRuntimeEndpoint: unix://{socket}\nimageServiceEndpoint: unix://{socket}\nstaticPodPath: {static_pods}\nresolvConf: /etc/resolv.conf\nclusterDNS: [{dns}]\nclusterDomain: cluster.local\nmakeIPTablesUtilChains: false\nevictionHard: {{memory.available: 100Mi, nodefs.available: \"1%\", imagefs.available: \"1%\"}}\npodLogsDir: {logs}\nvolumePluginDir: {plugins}\nserializeImagePulls: false\nnodeStatusUpdateFrequency: 2s\nnodeStatusReportFrequency: 10s\nsyncFrequency: 10s\nfeatureGates: {{PodAndContainerStatsFromCRI: true{gates}}}\n{taints}{more}",
             port = self.ports.kubelet,
             healthz = self.ports.healthz,
             ca = pki.path("ca.crt").display(),
@@ -79,10 +79,16 @@ impl Cluster {
             dns = self.net().node(1),
             logs = at("podlogs"),
             plugins = at("plugins"),
+            gates = self.gates(n),
             taints = self.taints(n),
             more = self.options.kubelet,
         );
         std::fs::write(dir.join("kubelet.yaml"), kubelet).context("writing kubelet.yaml")
+    }
+
+    fn gates(&self, n: usize) -> String {
+        let of_node = self.options.gates.iter().filter(|(node, _)| *node == n);
+        of_node.map(|(_, gate)| format!(", {gate}")).collect()
     }
 
     /// A node to compare with gets only the pods that name it.

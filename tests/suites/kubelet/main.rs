@@ -15,6 +15,7 @@ use anyhow::{Context, Result, bail};
 use harness::cluster::{Cluster, Net, Options};
 
 mod compare;
+mod events;
 mod eviction;
 mod features;
 mod follow;
@@ -99,6 +100,8 @@ fn all() -> Vec<Test> {
         eviction::unused_images_are_collected_when_the_disk_is_full,
     ]);
     list.extend(tests![Some(SECOND);
+        events::kubelet_hears_of_ends_by_the_events_of_the_runtime,
+        events::pods_go_on_as_they_should_where_kubelet_hears_of_ends_by_events,
         streaming::a_file_goes_through_cp_and_port_forward_whole_with_memory_bounded,
         power::a_node_that_lost_its_power_brings_every_pod_back,
         eviction::memory_pressure_evicts_the_pod_that_holds_most_beyond_its_request,
@@ -196,6 +199,7 @@ async fn bring_up() -> Result<Cluster> {
         },
         program: env!("CARGO_BIN_EXE_cluster").into(),
         slipwayd: features::HANDLERS.into(),
+        gates: vec![(SECOND, "EventedPLEG: true".into())],
         containerd: if everywhere_containerd() {
             (1..=PEER).collect()
         } else {

@@ -196,7 +196,11 @@ impl RuntimeService for Cri {
                     status: Some(encode::pod_status(&pod)),
                     info: info.unwrap_or_default(),
                     containers_statuses: containers.iter().map(|c| encode::container_status(c)).collect(),
-                    timestamp: crate::time::now_ns(),
+                    // 0 sends every kubelet to ListContainers and ContainerStatus for a pod's containers, as it goes where the
+                    // gate EventedPLEG is off, with the time at which it had begun to ask. A time of ours would have it take the
+                    // statuses above for all that it needs: up to 1.37.1 (GetPodStatus) it then does not note which of them are
+                    // the living sandbox's, and runs init containers again. The statuses themselves are for crictl.
+                    timestamp: 0,
                 })
             },
         )
