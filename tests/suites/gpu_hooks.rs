@@ -369,3 +369,76 @@ async fn a_hook_that_cannot_be_done_fails_the_container_and_an_unknown_one_is_no
     }
     w.finish().await
 }
+
+/// `apply-cuda-memory-limits` asks the driver's library, which no static program can: it is its own program's where a container
+/// has both variables, refused where that is not there, and nothing at all where no limit is asked for.
+#[tokio::test]
+async fn a_limit_of_gpu_memory_is_set_by_its_program_or_refused_and_is_nothing_where_none_is_asked_for()
+-> Result<()> {
+    let w = World::with_cdi("g-hookmemory").await?;
+    let [debian, ..] = families();
+    let image = image(&w, &debian, |_| Ok(()))?;
+    let limits = |program: &str| {
+        serde_json::json!({"hookName": "createRuntime", "path": program,
+            "args": ["nvidia-cdi-hook", "apply-cuda-memory-limits", "--driver-root", "/", "--gpu-id", "GPU-0-FAKE-UUID"]})
+    };
+    let with = |name: &str, device: &str, variables: &[&str]| {
+        let mut c = loads(name, &image, device, &["libcuda.so.1"]);
+        c.envs = variables
+            .iter()
+            .map(|v| v1::KeyValue {
+                key: format!("NVIDIA_GPU_MEMORY_{v}"),
+                value: b"1024".to_vec(),
+            })
+            .collect();
+        c
+    };
+    // What that program reads: the container's environment in the bundle's config.json, and its process's cgroup.
+    let out = w.lab.join("memory-limits");
+    let script = format!(
+        "#!/bin/sh\nstate=$(cat)\nof() {{ echo \"$state\" | sed -n \"s/.*\\\"$1\\\": *\\\"\\{{0,1\\}}\\([^,\\\"}}]*\\).*/\\1/p\"; }}\n\
+         {{ echo $1 $5; grep -o 'NVIDIA_GPU_MEMORY_[A-Z]*=[0-9]*' \"$(of bundle)/config.json\"; cat /proc/$(of pid)/cgroup; }} > {}\n",
+        out.display()
+    );
+    let program = w.lab.write("hooks/nvidia-cdi-hook", script)?;
+    use std::os::unix::fs::PermissionsExt as _;
+    std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755))?;
+    let mut hooks = usual("570.86.15");
+    hooks.push(limits("/no/such/nvidia-cdi-hook"));
+    device(&w, "absent", &hooks)?;
+    hooks.pop();
+    hooks.push(limits(&program.display().to_string()));
+    device(&w, "there", &hooks)?;
+
+    for (name, device, variables) in [
+        ("none", "absent", &[][..]),
+        ("half", "absent", &["LIMIT"]),
+        ("idle", "there", &[]),
+    ] {
+        let lines = said(&w, name, with(name, device, variables)).await?;
+        assert_eq!(lines, ["libcuda.so.1: the driver's"], "{name}");
+        assert!(!out.exists(), "{name} asks for nothing");
+    }
+    let refused = w
+        .pod_with("refused", with("refused", "absent", &["REQUEST", "LIMIT"]))
+        .await;
+    let text = format!("{:#}", refused.expect_err("it would run without its limit"));
+    assert!(
+        text.contains("NVIDIA_GPU_MEMORY_LIMIT") && text.contains("/no/such/nvidia-cdi-hook is not there"),
+        "{text}"
+    );
+    let (_, id) = w
+        .pod_with("limited", with("limited", "there", &["REQUEST", "LIMIT"]))
+        .await?;
+    w.cri.wait_exit(&id, Duration::from_secs(20)).await?;
+    let read = std::fs::read_to_string(&out)?;
+    for wanted in [
+        "apply-cuda-memory-limits GPU-0-FAKE-UUID",
+        "NVIDIA_GPU_MEMORY_REQUEST=1024",
+        "NVIDIA_GPU_MEMORY_LIMIT=1024",
+        &id,
+    ] {
+        assert!(read.contains(wanted), "no {wanted} in {read}");
+    }
+    w.finish().await
+}

@@ -18,6 +18,9 @@ pub const VERBS: [&str; 6] = [
     "chmod",
 ];
 
+/// The verb of the hook that [`limits_memory`] is about.
+const LIMIT_MEMORY: &str = "apply-cuda-memory-limits";
+
 /// A hook that we do ourselves.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Hook {
@@ -108,6 +111,27 @@ pub enum UsageError {
 
 /// The hook, when the program and its whole command line (`args`, the zeroth included) are ones that we know.
 pub fn recognise(program: &Path, args: &[String]) -> Option<Hook> {
+    parse(after_the_program(program, args)?).ok()
+}
+
+/// Whether it is the hook that limits how much of a GPU's memory a container's cgroup may have: as `NVIDIA_GPU_MEMORY_REQUEST`
+/// and `NVIDIA_GPU_MEMORY_LIMIT` of the container's process say, where it has both, and not at all where it has not. Only its
+/// own program can do it: it asks the driver's library.
+pub fn limits_memory(program: &Path, args: &[String]) -> bool {
+    let Some((verb, flags)) =
+        after_the_program(program, args).and_then(|a| without_verbosity(a).split_first())
+    else {
+        return false;
+    };
+    let names = ["--driver-root", "--gpu-id", "--container-spec"];
+    // Elsewhere than on its standard input the container's state is somebody else's.
+    let of_this_container =
+        |[_, _, state]: [Vec<String>; 3]| last(state).is_none_or(|s| s.is_empty() || s == "-");
+    verb == LIMIT_MEMORY && flags_of(LIMIT_MEMORY, names, flags).is_ok_and(of_this_container)
+}
+
+/// The command line from the verb's own switches on, when the program is one of those that do such hooks.
+fn after_the_program<'a>(program: &Path, args: &'a [String]) -> Option<&'a [String]> {
     let name = program.file_name()?.to_str()?;
     let (_, mut rest) = args.split_first()?;
     let group = match name {
@@ -124,7 +148,7 @@ pub fn recognise(program: &Path, args: &[String]) -> Option<Hook> {
         }
         rest = others;
     }
-    parse(rest).ok()
+    Some(rest)
 }
 
 /// What is said before a verb about how much to tell.
@@ -361,6 +385,38 @@ mod tests {
             assert_eq!(known(program, args), None, "{args}");
         }
         assert_eq!(recognise(Path::new("/usr/bin/nvidia-cdi-hook"), &[]), None);
+    }
+
+    #[test]
+    fn the_limit_of_memory_is_known_by_its_whole_command_line() {
+        let limits = |program: &str, args: &str| limits_memory(Path::new(program), &line(args));
+        let flags = "apply-cuda-memory-limits --driver-root / --gpu-id GPU-1 --gpu-id=GPU-2";
+        for (program, args) in [
+            ("/usr/bin/nvidia-cdi-hook", format!("nvidia-cdi-hook {flags}")),
+            ("/usr/bin/nvidia-ctk", format!("nvidia-ctk --debug hook {flags}")),
+            (
+                "/usr/bin/nvidia-ctk",
+                format!("nvidia-ctk hook {flags} --container-spec -"),
+            ),
+        ] {
+            assert!(limits(program, &args), "{args}");
+            assert_eq!(known(program, &args), None, "we do not do it");
+        }
+        for (program, args) in [
+            ("/usr/bin/nvidia-ctk", format!("nvidia-ctk {flags}")),
+            ("/usr/bin/other", format!("other {flags}")),
+            (
+                "/usr/bin/nvidia-cdi-hook",
+                format!("x {flags} --container-spec /state.json"),
+            ),
+            ("/usr/bin/nvidia-cdi-hook", format!("x {flags} --new 1")),
+            (
+                "/usr/bin/nvidia-cdi-hook",
+                "x chmod --mode 755 --path /a".to_owned(),
+            ),
+        ] {
+            assert!(!limits(program, &args), "{args}");
+        }
     }
 
     #[test]

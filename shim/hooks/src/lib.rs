@@ -27,7 +27,7 @@ use std::path::Path;
 
 use slipway_sys::root::Root;
 
-pub use args::{Hook, Link, UsageError, VERBS, parse, recognise};
+pub use args::{Hook, Link, UsageError, VERBS, limits_memory, parse, recognise};
 
 /// A hook that failed, and why.
 #[derive(Debug, thiserror::Error)]

@@ -35,9 +35,17 @@ const FAILURES: &str = "hook-failures";
 /// Puts the specification's hooks behind `hook`. `dir` is where failures are noted; the hooks' first users may write there.
 pub fn guard(spec: &mut Spec, dir: &Path) -> io::Result<()> {
     let root = spec.root().as_ref().map(|r| r.path().clone());
+    let env = spec.process().as_ref().and_then(|p| p.env().clone());
     let Some(hooks) = spec.hooks_mut() else {
         return Ok(());
     };
+    let env = env.unwrap_or_default();
+    if let Some(list) = hooks.create_runtime_mut() {
+        native::without_idle_limits(list, &env)?;
+    }
+    if let Some(list) = hooks.create_container_mut() {
+        native::without_idle_limits(list, &env)?;
+    }
     if let (Some(root), Some(list)) = (root, hooks.create_container_mut()) {
         native::replace(list, &root);
     }

@@ -4,8 +4,9 @@
 //! environment, and its last words in the error. Hooks of others keep their place between them.
 
 use libcontainer::oci_spec::runtime::Hook;
-use slipway_hooks::recognise;
+use slipway_hooks::{limits_memory, recognise};
 use std::ffi::OsString;
+use std::io;
 use std::path::{Path, PathBuf};
 
 /// What libcontainer is given in place of the program: the file this process was executed from, which nobody can write to.
@@ -28,6 +29,40 @@ pub fn replace(hooks: &mut Vec<Hook>, root: &Path) {
     }
     kept.extend(together(&mut run, &mut seconds, root));
     *hooks = kept;
+}
+
+/// What a container's process is given to have its GPUs' memory limited.
+const MEMORY: [&str; 2] = ["NVIDIA_GPU_MEMORY_REQUEST", "NVIDIA_GPU_MEMORY_LIMIT"];
+
+/// Takes out the hooks that would limit the GPU memory of a container that asks for no limit (`env` is its process's): they do
+/// nothing, and their program need not be there for that. Those of one that asks are left to their program.
+///
+/// # Errors
+/// It asks, and the program is not there: who asked for a limit is not to run without.
+pub fn without_idle_limits(hooks: &mut Vec<Hook>, env: &[String]) -> io::Result<()> {
+    let given = |name: &&str| {
+        env.iter()
+            .any(|e| e.split_once('=').is_some_and(|(n, _)| n == *name))
+    };
+    let asks = MEMORY.iter().all(given);
+    let is_limit = |h: &Hook| limits_memory(h.path(), h.args().as_deref().unwrap_or_default());
+    if !asks {
+        hooks.retain(|h| !is_limit(h));
+        return Ok(());
+    }
+    let absent = |h: &&Hook| is_limit(h) && !h.path().exists();
+    let Some(hook) = hooks.iter().find(absent) else {
+        return Ok(());
+    };
+    Err(io::Error::new(
+        io::ErrorKind::NotFound,
+        format!(
+            "{} limits the container's GPU memory, which only NVIDIA's own program can have the driver do, and {} is not there: \
+             install nvidia-container-toolkit 1.20.1 or newer, or take the variable out",
+            MEMORY[1],
+            hook.path().display()
+        ),
+    ))
 }
 
 fn together(run: &mut Vec<Vec<String>>, seconds: &mut i64, root: &Path) -> Option<Hook> {
@@ -102,6 +137,35 @@ mod tests {
             lines[1],
             ["/usr/bin/nvidia-cdi-hook", "nvidia-cdi-hook", "update-ldcache"]
         );
+    }
+
+    #[test]
+    fn a_limit_of_gpu_memory_is_neither_in_the_way_nor_forgotten() {
+        let limits = |program: &str| {
+            let text = format!(
+                r#"[{{"path":"{program}","args":["nvidia-ctk","hook","apply-cuda-memory-limits","--driver-root","","--gpu-id","GPU-1"]}},
+                    {{"path":"/usr/bin/other","args":["other"]}}]"#
+            );
+            serde_json::from_str::<Vec<Hook>>(&text).expect("hooks")
+        };
+        let env = |names: &[&str]| names.iter().map(|n| format!("{n}=1024")).collect::<Vec<_>>();
+        for asked in [&[][..], &MEMORY[..1], &MEMORY[1..], &["NVIDIA_GPU_MEMORY_LIMITS"]] {
+            let mut hooks = limits("/no/such/nvidia-ctk");
+            without_idle_limits(&mut hooks, &env(asked)).expect("nothing to do");
+            assert_eq!(hooks.len(), 1, "{asked:?}");
+        }
+        let refused = without_idle_limits(&mut limits("/no/such/nvidia-ctk"), &env(&MEMORY));
+        let said = refused.expect_err("it cannot be done").to_string();
+        assert!(
+            said.contains("NVIDIA_GPU_MEMORY_LIMIT") && said.contains("/no/such/nvidia-ctk"),
+            "{said}"
+        );
+        let dir = tempfile::tempdir().expect("a directory");
+        let program = dir.path().join("nvidia-ctk");
+        std::fs::write(&program, "").expect("a program");
+        let mut hooks = limits(&program.display().to_string());
+        without_idle_limits(&mut hooks, &env(&MEMORY)).expect("its program does it");
+        assert_eq!(hooks.len(), 2);
     }
 
     #[test]
