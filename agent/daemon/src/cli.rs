@@ -17,7 +17,7 @@ use crate::{cdi, hook, run};
 #[command(name = "slipway-agent", version)]
 struct Args {
     /// The configuration file.
-    #[arg(long, value_name = "FILE", help = format!("The configuration file [default: {DEFAULT_PATH}, if there is one]"))]
+    #[arg(long, global = true, value_name = "FILE", help = format!("The configuration file [default: {DEFAULT_PATH}, if there is one]"))]
     config: Option<PathBuf>,
     #[command(subcommand)]
     verb: Option<Verb>,

@@ -38,7 +38,10 @@ const MAX_PAUSE: Duration = Duration::from_secs(10);
 pub fn launch(config: &Config) -> Result<Launch> {
     let library = if config.driver.library.as_os_str().is_empty() {
         cdi::find_nvml(&config.driver.root)
-            .with_context(|| format!("libnvidia-ml.so.1 is not below {}", config.driver.root.display()))?
+            .with_context(|| {
+                let root = config.driver.root.display();
+                format!("libnvidia-ml.so.1 is not below {root}: install NVIDIA's driver on this machine, or say in the configuration file where it is (driver.root, driver.library)")
+            })?
     } else {
         config.driver.library.clone()
     };
@@ -276,9 +279,7 @@ impl Agent {
     ) -> Agent {
         let Kept { health, known } = kept;
         Agent {
-            policy: Policy {
-                harmless: config.health.harmless_xids.clone(),
-            },
+            policy: config.health.policy(),
             config,
             supervisor,
             inventory: Inventory::default(),

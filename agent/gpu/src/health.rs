@@ -2,12 +2,13 @@
 //! file, so that neither a restart of the agent nor one of kubelet makes a sick GPU well.
 //!
 //! ```text
-//!            XID that condemns · probe fails · lost
+//!            XID that condemns · probe fails · lost · a sign of illness
 //!  Healthy ────────────────────────────────────────▶ Unhealthy (why, since when)
 //!     ▲                                                  │
 //!     └── a probe succeeds and the driver says "no action needed" · the machine was booted since ──┘
 //! ```
-//! A GPU is judged as a whole: its MIG devices share its fate.
+//! What condemned for a [`Sign`] is over when several probes in a row have not found one. Signs that only warn are kept beside,
+//! and change nothing. A GPU is judged as a whole: its MIG devices share its fate.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -17,15 +18,18 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use crate::model::Probe;
+use crate::signs::{Action, Before, Found, Rules, Sign};
 
 /// The record's version.
 const VERSION: u32 = 1;
 
-/// Which XIDs condemn a GPU where the driver does not say what is to be done.
+/// What condemns a GPU where the driver does not say what is to be done.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Policy {
-    /// Errors of applications, and reports that need no action: the GPU stays as it is.
+    /// XIDs of applications' errors, and reports that need no action: the GPU stays as it is.
     pub harmless: Vec<u64>,
+    /// What a look finds.
+    pub rules: Rules,
 }
 
 /// 13, 31, 43, 68, 69, 92, 94: an application's own; 45: follows another; 63: a row was remapped; 154: a report.
@@ -35,6 +39,7 @@ impl Default for Policy {
     fn default() -> Policy {
         Policy {
             harmless: HARMLESS.to_vec(),
+            rules: Rules::default(),
         }
     }
 }
@@ -72,6 +77,18 @@ pub struct Unhealthy {
     pub xid: Option<u64>,
     /// Seconds since 1970.
     pub since: u64,
+    /// The sign, when it was one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sign: Option<Sign>,
+}
+
+/// What the looks since the agent's start have found of a GPU.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+struct Seen {
+    link_errors: Option<u64>,
+    /// How many looks in a row have found nothing that condemns.
+    clean: u32,
+    signs: Vec<Found>,
 }
 
 /// The state of every GPU that is not well; the others are.
@@ -80,6 +97,11 @@ pub struct Health {
     version: u32,
     boot_id: String,
     unhealthy: BTreeMap<String, Unhealthy>,
+    /// Most NVLinks that were up in this boot, of GPUs that have any.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    links: BTreeMap<String, u32>,
+    #[serde(skip)]
+    seen: BTreeMap<String, Seen>,
 }
 
 impl Health {
@@ -88,7 +110,7 @@ impl Health {
         let fresh = Health {
             version: VERSION,
             boot_id: boot_id.to_owned(),
-            unhealthy: BTreeMap::new(),
+            ..Health::default()
         };
         let text = match fs::read(path) {
             Ok(text) => text,
@@ -134,57 +156,91 @@ impl Health {
     /// An XID came; whether that changed anything.
     pub fn xid(&mut self, policy: &Policy, gpu: &str, xid: u64, recovery: Option<u32>, now: u64) -> bool {
         match policy.judge(xid, recovery) {
-            Some(reason) => self.condemn(gpu, reason, Some(xid), now),
+            Some(reason) => self.condemn(gpu, reason, Some(xid), None, now),
             None => false,
         }
     }
 
     /// The GPU can be watched no longer; whether that changed anything.
     pub fn lost(&mut self, gpu: &str, error: &str, now: u64) -> bool {
-        self.condemn(gpu, format!("it cannot be watched: {error}"), None, now)
+        self.condemn(gpu, format!("it cannot be watched: {error}"), None, None, now)
     }
 
-    /// A probe's result; whether that changed anything.
-    pub fn probed(&mut self, gpu: &str, probe: &Probe, now: u64) -> bool {
-        match probe {
-            Probe {
-                error: Some(error), ..
-            } => self.condemn(gpu, format!("it does not answer: {error}"), None, now),
-            Probe {
-                remap_failed: true, ..
-            } => self.condemn(gpu, "a row of its memory could not be remapped".into(), None, now),
-            Probe {
-                recovery: Some(action @ 1..),
-                ..
-            } => self.condemn(
-                gpu,
-                format!("the driver asks for {}", action_name(*action)),
-                None,
-                now,
-            ),
-            Probe {
-                recovery: Some(0), ..
-            } => self.unhealthy.remove(gpu).is_some(),
-            // The driver does not say whether it is well again: what an XID said holds until the next boot.
-            Probe { recovery: None, .. } => match self.unhealthy.get(gpu) {
-                Some(u) if u.xid.is_none() => self.unhealthy.remove(gpu).is_some(),
-                _ => false,
-            },
+    /// The signs that the last look found of a GPU, those that only warn too.
+    pub fn signs(&self, gpu: &str) -> &[Found] {
+        self.seen.get(gpu).map_or(&[], |s| &s.signs)
+    }
+
+    /// A probe's result; whether that changed anything that is to be remembered.
+    pub fn probed(&mut self, policy: &Policy, gpu: &str, probe: &Probe, now: u64) -> bool {
+        if let Some(error) = &probe.error {
+            // Nothing was read: what is known of signs stays.
+            self.seen.entry(gpu.to_owned()).or_default().clean = 0;
+            return self.condemn(gpu, format!("it does not answer: {error}"), None, None, now);
         }
+        let more_links = self.links_of(gpu, probe);
+        let before = Before {
+            links: self.links.get(gpu).copied().unwrap_or(0),
+            link_errors: self.seen.get(gpu).and_then(|s| s.link_errors),
+        };
+        let told = probe.recovery == Some(0);
+        let signs = policy.rules.found(&probe.reading, before, told);
+        let worst = signs.iter().find(|f| f.action == Action::Condemn).cloned();
+        let seen = self.seen.entry(gpu.to_owned()).or_default();
+        seen.link_errors = probe.reading.link_errors;
+        seen.signs = signs;
+        let condemned = match (probe.recovery, worst) {
+            (Some(action @ 1..), _) => {
+                let reason = format!("the driver asks for {}", action_name(action));
+                Some((reason, None))
+            }
+            (_, Some(Found { sign, text, .. })) => Some((text, Some(sign))),
+            (None | Some(0), None) => None,
+        };
+        if let Some((reason, sign)) = condemned {
+            seen.clean = 0;
+            return self.condemn(gpu, reason, None, sign, now) || more_links;
+        }
+        seen.clean = seen.clean.saturating_add(1);
+        let clean = seen.clean;
+        let over = match self.unhealthy.get(gpu) {
+            None => false,
+            // The driver does not say whether it is well again: what an XID said holds until the next boot.
+            Some(u) if u.xid.is_some() => told,
+            Some(u) => u.sign.is_none() || clean >= policy.rules.well_after,
+        };
+        if over {
+            self.unhealthy.remove(gpu);
+        }
+        over || more_links
+    }
+
+    /// Remembers how many links a GPU has had up; whether they are more than before.
+    fn links_of(&mut self, gpu: &str, probe: &Probe) -> bool {
+        let up = probe.reading.links.unwrap_or(0);
+        if up <= self.links.get(gpu).copied().unwrap_or(0) {
+            return false;
+        }
+        self.links.insert(gpu.to_owned(), up);
+        true
     }
 
     /// The first reason stays: what follows is its consequence. An XID says more than a symptom does.
-    fn condemn(&mut self, gpu: &str, reason: String, xid: Option<u64>, now: u64) -> bool {
+    fn condemn(&mut self, gpu: &str, reason: String, xid: Option<u64>, sign: Option<Sign>, now: u64) -> bool {
         match self.unhealthy.get_mut(gpu) {
             Some(old) if old.xid.is_some() || xid.is_none() => false,
             Some(old) => {
-                (old.reason, old.xid) = (reason, xid);
+                (old.reason, old.xid, old.sign) = (reason, xid, None);
                 true
             }
             None => {
-                let since = now;
-                self.unhealthy
-                    .insert(gpu.to_owned(), Unhealthy { reason, xid, since });
+                let unhealthy = Unhealthy {
+                    reason,
+                    xid,
+                    since: now,
+                    sign,
+                };
+                self.unhealthy.insert(gpu.to_owned(), unhealthy);
                 true
             }
         }
@@ -194,6 +250,8 @@ impl Health {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::Rows;
+    use crate::signs::Reading;
 
     fn health() -> Health {
         Health::load(Path::new("/no/such/file"), "boot-1").0
@@ -231,30 +289,116 @@ mod tests {
         assert!(h.of("GPU-2").is_none());
     }
 
+    fn answers(recovery: Option<u32>, reading: Reading) -> Probe {
+        Probe {
+            error: None,
+            recovery,
+            reading,
+        }
+    }
+
+    fn silent(error: &str) -> Probe {
+        Probe {
+            error: Some(error.to_owned()),
+            ..Probe::default()
+        }
+    }
+
     #[test]
     fn a_gpu_is_well_again_when_the_driver_says_so_and_not_before() {
         let (mut h, p) = (health(), Policy::default());
-        let probe = |error: Option<&str>, recovery, remap_failed| Probe {
-            error: error.map(str::to_owned),
-            recovery,
-            remap_failed,
-        };
+        let well = Reading::default;
         h.xid(&p, "GPU-1", 79, None, 1);
-        assert!(!h.probed("GPU-1", &probe(Some("GPU is lost"), None, false), 2));
+        assert!(!h.probed(&p, "GPU-1", &silent("GPU is lost"), 2));
         assert!(
-            !h.probed("GPU-1", &probe(None, None, false), 3),
+            !h.probed(&p, "GPU-1", &answers(None, well()), 3),
             "an old driver tells nothing"
         );
-        assert!(!h.probed("GPU-1", &probe(None, Some(1), false), 4));
-        assert!(h.probed("GPU-1", &probe(None, Some(0), false), 5));
+        assert!(!h.probed(&p, "GPU-1", &answers(Some(1), well()), 4));
+        assert!(h.probed(&p, "GPU-1", &answers(Some(0), well()), 5));
         assert!(h.of("GPU-1").is_none());
+        let failed = Reading {
+            rows: Some(Rows {
+                failed: true,
+                ..Rows::default()
+            }),
+            ..well()
+        };
         assert!(
-            h.probed("GPU-1", &probe(None, Some(0), true), 6),
+            h.probed(&p, "GPU-1", &answers(Some(0), failed), 6),
             "a failed remap outweighs it"
         );
         // What only a probe found, a probe takes back.
-        h.probed("GPU-2", &probe(Some("timeout"), None, false), 7);
-        assert!(h.probed("GPU-2", &probe(None, None, false), 8) && h.of("GPU-2").is_none());
+        h.probed(&p, "GPU-2", &silent("timeout"), 7);
+        assert!(h.probed(&p, "GPU-2", &answers(None, well()), 8) && h.of("GPU-2").is_none());
+    }
+
+    #[test]
+    fn what_condemned_for_a_sign_is_over_when_three_looks_have_not_found_it() {
+        let (mut h, p) = (health(), Policy::default());
+        let errors = |n| Reading {
+            ecc_volatile: Some(n),
+            ..Reading::default()
+        };
+        assert!(h.probed(&p, "GPU-1", &answers(None, errors(2)), 1));
+        let sick = h.of("GPU-1").expect("unhealthy").clone();
+        assert_eq!((sick.sign, sick.since), (Some(Sign::EccVolatile), 1));
+        assert!(sick.reason.starts_with("2 memory errors"), "{}", sick.reason);
+        for (n, clean) in [(0, 1), (0, 2), (1, 0), (0, 1), (0, 2)] {
+            assert!(!h.probed(&p, "GPU-1", &answers(None, errors(n)), 2), "{clean}");
+        }
+        assert!(h.probed(&p, "GPU-1", &answers(None, errors(0)), 3));
+        assert!(h.of("GPU-1").is_none());
+        // An XID beside it says more, and holds longer.
+        h.probed(&p, "GPU-1", &answers(None, errors(1)), 4);
+        assert!(h.xid(&p, "GPU-1", 48, None, 5));
+        for _ in 0..9 {
+            assert!(!h.probed(&p, "GPU-1", &answers(None, errors(0)), 6));
+        }
+        assert!(h.probed(&p, "GPU-1", &answers(Some(0), errors(0)), 7));
+    }
+
+    #[test]
+    fn signs_that_warn_are_told_and_condemn_nothing() {
+        let mut h = health();
+        let hot = Reading {
+            temperature: Some(90),
+            slowdown_at: Some(87),
+            shutdown_at: Some(92),
+            ..Reading::default()
+        };
+        let mut p = Policy::default();
+        assert!(!h.probed(&p, "GPU-1", &answers(Some(0), hot.clone()), 1));
+        assert_eq!(h.signs("GPU-1").len(), 1);
+        assert!(h.of("GPU-1").is_none());
+        p.rules.actions.insert(Sign::Slowdown, Action::Condemn);
+        assert!(h.probed(&p, "GPU-1", &answers(Some(0), hot), 2));
+        h.probed(&p, "GPU-1", &answers(Some(0), Reading::default()), 3);
+        assert!(h.signs("GPU-1").is_empty() && h.of("GPU-1").is_some(), "not yet");
+    }
+
+    #[test]
+    fn links_that_were_up_in_this_boot_are_missed_after_a_restart_too() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("health.json");
+        let (mut h, p) = (Health::load(&path, "boot-1").0, Policy::default());
+        let links = |n| Reading {
+            links: Some(n),
+            ..Reading::default()
+        };
+        assert!(h.probed(&p, "GPU-1", &answers(Some(0), links(12)), 1));
+        h.save(&path).expect("saved");
+        let mut h = Health::load(&path, "boot-1").0;
+        assert!(h.probed(&p, "GPU-1", &answers(Some(0), links(11)), 2));
+        assert_eq!(
+            h.of("GPU-1").map(|u| u.reason.as_str()),
+            Some("1 of its 12 NVLinks are down")
+        );
+        // MIG has no links, and is none of the signs.
+        assert!(!h.probed(&p, "GPU-2", &answers(Some(0), Reading::default()), 3));
+        h.save(&path).expect("saved");
+        let mut h = Health::load(&path, "boot-2").0;
+        assert!(h.probed(&p, "GPU-1", &answers(Some(0), links(11)), 2) && h.of("GPU-1").is_none());
     }
 
     #[test]

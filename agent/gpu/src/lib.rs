@@ -12,6 +12,7 @@ pub mod child;
 pub mod health;
 mod model;
 mod nvml;
+pub mod signs;
 mod supervisor;
 
 pub use model::{

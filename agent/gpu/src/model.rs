@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::signs::Reading;
+
 /// What the driver says of itself.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct System {
@@ -142,8 +144,8 @@ pub struct Probe {
     pub error: Option<String>,
     /// The driver's recovery action (0: none); none: the driver does not tell one.
     pub recovery: Option<u32>,
-    /// Whether a row could not be remapped.
-    pub remap_failed: bool,
+    /// What was read of its state.
+    pub reading: Reading,
 }
 
 /// What a GPU does at one moment. None: the card, or its driver, does not tell.

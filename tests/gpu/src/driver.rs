@@ -139,7 +139,7 @@ impl Driver {
         self.libraries(version)
     }
 
-    /// Appends to the events: "GPU XID [GI CI]", "GPU reset", "GPU reattach" or "reload".
+    /// Appends to the events: "GPU XID [GI CI]", "GPU reset", "GPU reattach", "GPU set KEY VALUE" or "reload".
     ///
     /// # Errors
     /// The file cannot be written.

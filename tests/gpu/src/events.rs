@@ -36,15 +36,89 @@ pub enum Event {
         /// Index.
         gpu: usize,
     },
+    /// "GPU set KEY VALUE".
+    Set {
+        /// Index.
+        gpu: usize,
+        /// What.
+        key: Key,
+        /// To what.
+        value: u64,
+    },
     /// "reload".
     Reload,
+}
+
+/// What of a GPU's state can be set while programs run, over what the topology says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Key {
+    /// "ecc_volatile": uncorrected errors since the driver was loaded.
+    EccVolatile,
+    /// "ecc_aggregate": those in the card's life.
+    EccAggregate,
+    /// "remap_pending": 0 or 1.
+    RemapPending,
+    /// "remap_failed": 0 or 1.
+    RemapFailed,
+    /// "retirement_pending": 0 or 1.
+    RetirementPending,
+    /// "retired_pages".
+    RetiredPages,
+    /// "links_down": that many of the first NVLinks.
+    LinksDown,
+    /// "link_errors": of all NVLinks together.
+    LinkErrors,
+    /// "temperature".
+    Temperature,
+}
+
+impl Key {
+    fn parse(word: &str) -> Option<Key> {
+        Some(match word {
+            "ecc_volatile" => Key::EccVolatile,
+            "ecc_aggregate" => Key::EccAggregate,
+            "remap_pending" => Key::RemapPending,
+            "remap_failed" => Key::RemapFailed,
+            "retirement_pending" => Key::RetirementPending,
+            "retired_pages" => Key::RetiredPages,
+            "links_down" => Key::LinksDown,
+            "link_errors" => Key::LinkErrors,
+            "temperature" => Key::Temperature,
+            _ => return None,
+        })
+    }
+
+    /// Whether a reset of the GPU, or a driver that is loaded anew, ends it.
+    fn ends_with_a_reset(self) -> bool {
+        matches!(
+            self,
+            Key::EccVolatile | Key::RemapPending | Key::RetirementPending | Key::LinksDown | Key::LinkErrors
+        )
+    }
+}
+
+/// What a key of a GPU was set to last; none: it is as the topology says.
+pub fn value(gpu: usize, key: Key) -> Option<u64> {
+    all().into_iter().fold(None, |value, event| match event {
+        Event::Set {
+            gpu: g,
+            key: k,
+            value,
+        } if (g, k) == (gpu, key) => Some(value),
+        Event::Reset { gpu: g } | Event::Reattach { gpu: g } if g == gpu && key.ends_with_a_reset() => None,
+        Event::Reload if key.ends_with_a_reset() => None,
+        _ => value,
+    })
 }
 
 impl Event {
     /// Whose it is; none: everything's.
     pub fn gpu(self) -> Option<usize> {
         match self {
-            Event::Xid { gpu, .. } | Event::Reset { gpu } | Event::Reattach { gpu } => Some(gpu),
+            Event::Xid { gpu, .. }
+            | Event::Reset { gpu }
+            | Event::Reattach { gpu }
+            | Event::Set { gpu, .. } => Some(gpu),
             Event::Reload => None,
         }
     }
@@ -59,6 +133,11 @@ fn parse(line: &str) -> Option<Event> {
         }),
         [gpu, "reattach"] => Some(Event::Reattach {
             gpu: gpu.parse().ok()?,
+        }),
+        [gpu, "set", key, value] => Some(Event::Set {
+            gpu: gpu.parse().ok()?,
+            key: Key::parse(key)?,
+            value: value.parse().ok()?,
         }),
         [gpu, xid, rest @ ..] => Some(Event::Xid {
             gpu: gpu.parse().ok()?,
@@ -199,6 +278,13 @@ mod tests {
         assert_eq!(parse("1 reset"), Some(Event::Reset { gpu: 1 }));
         assert_eq!(parse("1 reattach"), Some(Event::Reattach { gpu: 1 }));
         assert_eq!(parse("reload"), Some(Event::Reload));
+        let set = Event::Set {
+            gpu: 2,
+            key: Key::Temperature,
+            value: 95,
+        };
+        assert_eq!(parse("2 set temperature 95"), Some(set));
+        assert_eq!(parse("2 set colour 95"), None);
         assert_eq!(parse("gpu 79"), None);
         assert_eq!(parse(""), None);
     }

@@ -4,7 +4,8 @@
 //! ```text
 //! topology.json   what there is ([`topology`]); read again when it changes, so geometry may change under a running program
 //! events          appended to: "GPU XID [GI CI]" raises an XID, "GPU reset" brings a lost GPU back, "GPU reattach" only for
-//!                 processes that start after it, "reload" makes the library useless to those before it; kept for ever
+//!                 processes that start after it, "reload" makes the library useless to those before it, "GPU set KEY VALUE"
+//!                 changes what a GPU tells of its state (`events::Key`); kept for ever
 //! overrides       "FUNCTION CODE", "FUNCTION sleep MS", "FUNCTION hang", each optionally followed by a GPU's index
 //! calls           when it is there: one line a call, "FUNCTION [GPU]"
 //! ```

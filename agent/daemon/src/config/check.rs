@@ -77,6 +77,13 @@ impl Config {
                 "it is not from 1 to 3600",
             );
         }
+        if !(1..=1000).contains(&self.health.well_after) {
+            return bad(
+                "health.well_after",
+                &self.health.well_after,
+                "it is not from 1 to 1000",
+            );
+        }
         if !(100..=600_000).contains(&self.driver.deadline_ms) {
             return bad(
                 "driver.deadline_ms",
@@ -111,6 +118,7 @@ impl Config {
 mod tests {
     use super::*;
     use crate::config::DEFAULT_TOML;
+    use slipway_gpu::signs::Sign;
     use std::path::Path;
 
     fn parse(text: &str) -> Result<Config, ConfigError> {
@@ -119,7 +127,10 @@ mod tests {
 
     #[test]
     fn the_file_that_is_printed_says_what_holds_without_one() {
-        let printed = parse(DEFAULT_TOML).expect("the default file is valid");
+        let mut printed = parse(DEFAULT_TOML).expect("the default file is valid");
+        let signs = std::mem::take(&mut printed.health.signs);
+        let usual = Sign::ALL.map(|sign| (sign, sign.usual()));
+        assert_eq!(signs, usual.into(), "every sign, with what is usually done");
         assert_eq!(format!("{printed:?}"), format!("{:?}", Config::default()));
     }
 
@@ -137,6 +148,10 @@ mod tests {
             ("[cdi]\nhook = \"/bin/true\"\n", "cdi.hook"),
             ("[cdi]\nhook = \"slipway-agent\"\n", "cdi.hook"),
             ("[log]\nlevel = \"loud\"\n", "log.level"),
+            ("[health]\nwell_after = 0\n", "health.well_after"),
+            ("[health.signs]\nheat = \"warn\"\n", "heat"),
+            ("[health.signs]\nslowdown = \"kill\"\n", "kill"),
+            ("[health.limits]\npages = 1\n", "pages"),
         ] {
             let error = parse(text).expect_err(text).to_string();
             assert!(error.contains(said), "{error}");

@@ -2,11 +2,14 @@
 
 mod check;
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde::Deserialize;
+use slipway_gpu::health::Policy;
+use slipway_gpu::signs::{Action, Limits, Rules, Sign};
 
 use crate::kube::Source;
 
@@ -165,6 +168,12 @@ pub struct Health {
     pub harmless_xids: Vec<u64>,
     /// Time between probes.
     pub probe_seconds: u64,
+    /// Looks that have to find a sign gone.
+    pub well_after: u32,
+    /// What is done about signs of illness, where it is not the usual.
+    pub signs: BTreeMap<Sign, Action>,
+    /// How much of something is a sign.
+    pub limits: Limits,
 }
 
 /// The agent's own server.
@@ -329,6 +338,9 @@ impl Default for Health {
         Health {
             harmless_xids: slipway_gpu::health::HARMLESS.to_vec(),
             probe_seconds: 10,
+            well_after: Rules::default().well_after,
+            signs: BTreeMap::new(),
+            limits: Limits::default(),
         }
     }
 }
@@ -362,6 +374,18 @@ impl Health {
     /// Time between probes.
     pub fn probe(&self) -> Duration {
         Duration::from_secs(self.probe_seconds)
+    }
+
+    /// What condemns a GPU.
+    pub fn policy(&self) -> Policy {
+        Policy {
+            harmless: self.harmless_xids.clone(),
+            rules: Rules {
+                actions: self.signs.clone(),
+                limits: self.limits.clone(),
+                well_after: self.well_after,
+            },
+        }
     }
 }
 

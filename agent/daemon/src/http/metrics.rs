@@ -225,6 +225,14 @@ fn node(page: &mut Page, facts: &Facts) {
         let well = if sick.is_none() { 1.0 } else { 0.0 };
         page.series("slipway_gpu_healthy", &device.labels(), &[("xid", &xid)], well);
     }
+    let name = "slipway_gpu_sign";
+    page.family(name, "gauge", "Signs of illness that the last look found.");
+    for gpu in &inventory.gpus {
+        let device = Device::of(facts, gpu, &gpu.uuid, "");
+        for found in facts.posted.health.signs(&gpu.uuid) {
+            page.series(name, &device.labels(), &[("sign", found.sign.name())], 1.0);
+        }
+    }
     page.family(
         "slipway_gpu_devices",
         "gauge",

@@ -6,6 +6,7 @@
 
 use std::time::Duration;
 
+use slipway_gpu::signs::Found;
 use slipway_gpu::{Gpu, GpuError, GpuEvent, Inventory, Look, Probe, System};
 use tokio::sync::mpsc;
 
@@ -19,7 +20,7 @@ const MAX_GPUS: u32 = 64;
 /// What came of asking one GPU.
 enum Seen {
     /// An answer, be it an error.
-    Look(Look),
+    Look(Box<Look>),
     /// None in time.
     Silent(String),
     /// It was not asked.
@@ -28,7 +29,7 @@ enum Seen {
 
 impl Seen {
     fn fails(&self) -> bool {
-        matches!(self, Seen::Look(Look { gpu: None, .. }))
+        matches!(self, Seen::Look(look) if look.gpu.is_none())
     }
 }
 
@@ -92,13 +93,13 @@ impl Agent {
             let seen = match self.while_hearing(events, supervisor.look(index)).await? {
                 Ok(look) => {
                     self.silent.remove(&index);
-                    Seen::Look(look)
+                    Seen::Look(Box::new(look))
                 }
                 Err(e @ (GpuError::Hangs(_) | GpuError::StillHangs)) => self.is_silent(index, &e),
-                Err(GpuError::Nvml(error)) => Seen::Look(Look {
+                Err(GpuError::Nvml(error)) => Seen::Look(Box::new(Look {
                     gpu: None,
                     probe: failed(error),
-                }),
+                })),
                 Err(e) => return Some(Err(e)),
             };
             gpus.push(seen);
@@ -149,14 +150,16 @@ impl Agent {
         let mut missing = Vec::new();
         for (index, seen) in (0..).zip(round.gpus) {
             match seen {
-                Seen::Look(Look {
-                    gpu: Some(gpu),
-                    probe,
-                }) => {
-                    self.probed(&gpu.uuid, &probe);
-                    found.gpus.push(gpu);
-                }
-                Seen::Look(Look { probe, .. }) => missing.push((index, probe.error)),
+                Seen::Look(look) => match *look {
+                    Look {
+                        gpu: Some(gpu),
+                        probe,
+                    } => {
+                        self.probed(&gpu.uuid, &probe);
+                        found.gpus.push(gpu);
+                    }
+                    Look { gpu: None, probe } => missing.push((index, probe.error)),
+                },
                 Seen::Silent(error) => missing.push((index, Some(error))),
                 Seen::Unasked => missing.push((index, None)),
             }
@@ -212,15 +215,32 @@ impl Agent {
     }
 
     fn probed(&mut self, uuid: &str, probe: &Probe) {
-        if !self.health.probed(uuid, probe, now()) {
+        let signs = self.health.signs(uuid).to_vec();
+        let was = self.health.of(uuid).cloned();
+        let changed = self.health.probed(&self.policy, uuid, probe, now());
+        self.tell_signs(uuid, &signs);
+        if !changed {
             return;
         }
         match self.health.of(uuid) {
+            sick if sick == was.as_ref() => {}
             Some(sick) => tracing::warn!(gpu = uuid, reason = sick.reason, "unhealthy"),
             None => tracing::info!(gpu = uuid, "healthy again"),
         }
         self.post();
         self.keep();
+    }
+
+    /// Each sign is told when it comes and when it goes.
+    fn tell_signs(&self, gpu: &str, before: &[Found]) {
+        let there = |list: &[Found], sign| list.iter().any(|f| f.sign == sign);
+        let now = self.health.signs(gpu);
+        for Found { sign, text, .. } in now.iter().filter(|f| !there(before, f.sign)) {
+            tracing::warn!(gpu, %sign, "a sign of illness: {text}");
+        }
+        for Found { sign, .. } in before.iter().filter(|f| !there(now, f.sign)) {
+            tracing::info!(gpu, %sign, "a sign of illness is gone");
+        }
     }
 
     /// Has the GPU watched; what it did not answer to.

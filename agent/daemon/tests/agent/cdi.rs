@@ -33,6 +33,17 @@ fn the_default_configuration_is_printed_and_checked_and_unknown_keys_are_refused
     let node = Node::new("h200", "");
     std::fs::write(node.config(), node.ok(&["config", "default"])).unwrap();
     assert!(node.ok(&["config", "check"]).contains("valid"));
+    // The flag stands before the verb or after it.
+    let after = std::process::Command::new(env!("CARGO_BIN_EXE_slipway-agent"))
+        .args(["config", "check", "--config"])
+        .arg(node.config())
+        .output()
+        .unwrap();
+    assert!(
+        after.status.success(),
+        "{}",
+        String::from_utf8_lossy(&after.stderr)
+    );
     std::fs::write(node.config(), "[driver]\nroots = \"/\"\n").unwrap();
     let out = node.run(&["config", "check"]);
     let said = String::from_utf8_lossy(&out.stderr);
@@ -190,8 +201,13 @@ fn root_what_is_missing_is_named() {
     assert!(!out.status.success());
 
     std::fs::remove_dir_all(node.driver.root()).unwrap();
-    let said = String::from_utf8_lossy(&node.run(&["cdi", "generate"]).stderr).into_owned();
-    assert!(said.contains("libnvidia-ml.so.1"), "{said}");
+    for verb in [&["cdi", "generate"][..], &["list"]] {
+        let said = String::from_utf8_lossy(&node.run(verb).stderr).into_owned();
+        assert!(
+            said.contains("libnvidia-ml.so.1") && said.contains("install NVIDIA's driver"),
+            "{said}"
+        );
+    }
 }
 
 #[test]

@@ -10,4 +10,5 @@ mod metrics;
 mod node;
 mod plugin;
 mod sick;
+mod signs;
 mod who;

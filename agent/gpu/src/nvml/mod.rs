@@ -10,10 +10,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use nvml_wrapper::Nvml;
+use nvml_wrapper::enum_wrappers::device::{EccCounter, MemoryError, TemperatureSensor, TemperatureThreshold};
 use nvml_wrapper::error::NvmlError;
 use serde::{Deserialize, Serialize};
 
 use crate::model::{Gpu, Links, Look, MigDevice, Probe, System};
+use crate::signs::Reading;
 
 /// NVML's largest number of links a GPU.
 const MAX_LINKS: u32 = 18;
@@ -78,16 +80,16 @@ impl Library {
         let ask = || {
             let device = self.nvml.device_by_index(index)?;
             let gpu = self.gpu(&device, index, sys)?;
-            let failed = supported(raw::remapped_rows(&self.nvml, &device))?.is_some_and(|rows| rows.failed);
-            Ok::<_, NvmlError>((gpu, raw::recovery_action(&self.nvml, &device), failed))
+            let (recovery, reading) = self.state(&device, &gpu)?;
+            Ok::<_, NvmlError>((gpu, recovery, reading))
         };
         match ask() {
-            Ok((gpu, recovery, remap_failed)) => Look {
+            Ok((gpu, recovery, reading)) => Look {
                 gpu: Some(gpu),
                 probe: Probe {
                     error: None,
                     recovery,
-                    remap_failed,
+                    reading,
                 },
             },
             Err(e) => Look {
@@ -127,18 +129,54 @@ impl Library {
                 }
             }
         }
-        gpu.links = self.links(device);
+        gpu.links = self.links(device)?;
         Ok(gpu)
     }
 
-    /// As far as NVML tells: a GPU is good for something without its links.
-    fn links(&self, device: &nvml_wrapper::Device<'_>) -> Links {
+    /// The driver's recovery action, and what tells of an illness. What a card does not tell is left out; an error that only
+    /// a GPU that fails can give is one.
+    fn state(
+        &self,
+        device: &nvml_wrapper::Device<'_>,
+        gpu: &Gpu,
+    ) -> Result<(Option<u32>, Reading), NvmlError> {
+        let ecc = |counter| device.total_ecc_errors(MemoryError::Uncorrected, counter).ok();
+        let from = |threshold| device.temperature_threshold(threshold).ok();
+        let rows = supported(raw::remapped_rows(&self.nvml, device))?;
+        let told = raw::told(&self.nvml, device);
+        let up = gpu.links.switch + gpu.links.peers.iter().map(|(_, n)| n).sum::<u32>();
+        let reading = Reading {
+            ecc_volatile: ecc(EccCounter::Volatile),
+            ecc_aggregate: ecc(EccCounter::Aggregate),
+            rows,
+            // Cards that remap rows retire no pages.
+            retirement_pending: match rows {
+                Some(_) => None,
+                None => raw::retirement_pending(&self.nvml, device).ok(),
+            },
+            retired_pages: match rows {
+                Some(_) => None,
+                None => raw::retired_pages(&self.nvml, device).ok(),
+            },
+            links: (gpu.mig != Some(true)).then_some(up),
+            link_errors: told.link_errors,
+            temperature: device.temperature(TemperatureSensor::Gpu).ok(),
+            slowdown_at: from(TemperatureThreshold::Slowdown),
+            shutdown_at: from(TemperatureThreshold::Shutdown),
+        };
+        Ok((told.recovery, reading))
+    }
+
+    /// As far as NVML tells: a GPU is good for something without its links. One that is lost has none to count.
+    fn links(&self, device: &nvml_wrapper::Device<'_>) -> Result<Links, NvmlError> {
         let (mut peers, mut switch) = (BTreeMap::<String, u32>::new(), 0);
         for number in 0..MAX_LINKS {
             let link = device.link_wrapper_for(number);
-            // A link that the card does not have is an invalid argument to some drivers, unsupported to others.
-            if !link.is_active().unwrap_or(false) {
-                continue;
+            match link.is_active() {
+                Ok(true) => {}
+                Err(e @ NvmlError::GpuLost) => return Err(e),
+                // A link that the card does not have is an invalid argument to some drivers, unsupported to others.
+                Ok(false) | Err(_) => continue,
             }
             if raw::leads_to_switch(&self.nvml, device, number).unwrap_or(false) {
                 switch += 1;
@@ -148,10 +186,10 @@ impl Library {
                     .or_default() += 1;
             }
         }
-        Links {
+        Ok(Links {
             peers: peers.into_iter().collect(),
             switch,
-        }
+        })
     }
 
     fn slice(&self, slice: &nvml_wrapper::Device<'_>, index: u32) -> Result<MigDevice, NvmlError> {

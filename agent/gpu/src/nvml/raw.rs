@@ -63,41 +63,114 @@ pub fn leads_to_switch(nvml: &Nvml, device: &Device<'_>, link: u32) -> Result<bo
     Ok(kind == sys::nvmlIntNvLinkDeviceType_enum_NVML_NVLINK_DEVICE_TYPE_SWITCH)
 }
 
+/// Whether pages wait to be retired.
+pub fn retirement_pending(nvml: &Nvml, device: &Device<'_>) -> Result<bool, NvmlError> {
+    let call = nvml_sym(nvml.lib().nvmlDeviceGetRetiredPagesPendingStatus.as_ref())?;
+    let mut pending = 0;
+    // SAFETY: see the module.
+    unsafe { nvml_try(call(device.handle(), &mut pending))? };
+    Ok(pending != 0)
+}
+
+/// How many pages are retired, for whatever reason.
+pub fn retired_pages(nvml: &Nvml, device: &Device<'_>) -> Result<u32, NvmlError> {
+    let call = nvml_sym(nvml.lib().nvmlDeviceGetRetiredPages.as_ref())?;
+    let mut all = 0;
+    for cause in [
+        sys::nvmlPageRetirementCause_enum_NVML_PAGE_RETIREMENT_CAUSE_MULTIPLE_SINGLE_BIT_ECC_ERRORS,
+        sys::nvmlPageRetirementCause_enum_NVML_PAGE_RETIREMENT_CAUSE_DOUBLE_BIT_ECC_ERROR,
+    ] {
+        let mut count = 0;
+        // SAFETY: see the module; with room for none, none is written and they are only counted.
+        let answer = unsafe { call(device.handle(), cause, &mut count, std::ptr::null_mut()) };
+        match nvml_try(answer) {
+            Ok(()) | Err(NvmlError::InsufficientSize(_)) => all += count,
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(all)
+}
+
+/// What the driver tells of a GPU in fields.
+pub struct Told {
+    /// What is to be done about it (0: nothing); none: it does not say.
+    pub recovery: Option<u32>,
+    /// Errors of all NVLinks; none: there are none, or they are not counted.
+    pub link_errors: Option<u64>,
+}
+
+/// What the driver tells.
+pub fn told(nvml: &Nvml, device: &Device<'_>) -> Told {
+    let ids = [
+        sys::field_id::NVML_FI_DEV_GET_GPU_RECOVERY_ACTION,
+        sys::field_id::NVML_FI_DEV_NVLINK_REPLAY_ERROR_COUNT_TOTAL,
+        sys::field_id::NVML_FI_DEV_NVLINK_RECOVERY_ERROR_COUNT_TOTAL,
+        sys::field_id::NVML_FI_DEV_NVLINK_CRC_FLIT_ERROR_COUNT_TOTAL,
+        sys::field_id::NVML_FI_DEV_NVLINK_CRC_DATA_ERROR_COUNT_TOTAL,
+    ];
+    let [recovery, links @ ..] = fields(nvml, device, ids, 0);
+    Told {
+        recovery: recovery.and_then(|action| u32::try_from(action).ok()),
+        link_errors: links.into_iter().flatten().reduce(u64::saturating_add),
+    }
+}
+
 /// What the driver says is to be done about the GPU (0: nothing); none when it does not say.
 pub fn recovery_action(nvml: &Nvml, device: &Device<'_>) -> Option<u32> {
-    let value = field(
-        nvml,
-        device,
-        sys::field_id::NVML_FI_DEV_GET_GPU_RECOVERY_ACTION,
-        0,
-    )?;
-    // SAFETY: every field of the union is a number, and the library has written it.
-    Some(unsafe { value.value.uiVal })
+    let ids = [sys::field_id::NVML_FI_DEV_GET_GPU_RECOVERY_ACTION];
+    let [action] = fields(nvml, device, ids, 0);
+    u32::try_from(action?).ok()
 }
 
 /// KiB of data over all NVLinks: sent, received.
 pub fn link_kib(nvml: &Nvml, device: &Device<'_>) -> Option<(u64, u64)> {
-    let ask = |id| {
-        let value = field(nvml, device, id, ALL_LINKS)?;
-        // SAFETY: every field of the union is a number; these two are 64 bits wide.
-        Some(unsafe { value.value.ullVal })
-    };
-    Some((
-        ask(sys::field_id::NVML_FI_DEV_NVLINK_THROUGHPUT_DATA_TX)?,
-        ask(sys::field_id::NVML_FI_DEV_NVLINK_THROUGHPUT_DATA_RX)?,
-    ))
+    let ids = [
+        sys::field_id::NVML_FI_DEV_NVLINK_THROUGHPUT_DATA_TX,
+        sys::field_id::NVML_FI_DEV_NVLINK_THROUGHPUT_DATA_RX,
+    ];
+    let [sent, received] = fields(nvml, device, ids, ALL_LINKS);
+    Some((sent?, received?))
 }
 
-fn field(nvml: &Nvml, device: &Device<'_>, id: u32, scope: u32) -> Option<sys::nvmlFieldValue_t> {
-    let call = nvml_sym(nvml.lib().nvmlDeviceGetFieldValues.as_ref()).ok()?;
-    // SAFETY: a structure of plain numbers.
-    let mut value: sys::nvmlFieldValue_t = unsafe { std::mem::zeroed() };
-    (value.fieldId, value.scopeId) = (id, scope);
-    // SAFETY: see the module; one value is passed and one is counted.
-    let answer = unsafe { call(device.handle(), 1, &mut value) };
-    nvml_try(answer).ok()?;
-    nvml_try(value.nvmlReturn).ok()?;
-    Some(value)
+/// The values of fields, each none where it is not there, in one call.
+fn fields<const N: usize>(nvml: &Nvml, device: &Device<'_>, ids: [u32; N], scope: u32) -> [Option<u64>; N] {
+    let Ok(call) = nvml_sym(nvml.lib().nvmlDeviceGetFieldValues.as_ref()) else {
+        return [None; N];
+    };
+    let mut values = ids.map(|id| {
+        // SAFETY: a structure of plain numbers.
+        let mut value: sys::nvmlFieldValue_t = unsafe { std::mem::zeroed() };
+        (value.fieldId, value.scopeId) = (id, scope);
+        value
+    });
+    let Ok(count) = i32::try_from(N) else {
+        return [None; N];
+    };
+    // SAFETY: see the module; as many values are passed as are counted.
+    let answer = unsafe { call(device.handle(), count, values.as_mut_ptr()) };
+    if nvml_try(answer).is_err() {
+        return [None; N];
+    }
+    values.map(|value| {
+        nvml_try(value.nvmlReturn).ok()?;
+        number(&value)
+    })
+}
+
+/// A whole number that is not negative.
+fn number(value: &sys::nvmlFieldValue_t) -> Option<u64> {
+    // SAFETY: every field of the union is a number, and the library has written the one that the type names.
+    unsafe {
+        match value.valueType {
+            sys::nvmlValueType_enum_NVML_VALUE_TYPE_UNSIGNED_INT => Some(value.value.uiVal.into()),
+            sys::nvmlValueType_enum_NVML_VALUE_TYPE_UNSIGNED_LONG => Some(value.value.ulVal),
+            sys::nvmlValueType_enum_NVML_VALUE_TYPE_UNSIGNED_LONG_LONG => Some(value.value.ullVal),
+            sys::nvmlValueType_enum_NVML_VALUE_TYPE_SIGNED_LONG_LONG => {
+                u64::try_from(value.value.sllVal).ok()
+            }
+            _ => None,
+        }
+    }
 }
 
 /// An error that the driver reported.

@@ -22,7 +22,25 @@ unsafe extern "C" fn nvmlDeviceGetUtilizationRates(
 #[unsafe(no_mangle)]
 unsafe extern "C" fn nvmlDeviceGetTemperature(handle: nvmlDevice_t, _: c_uint, to: *mut c_uint) -> Code {
     device("nvmlDeviceGetTemperature", handle, |f| unsafe {
-        put(to, f.whole()?.temperature)
+        let otherwise = f.whole()?.temperature.into();
+        put(to, f.state(Key::Temperature, otherwise) as c_uint)
+    })
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn nvmlDeviceGetTemperatureThreshold(
+    handle: nvmlDevice_t,
+    kind: nvml::nvmlTemperatureThresholds_t,
+    to: *mut c_uint,
+) -> Code {
+    device("nvmlDeviceGetTemperatureThreshold", handle, |f| {
+        f.whole()?;
+        let at = match kind {
+            nvml::nvmlTemperatureThresholds_enum_NVML_TEMPERATURE_THRESHOLD_SLOWDOWN => SLOWDOWN_AT,
+            nvml::nvmlTemperatureThresholds_enum_NVML_TEMPERATURE_THRESHOLD_SHUTDOWN => SHUTDOWN_AT,
+            _ => return Err(UNSUPPORTED),
+        };
+        unsafe { put(to, at) }
     })
 }
 
@@ -53,12 +71,23 @@ unsafe extern "C" fn nvmlDeviceGetClockInfo(handle: nvmlDevice_t, kind: c_uint, 
 unsafe extern "C" fn nvmlDeviceGetTotalEccErrors(
     handle: nvmlDevice_t,
     kind: c_uint,
-    _: c_uint,
+    counter: c_uint,
     to: *mut c_ulonglong,
 ) -> Code {
     device("nvmlDeviceGetTotalEccErrors", handle, |f| {
         let (corrected, uncorrected) = f.whole()?.ecc.ok_or(UNSUPPORTED)?;
-        unsafe { put(to, if kind == 0 { corrected } else { uncorrected }) }
+        // 0: since the driver was loaded.
+        let key = if counter == 0 {
+            Key::EccVolatile
+        } else {
+            Key::EccAggregate
+        };
+        let count = if kind == 0 {
+            corrected
+        } else {
+            f.state(key, uncorrected)
+        };
+        unsafe { put(to, count) }
     })
 }
 
@@ -70,7 +99,40 @@ unsafe extern "C" fn nvmlDeviceGetRetiredPagesPendingStatus(handle: nvmlDevice_t
         if gpu.rows.is_some() || gpu.ecc.is_none() {
             return Err(UNSUPPORTED);
         }
-        unsafe { put(to, 0) }
+        unsafe { put(to, f.state(Key::RetirementPending, 0) as c_uint) }
+    })
+}
+
+/// Only counts them: all are of one cause.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn nvmlDeviceGetRetiredPages(
+    handle: nvmlDevice_t,
+    cause: nvml::nvmlPageRetirementCause_t,
+    count: *mut c_uint,
+    _: *mut c_ulonglong,
+) -> Code {
+    device("nvmlDeviceGetRetiredPages", handle, |f| {
+        let gpu = f.whole()?;
+        if gpu.rows.is_some() || gpu.ecc.is_none() {
+            return Err(UNSUPPORTED);
+        }
+        let pages = match cause {
+            nvml::nvmlPageRetirementCause_enum_NVML_PAGE_RETIREMENT_CAUSE_DOUBLE_BIT_ECC_ERROR => {
+                f.state(Key::RetiredPages, 0)
+            }
+            _ => 0,
+        };
+        if count.is_null() {
+            return Err(INVALID);
+        }
+        // SAFETY: not null.
+        let room = unsafe { count.read_unaligned() };
+        unsafe { put(count, pages as c_uint) }?;
+        if u64::from(room) < pages {
+            Err(TOO_SMALL)
+        } else {
+            Ok(())
+        }
     })
 }
 
@@ -87,8 +149,8 @@ unsafe extern "C" fn nvmlDeviceGetRemappedRows(
         unsafe {
             put(corrected, rows.0)?;
             put(uncorrected, rows.1)?;
-            put(pending, rows.2)?;
-            put(failed, rows.3)
+            put(pending, f.state(Key::RemapPending, rows.2.into()) as c_uint)?;
+            put(failed, f.state(Key::RemapFailed, rows.3.into()) as c_uint)
         }
     })
 }
@@ -113,6 +175,16 @@ unsafe extern "C" fn nvmlDeviceGetFieldValues(
                 value.nvmlReturn = OK;
                 value.valueType = 1; // an unsigned int
                 value.value = nvml::nvmlValue_t { uiVal: action };
+            }
+            if !f.gpu.nvlinks.is_empty() && FIELDS_LINK_ERRORS.contains(&value.fieldId) {
+                value.nvmlReturn = OK;
+                value.valueType = 3; // an unsigned long long
+                let errors = if value.fieldId == FIELD_LINK_REPLAYS {
+                    f.state(Key::LinkErrors, 0)
+                } else {
+                    0
+                };
+                value.value = nvml::nvmlValue_t { ullVal: errors };
             }
             // All links together; the topology says what went over them.
             if let Some((sent, received)) = f.gpu.link_kib

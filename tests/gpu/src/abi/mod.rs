@@ -13,7 +13,7 @@ use std::time::Duration;
 use nvml_wrapper_sys::bindings as nvml;
 use nvml_wrapper_sys::bindings::{nvmlDevice_t, nvmlEventSet_t};
 
-use crate::events::{self, Event};
+use crate::events::{self, Event, Key};
 use crate::state::{self, Code, Handle};
 use crate::topology::{Gpu, MigDevice, Topology};
 
@@ -27,6 +27,12 @@ const FIELD_RECOVERY_ACTION: u32 = 230;
 /// KiB of data over NVLinks.
 const FIELD_LINK_SENT: u32 = 138;
 const FIELD_LINK_RECEIVED: u32 = 139;
+/// Errors of all NVLinks together: replays, which are all that there are here, recoveries, checksums.
+const FIELD_LINK_REPLAYS: u32 = 52;
+const FIELDS_LINK_ERRORS: [u32; 4] = [FIELD_LINK_REPLAYS, 59, 38, 45];
+/// From where on every card slows itself down, and shuts itself down.
+const SLOWDOWN_AT: u32 = 87;
+const SHUTDOWN_AT: u32 = 92;
 const MIB: u64 = 1 << 20;
 
 type Done = Result<(), Code>;
@@ -91,6 +97,11 @@ struct Found<'a> {
 }
 
 impl Found<'_> {
+    /// What was set while the library is in use, or what the topology says.
+    fn state(&self, key: Key, otherwise: u64) -> u64 {
+        events::value(self.handle.gpu, key).unwrap_or(otherwise)
+    }
+
     /// Only GPUs have that, MIG devices do not.
     fn whole(&self) -> Result<&Gpu, Code> {
         if self.mig.is_some() {

@@ -67,7 +67,8 @@ fn link<'a>(f: &'a Found<'_>, number: c_uint) -> Result<&'a crate::topology::Lin
 #[unsafe(no_mangle)]
 unsafe extern "C" fn nvmlDeviceGetNvLinkState(handle: nvmlDevice_t, number: c_uint, to: *mut c_uint) -> Code {
     device("nvmlDeviceGetNvLinkState", handle, |f| unsafe {
-        put(to, u32::from(!link(f, number)?.down))
+        let down = u64::from(number) < f.state(Key::LinksDown, 0);
+        put(to, u32::from(!link(f, number)?.down && !down))
     })
 }
 
