@@ -39,6 +39,8 @@ pub const ALL: &[&str] = &[
     "start_container.after_record",
     "update_container_resources.after_record",
     "update_container_resources.after_apply",
+    "fail_container.after_record",
+    "fail_container.after_kill",
     "container_stats.count_layer",
     "stop_pod_sandbox.after_intent",
     "stop_pod_sandbox.after_kill",

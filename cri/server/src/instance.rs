@@ -4,6 +4,7 @@
 //! <root>/  0700   slipwayd.lock   flock held as long as we live; says our pid and socket for whoever finds it taken
 //! <state>/ 0700   slipwayd.lock   the same: two instances sharing one would sweep each other's pods away
 //!                 slipwayd.sock   0660
+//!                 fault/          0700; fault.sock 0600
 //!                 pods/ containers/
 //! ```
 //! It refuses to know what lies in the directories.
@@ -88,33 +89,43 @@ impl Instance {
 
     /// Listens on the CRI socket, 0660. A socket left by a dead instance is replaced: we hold the lock.
     pub fn listen(&self, socket: &Path) -> Result<UnixListener, InstanceError> {
-        let failed = |source| InstanceError::Listen {
-            path: socket.to_owned(),
-            source,
-        };
-        if let Some(parent) = socket.parent() {
-            DirBuilder::new()
-                .recursive(true)
-                .mode(0o755)
-                .create(parent)
-                .map_err(failed)?;
-        }
-        if std::os::unix::net::UnixStream::connect(socket).is_ok() {
-            return Err(failed(std::io::Error::new(
-                std::io::ErrorKind::AddrInUse,
-                "somebody else answers there, on another root",
-            )));
-        }
-        match std::fs::remove_file(socket) {
-            Ok(()) => {}
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
-            Err(error) => return Err(failed(error)),
-        }
-        let listener = UnixListener::bind(socket).map_err(failed)?;
-        std::fs::set_permissions(socket, std::fs::Permissions::from_mode(0o660)).map_err(failed)?;
-        listener.set_nonblocking(true).map_err(failed)?;
-        Ok(listener)
+        listen(socket, 0o755, 0o660)
     }
+
+    /// Listens on the socket of faults, 0600; its directory is made for root alone where it is not there.
+    pub fn listen_for_faults(&self, socket: &Path) -> Result<UnixListener, InstanceError> {
+        listen(socket, 0o700, 0o600)
+    }
+}
+
+/// A listening socket of that mode, in a directory of that mode where there is none yet.
+fn listen(socket: &Path, dir_mode: u32, mode: u32) -> Result<UnixListener, InstanceError> {
+    let failed = |source| InstanceError::Listen {
+        path: socket.to_owned(),
+        source,
+    };
+    if let Some(parent) = socket.parent() {
+        DirBuilder::new()
+            .recursive(true)
+            .mode(dir_mode)
+            .create(parent)
+            .map_err(failed)?;
+    }
+    if std::os::unix::net::UnixStream::connect(socket).is_ok() {
+        return Err(failed(std::io::Error::new(
+            std::io::ErrorKind::AddrInUse,
+            "somebody else answers there, on another root",
+        )));
+    }
+    match std::fs::remove_file(socket) {
+        Ok(()) => {}
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+        Err(error) => return Err(failed(error)),
+    }
+    let listener = UnixListener::bind(socket).map_err(failed)?;
+    std::fs::set_permissions(socket, std::fs::Permissions::from_mode(mode)).map_err(failed)?;
+    listener.set_nonblocking(true).map_err(failed)?;
+    Ok(listener)
 }
 
 /// Makes a directory of mode 0700, or makes the one that is there so.

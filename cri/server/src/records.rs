@@ -168,6 +168,38 @@ pub struct ContainerState {
     /// What UpdateContainerResources left in force; `None`: the configuration's.
     #[serde(default)]
     pub resources: Option<Resources>,
+    /// Somebody had it failed: its end has this reason, and is brought about by whoever finds it alive.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fault: Option<Fault>,
+}
+
+/// Why a container must not go on.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Fault {
+    /// One word.
+    pub reason: String,
+    pub message: String,
+    /// When that was asked for: what had ended by then is none of its doing.
+    pub at_ns: i64,
+}
+
+impl Fault {
+    /// An end as it is told: with this reason, unless it had come before.
+    pub fn told(&self, exit: Exited) -> Exited {
+        if self.was_before(&exit) {
+            return Exited {
+                reason: self.reason.clone(),
+                message: self.message.clone(),
+                ..exit
+            };
+        }
+        exit
+    }
+
+    /// Whether the end came after it.
+    pub fn was_before(&self, exit: &Exited) -> bool {
+        exit.finished_at_ns >= self.at_ns
+    }
 }
 
 /// What CreateContainer found out.

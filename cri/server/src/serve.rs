@@ -17,6 +17,7 @@ use crate::daemon::Daemon;
 use crate::instance::Instance;
 use crate::memory;
 use crate::recover::{self, janitor};
+use crate::rpc::fault::Faults;
 use crate::rpc::{Cri, deadline};
 use crate::stream;
 use crate::systemd;
@@ -33,7 +34,7 @@ pub async fn serve(config: Config) -> anyhow::Result<()> {
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
     // Before anything is touched: it must not be ours to touch twice.
     let instance = Instance::acquire(&config)?;
-    let socket = config.socket.clone();
+    let (socket, fault_socket) = (config.socket.clone(), config.fault_socket.clone());
     let paths = instance.paths().clone();
     let daemon = Arc::new(
         crate::blocking::run(move || Daemon::build(config, paths))
@@ -55,6 +56,14 @@ pub async fn serve(config: Config) -> anyhow::Result<()> {
     // Its sessions end first: what they run is ended by verbs that end after them.
     let streaming = tokio::spawn(streams.run(daemon.stopping.clone().cancelled_owned()));
     let listener = UnixListener::from_std(instance.listen(&socket)?).context("cannot use the socket")?;
+    let ending = CancellationToken::new();
+    let faults = UnixListener::from_std(instance.listen_for_faults(&fault_socket)?)
+        .context("cannot use the socket of faults")?;
+    let faults = Server::builder()
+        .layer(tower::layer::layer_fn(deadline::around))
+        .add_service(Faults::server(daemon.clone()))
+        .serve_with_incoming_shutdown(UnixListenerStream::new(faults), ending.clone().cancelled_owned());
+    let faults = tokio::spawn(faults);
     tracing::info!(
         socket = %socket.display(),
         root = %daemon.paths.root.display(),
@@ -66,7 +75,6 @@ pub async fn serve(config: Config) -> anyhow::Result<()> {
     // This is the first thread, and starting went deeper than serving will.
     slipway_sys::memory::trim_stack();
     systemd::notify("READY=1");
-    let ending = CancellationToken::new();
     let server = Server::builder()
         .layer(tower::layer::layer_fn(deadline::around))
         .add_service(RuntimeServiceServer::new(cri.clone()).max_decoding_message_size(LARGEST_MESSAGE))
@@ -91,7 +99,11 @@ pub async fn serve(config: Config) -> anyhow::Result<()> {
     if tokio::time::timeout(LAST_WORDS, streaming).await.is_err() {
         tracing::warn!("streaming sessions were cut off");
     }
+    if let Ok(Ok(served)) = tokio::time::timeout(LAST_WORDS, faults).await {
+        served.context("cannot serve faults")?;
+    }
     let _ = std::fs::remove_file(&socket);
+    let _ = std::fs::remove_file(&fault_socket);
     Ok(())
 }
 

@@ -148,6 +148,17 @@ async fn whole_life(w: &World, name: &str) -> Result<(), tonic::Status> {
     };
     w.update(&id, limits).await?;
     w.stats().await?;
+    let side = w.create(&pod, w.container_config("side", SLEEP)).await?;
+    w.start(&side).await?;
+    let failed = w.fail(slipway_fault_api::v1::FailContainerRequest {
+        pod_uid: format!("uid-{name}"),
+        container: "side".into(),
+        container_id: side.clone(),
+        reason: "GpuXid79".into(),
+        message: "the GPU is gone".into(),
+    });
+    assert_eq!(failed.await?.reason, "GpuXid79");
+    w.remove(&side).await?;
     w.stop(&id, 0).await?;
     w.remove(&id).await?;
     w.stop_pod(&pod).await?;

@@ -41,6 +41,7 @@ struct Raw {
     root: Option<PathBuf>,
     state: Option<PathBuf>,
     socket: Option<PathBuf>,
+    fault_socket: Option<PathBuf>,
     log: RawLog,
     runtime: RawRuntime,
     network: RawNetwork,
@@ -149,6 +150,8 @@ pub struct Config {
     pub root: PathBuf,
     pub state: PathBuf,
     pub socket: PathBuf,
+    /// Where a container can be failed, by root.
+    pub fault_socket: PathBuf,
     pub log: Log,
     pub runtime: Runtime,
     pub network: Network,
@@ -340,6 +343,9 @@ impl Raw {
             .clone()
             .or(self.socket)
             .unwrap_or_else(|| state.join("slipwayd.sock"));
+        let fault_socket = self
+            .fault_socket
+            .unwrap_or_else(|| state.join("fault/fault.sock"));
         let bin_dirs = if flags.cni_bin_dir.is_empty() {
             self.network
                 .bin_dirs
@@ -363,6 +369,7 @@ impl Raw {
                     .unwrap_or_else(|| "/var/lib/slipway".into()),
             )?,
             socket: absolute("socket", socket)?,
+            fault_socket: absolute("fault_socket", fault_socket)?,
             state,
             log: Log {
                 level: flags

@@ -72,6 +72,10 @@ pub async fn note(daemon: &Daemon, container: &Container, exit: Exited) -> Resul
             container.set_early_exit(exit);
             return false;
         }
+        let exit = match &state.fault {
+            Some(fault) => fault.told(exit),
+            None => exit,
+        };
         match state.phase.after_exit(exit) {
             Some(phase) => {
                 state.phase = phase;

@@ -8,6 +8,7 @@ pub mod command;
 pub mod create;
 pub mod exec;
 pub mod exit;
+pub mod fault;
 pub mod list;
 pub mod logs;
 pub mod mounts;
@@ -68,6 +69,7 @@ impl Container {
             phase: ContainerPhase::Creating,
             made: Made::default(),
             resources: None,
+            fault: None,
         };
         Container::new(record, state)
     }
@@ -124,7 +126,7 @@ impl Container {
         }
         next.version = crate::records::version();
         let id = self.id().as_str();
-        if next.phase.gives_back() {
+        if next.phase.gives_back() || next.fault.is_some() {
             records.put_giving_back(Kind::ContainerState, id, &next).await?;
         } else {
             records.put(Kind::ContainerState, id, &next).await?;

@@ -58,6 +58,15 @@ pub async fn start(daemon: &Arc<Daemon>, id: &str) -> Result<(), Error> {
 
 /// That it waits for its start, or why it cannot be started.
 fn startable(container: &Container) -> Result<(), Error> {
+    if let Some(fault) = container.state().fault {
+        let why = format!(
+            "container {} was failed ({}): {}",
+            container.id(),
+            fault.reason,
+            fault.message
+        );
+        return Err(Error::NotStarted { why });
+    }
     match container.phase() {
         ContainerPhase::Created => Ok(()),
         ContainerPhase::Exited(exited) => {

@@ -17,6 +17,7 @@ pub fn verbose(daemon: &Daemon, container: &Container) -> serde_json::Value {
         "sandboxID": container.pod(),
         "pid": if container.live() { state.made.pid } else { 0 },
         "phase": state.phase,
+        "fault": state.fault,
         "snapshotKey": container.id(),
         "snapshotter": "overlay",
         "bundle": bundle.path(),

@@ -81,6 +81,16 @@ pub async fn end(daemon: &Arc<Daemon>, container: &Container, grace: Duration) -
     wait(container).await
 }
 
+/// Kills everything in a live container, at once, and waits until its end is noted.
+pub async fn kill(daemon: &Arc<Daemon>, container: &Container) -> Result<(), Error> {
+    let pod = daemon.registry.pod(container.pod().as_str())?;
+    // Without a shim, whoever buries it notes the end.
+    if let Some(shim) = pod.shim() {
+        signal(&shim, container, SIGKILL, true).await?;
+    }
+    wait(container).await
+}
+
 async fn wait(container: &Container) -> Result<(), Error> {
     if container.ended_within(DEATH).await {
         return Ok(());

@@ -11,7 +11,7 @@ use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-use crate::container::remove as containers;
+use crate::container::{fault, remove as containers};
 use crate::daemon::Daemon;
 use crate::error::Error;
 use crate::ids::{ContainerId, PodId};
@@ -44,6 +44,8 @@ enum Task {
     Release(PodId),
     Pod(PodId),
     Container(ContainerId),
+    /// Failed, and not dead.
+    Fault(ContainerId),
 }
 
 /// When each is tried next.
@@ -161,8 +163,10 @@ fn unfinished(daemon: &Daemon) -> Vec<Task> {
         unfinished.then(|| Task::Pod(pod.id().clone()))
     });
     let containers = daemon.registry.containers().into_iter().filter_map(|container| {
-        let unfinished = matches!(container.phase(), ContainerPhase::Removing(_));
-        unfinished.then(|| Task::Container(container.id().clone()))
+        if matches!(container.phase(), ContainerPhase::Removing(_)) {
+            return Some(Task::Container(container.id().clone()));
+        }
+        fault::unfinished(&container).then(|| Task::Fault(container.id().clone()))
     });
     releases.chain(pods).chain(containers).collect()
 }
@@ -197,6 +201,10 @@ async fn once(daemon: &Arc<Daemon>, task: &Task) -> Result<(), Error> {
             let _turn = container.try_begin("finishing its removal")?;
             containers::remove_held(daemon, &container).await
         }
+        Task::Fault(id) => match daemon.registry.container(id.as_str()) {
+            Ok(container) => fault::finish(daemon, &container).await,
+            Err(_) => Ok(()),
+        },
     }
 }
 

@@ -26,7 +26,7 @@ use std::time::Duration;
 use slipway_shim_client::{Shim, pod as wire};
 use tokio::task::JoinSet;
 
-use crate::container::{Container, exit, remove as remove_container};
+use crate::container::{Container, exit, fault, remove as remove_container};
 use crate::daemon::Daemon;
 use crate::error::Error;
 use crate::fail;
@@ -279,7 +279,7 @@ async fn after_reboot(daemon: &Arc<Daemon>, pod: &Arc<Pod>) -> Result<(), Error>
     network::hand_over(daemon, pod).await
 }
 
-/// Undoes containers that never came to be, finishes removals, settles the ended.
+/// Undoes containers that never came to be, finishes removals, settles the ended, ends those that were failed.
 async fn finish_containers(daemon: &Arc<Daemon>, pod: &Arc<Pod>) -> Result<(), Error> {
     for container in daemon.registry.containers_of(pod.id()) {
         match container.phase() {
@@ -288,7 +288,10 @@ async fn finish_containers(daemon: &Arc<Daemon>, pod: &Arc<Pod>) -> Result<(), E
                 remove_container::remove_held(daemon, &container).await?;
             }
             ContainerPhase::Exited(_) => exit::settle(daemon, &container).await?,
-            ContainerPhase::Created | ContainerPhase::Running { .. } => {}
+            // A crash came between the reason and the kill.
+            ContainerPhase::Created | ContainerPhase::Running { .. } => {
+                fault::finish(daemon, &container).await?
+            }
         }
     }
     Ok(())

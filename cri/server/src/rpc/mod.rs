@@ -5,6 +5,7 @@ pub mod deadline;
 pub mod decode;
 mod encode;
 mod events;
+pub mod fault;
 mod image;
 mod measure;
 mod metrics;

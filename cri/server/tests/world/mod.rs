@@ -12,6 +12,8 @@ use hyper_util::rt::TokioIo;
 use slipway_cri_api::v1;
 use slipway_cri_api::v1::image_service_client::ImageServiceClient;
 use slipway_cri_api::v1::runtime_service_client::RuntimeServiceClient;
+use slipway_fault_api::v1::fault_client::FaultClient;
+use slipway_fault_api::v1::{FailContainerRequest, FailContainerResponse};
 use slipway_image::{Digest, OwnerKind, Store, UnpackOptions};
 use tonic::transport::{Channel, Endpoint, Uri};
 
@@ -191,6 +193,11 @@ impl World {
         self.child = Some(child);
         self.runtime = RuntimeServiceClient::new(channel.clone()).max_decoding_message_size(64 << 20);
         self.image = ImageServiceClient::new(channel);
+    }
+
+    /// Has a container failed, through the socket for that.
+    pub async fn fail(&self, request: FailContainerRequest) -> Result<FailContainerResponse, tonic::Status> {
+        ask_to_fail(self.path().join("state/fault/fault.sock"), request).await
     }
 
     pub fn pod_config(&self, name: &str, host_network: bool) -> v1::PodSandboxConfig {
@@ -505,6 +512,23 @@ impl Drop for World {
         self.kill9();
         self.unmount_root();
     }
+}
+
+/// One request of `slipway.fault.v1`, on a connection of its own.
+pub async fn ask_to_fail(
+    socket: PathBuf,
+    request: FailContainerRequest,
+) -> Result<FailContainerResponse, tonic::Status> {
+    let connector = tower::service_fn(move |_: Uri| {
+        let socket = socket.clone();
+        async move { Ok::<_, std::io::Error>(TokioIo::new(tokio::net::UnixStream::connect(socket).await?)) }
+    });
+    let channel = Endpoint::from_static("http://slipwayd")
+        .connect_with_connector(connector)
+        .await
+        .map_err(|e| tonic::Status::unavailable(format!("{e:?}")))?;
+    let mut client = FaultClient::new(channel);
+    Ok(client.fail_container(request).await?.into_inner())
 }
 
 async fn start(dir: &Path, env: &[(&str, &str)]) -> (Child, Channel) {
