@@ -168,7 +168,7 @@ pub struct ContainerState {
     /// What UpdateContainerResources left in force; `None`: the configuration's.
     #[serde(default)]
     pub resources: Option<Resources>,
-    /// Somebody had it failed: its end has this reason, and is brought about by whoever finds it alive.
+    /// Somebody had it failed: its end has this reason.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fault: Option<Fault>,
 }
@@ -181,6 +181,8 @@ pub struct Fault {
     pub message: String,
     /// When that was asked for: what had ended by then is none of its doing.
     pub at_ns: i64,
+    /// Its end is brought about by whoever finds it alive; else it is announced only.
+    pub kill: bool,
 }
 
 impl Fault {

@@ -34,6 +34,7 @@ fn request(pod: &str, id: &str) -> FailContainerRequest {
         container_id: id.into(),
         reason: REASON.into(),
         message: MESSAGE.into(),
+        only_announce: false,
     }
 }
 
@@ -256,6 +257,53 @@ async fn one_that_is_not_started_yet_never_is() {
     let error = w.start(&id).await.unwrap_err();
     assert_eq!(error.code(), Code::FailedPrecondition, "{error}");
     assert!(error.message().contains(MESSAGE), "{error}");
+    w.finish().await;
+}
+
+#[tokio::test]
+async fn an_announced_fault_is_how_the_container_ends_when_it_is_stopped_or_failed() {
+    if cannot_run() {
+        return;
+    }
+    let mut w = World::new(&[]).await;
+    let announce = |pod: &str, id: &str| FailContainerRequest {
+        only_announce: true,
+        ..request(pod, id)
+    };
+    // One that ends well when it is asked to: it is not asked.
+    let script = &["sh", "-c", "trap 'exit 0' TERM; while true; do sleep 0.1; done"];
+    let (_, stopped) = running(&w, "stopped", script).await;
+    let (_, failed) = running(&w, "failed", script).await;
+    let (_, created) = created(&w, "created", script).await;
+    for (pod, id) in [("stopped", &stopped), ("failed", &failed), ("created", &created)] {
+        for _ in 0..2 {
+            let answer = w.fail(announce(pod, id)).await.unwrap();
+            assert_eq!(
+                (answer.outcome(), answer.reason.as_str()),
+                (Outcome::Announced, "")
+            );
+        }
+    }
+    assert_eq!(
+        w.start(&created).await.unwrap_err().code(),
+        Code::FailedPrecondition
+    );
+    w.kill9();
+    w.restart(&[]).await;
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert_eq!(w.status(&stopped).await.unwrap().state, RUNNING);
+    w.stop(&stopped, 60).await.unwrap();
+    assert_failed(&w, &stopped).await;
+    let mut other = request("failed", &failed);
+    other.message = "later".into();
+    let answer = w.fail(other).await.unwrap();
+    assert_eq!(
+        (answer.outcome(), answer.message.as_str()),
+        (Outcome::Failed, MESSAGE)
+    );
+    assert_failed(&w, &failed).await;
+    let answer = w.fail(announce("failed", &failed)).await.unwrap();
+    assert_eq!(answer.outcome(), Outcome::Failed);
     w.finish().await;
 }
 

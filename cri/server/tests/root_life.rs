@@ -156,6 +156,7 @@ async fn whole_life(w: &World, name: &str) -> Result<(), tonic::Status> {
         container_id: side.clone(),
         reason: "GpuXid79".into(),
         message: "the GPU is gone".into(),
+        only_announce: false,
     });
     assert_eq!(failed.await?.reason, "GpuXid79");
     w.remove(&side).await?;

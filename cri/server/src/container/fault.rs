@@ -1,5 +1,6 @@
 //! Failing a container: why is written down, then everything in it is killed, and its end is told with that reason. Whoever
-//! finds one that was failed and lives (the next start, the janitor) finishes it.
+//! finds one that was failed and lives (the next start, the janitor) finishes it. One whose fault is only announced goes on
+//! until somebody stops it, without a grace period.
 
 use std::sync::Arc;
 
@@ -30,28 +31,38 @@ pub enum Outcome {
     Failed(Exited),
     /// By itself, before.
     Before(Exited),
+    /// Not yet: that was not asked for.
+    Announced,
 }
 
 /// Fails a container; one that is failed already keeps its first reason, one that has ended keeps its end.
 pub async fn fail(daemon: &Arc<Daemon>, target: &Target, fault: Fault) -> Result<Outcome, Error> {
     let container = find(daemon, target)?;
     look(daemon, &container).await?;
-    let mut recorded = false;
+    let (kill, mut recorded) = (fault.kill, false);
     container
         .transition(&daemon.records, |state| {
             let live = matches!(
                 state.phase,
                 ContainerPhase::Created | ContainerPhase::Running { .. }
             );
-            recorded = live && state.fault.is_none();
-            if recorded {
-                state.fault = Some(fault);
-            }
+            recorded = match &mut state.fault {
+                _ if !live => false,
+                Some(old) if !old.kill && fault.kill => {
+                    old.kill = true;
+                    true
+                }
+                Some(_) => false,
+                none => {
+                    *none = Some(fault);
+                    true
+                }
+            };
             recorded
         })
         .await?;
     if recorded {
-        tracing::warn!("it is failed");
+        tracing::warn!(kill, "it is failed");
     }
     // Somebody has to kill it now, whatever becomes of this request.
     let finished = async {
@@ -81,7 +92,7 @@ pub async fn finish(daemon: &Arc<Daemon>, container: &Container) -> Result<(), E
 
 /// Whether it was failed and lives.
 pub fn unfinished(container: &Container) -> bool {
-    container.live() && container.state().fault.is_some()
+    container.live() && container.state().fault.is_some_and(|fault| fault.kill)
 }
 
 /// The container that is meant, and no other.
@@ -143,7 +154,8 @@ fn outcome(container: &Container) -> Option<Outcome> {
     let state = container.state();
     let exit = match state.phase {
         ContainerPhase::Exited(exit) | ContainerPhase::Removing(Some(exit)) => exit,
-        _ => return None,
+        ContainerPhase::Created | ContainerPhase::Running { .. } => return Some(Outcome::Announced),
+        ContainerPhase::Creating | ContainerPhase::Removing(None) => return None,
     };
     Some(match state.fault {
         Some(fault) if fault.was_before(&exit) => Outcome::Failed(exit),

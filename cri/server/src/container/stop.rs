@@ -64,6 +64,11 @@ pub async fn end(daemon: &Arc<Daemon>, container: &Container, grace: Duration) -
         // Its shim died: whoever buries it notes the end.
         return wait(container).await;
     };
+    // What is failed is not asked to end: its answer could look like success.
+    let grace = match container.state().fault {
+        Some(_) => Duration::ZERO,
+        None => grace,
+    };
     let running = matches!(container.phase(), ContainerPhase::Running { .. });
     if running && !grace.is_zero() {
         signal(&shim, container, stop_signal(container), false).await?;

@@ -14,7 +14,7 @@ use super::{call, decode};
 use crate::container::fault::{self, Outcome, Target};
 use crate::daemon::Daemon;
 use crate::error::Error;
-use crate::records::Fault;
+use crate::records::{Exited, Fault};
 
 /// The largest request: the longest values, with room.
 const LARGEST_MESSAGE: usize = 16 << 10;
@@ -90,6 +90,7 @@ fn decoded(request: FailContainerRequest) -> Result<(Target, Fault), Error> {
         reason: reason(request.reason)?,
         message: message(request.message)?,
         at_ns: crate::time::now_ns(),
+        kill: !request.only_announce,
     };
     Ok((target, fault))
 }
@@ -133,6 +134,7 @@ fn answer(outcome: Outcome) -> FailContainerResponse {
     let (outcome, exit) = match outcome {
         Outcome::Failed(exit) => (WireOutcome::Failed, exit),
         Outcome::Before(exit) => (WireOutcome::AlreadyExited, exit),
+        Outcome::Announced => (WireOutcome::Announced, Exited::default()),
     };
     FailContainerResponse {
         outcome: outcome as i32,
@@ -154,6 +156,7 @@ mod tests {
             container_id: "a".repeat(64),
             reason: "GpuXid79".into(),
             message: "GPU 0 (GPU-1): XID 79, “lost”".into(),
+            only_announce: false,
         }
     }
 
