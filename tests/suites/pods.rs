@@ -5,6 +5,7 @@ use std::collections::HashMap;
 
 use anyhow::Result;
 use harness::cri::{container_config, pod_config};
+use harness::daemon::{Daemon, Setup};
 use harness::image::BUSYBOX;
 use harness::{World, v1};
 
@@ -354,5 +355,142 @@ async fn cve_2022_0811_a_sysctl_that_smuggles_another_is_refused() -> Result<()>
         assert_eq!(code, Some(tonic::Code::InvalidArgument), "{e:#}");
     }
     assert!(w.cri.pods().await?.is_empty());
+    w.finish().await
+}
+
+/// A block device of the test's own.
+struct Disk {
+    node: String,
+    number: String,
+}
+
+impl Disk {
+    fn new(lab: &harness::Lab) -> Result<Disk> {
+        let file = lab.join("disk");
+        std::fs::File::create(&file)?.set_len(8 << 20)?;
+        let node = harness::cmd::sh(&format!("losetup --find --show '{}'", file.display()))?;
+        let node = node.trim().to_owned();
+        let name = node.trim_start_matches("/dev/");
+        let number = std::fs::read_to_string(format!("/sys/block/{name}/dev"))?;
+        Ok(Disk {
+            number: number.trim().to_owned(),
+            node,
+        })
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        if let Err(e) = harness::cmd::sh(&format!("losetup -d {}", self.node)) {
+            eprintln!("{} stays: {e:#}", self.node);
+        }
+    }
+}
+
+#[tokio::test]
+async fn block_io_classes_limit_the_devices_that_they_name() -> Result<()> {
+    let lab = harness::Lab::new("pod-blockio")?;
+    let disk = Disk::new(&lab)?;
+    let classes = format!(
+        "Classes:\n  slow:\n  - Devices: ['{}[0-9]', '{}', /dev/not-there*]\n    ThrottleReadBps: 1Mi\n    ThrottleWriteIOPS: 5k\n  heavy:\n  - Weight: 500\n    Devices: [{}]\n",
+        disk.node, disk.node, disk.node
+    );
+    let file = lab.write("blockio.yaml", &classes)?;
+    harness::image::busybox(&lab)?;
+    let setup = Setup {
+        config: format!("[runtime]\nblockio_config_file = {file:?}\n"),
+        ..Setup::default()
+    };
+    let daemon = Daemon::start(&lab, &setup).await?;
+    let cri = daemon.cri().await?;
+    let w = World { lab, daemon, cri };
+
+    let of = "blockio.resources.beta.kubernetes.io";
+    let mut config = pod_config("io", &w.lab, true);
+    config.annotations = HashMap::from([
+        (format!("{of}/pod"), "slow".into()),
+        (format!("{of}/container.free"), String::new()),
+        (format!("{of}/container.heavy"), "heavy".into()),
+        (format!("{of}/container.odd"), "fast".into()),
+    ]);
+    let pod = w.cri.run_pod(config.clone()).await?;
+    let with_disk = |name: &str| {
+        let mut c = container_config(name, BUSYBOX, SLEEP);
+        c.devices = vec![v1::Device {
+            container_path: "/dev/disk".into(),
+            host_path: disk.node.clone(),
+            permissions: "r".into(),
+        }];
+        c
+    };
+    let slow = w.cri.run(&pod, with_disk("slow"), config.clone()).await?;
+    let read = "dd if=/dev/disk of=/dev/null bs=64k count=48 2>&1";
+    let began = std::time::Instant::now();
+    let (code, out, _) = w.cri.exec(&slow, &["sh", "-c", read], 60).await?;
+    let took = began.elapsed();
+    assert_eq!(code, 0, "{out}");
+    // 3 MiB, of which the kernel may let the first tenths of a second through.
+    assert!(took.as_secs_f64() > 2.0, "3 MiB at 1 MiB/s took {took:?}");
+    let files = "cd /sys/fs/cgroup; [ -e io.max ] && cat io.max || cat blkio/blkio.throttle.read_bps_device blkio/blkio.throttle.write_iops_device";
+    let (_, out, _) = w.cri.exec(&slow, &["sh", "-c", files], 10).await?;
+    let want = [format!("{} 1048576\n{} 5000\n", disk.number, disk.number)];
+    let v2 = ["rbps=1048576", "wiops=5000"].iter().all(|w| out.contains(w));
+    assert!(want.contains(&out) || v2, "{out:?}");
+
+    // The container's own annotation goes before the pod's.
+    let free = w.cri.run(&pod, with_disk("free"), config.clone()).await?;
+    let (_, out, _) = w.cri.exec(&free, &["sh", "-c", files], 10).await?;
+    assert_eq!(out, "", "a container of no class");
+
+    // What is not there is said, by its name.
+    let refused = async |name: &str| {
+        let made = w.cri.create(&pod, with_disk(name), config.clone()).await;
+        format!("{:#}", made.expect_err("it is refused")).replace('\\', "")
+    };
+    let error = refused("odd").await;
+    assert!(
+        error.contains("config.annotations")
+            && error.contains("\"fast\"")
+            && error.contains("[\"heavy\", \"slow\"]"),
+        "{error}"
+    );
+    // Loop devices have no IO scheduler that knows weights until somebody gives them one.
+    let error = refused("heavy").await;
+    assert!(
+        error.contains("blockIO.weightDevice") && error.contains(&disk.number) && error.contains("BFQ"),
+        "{error}"
+    );
+    let queue = format!(
+        "/sys/block/{}/queue/scheduler",
+        disk.node.trim_start_matches("/dev/")
+    );
+    if std::fs::read_to_string(&queue)?.contains("bfq") {
+        std::fs::write(&queue, "bfq")?;
+        let heavy = w.cri.run(&pod, with_disk("heavy"), config.clone()).await?;
+        let weight =
+            "cat /sys/fs/cgroup/blkio/blkio.bfq.weight_device /sys/fs/cgroup/io.bfq.weight 2>/dev/null";
+        let (_, out, _) = w.cri.exec(&heavy, &["sh", "-c", weight], 10).await?;
+        assert!(out.contains(&format!("{} 500", disk.number)), "{out:?}");
+        w.cri.remove(&heavy).await?;
+        std::fs::write(&queue, "none")?;
+    } else {
+        println!("this kernel has no BFQ: weights are not tried");
+    }
+    w.cri.remove_pod(&pod).await?;
+    drop(disk);
+    w.finish().await
+}
+
+#[tokio::test]
+async fn a_block_io_class_without_a_file_of_classes_is_refused() -> Result<()> {
+    let w = World::new("pod-noblockio").await?;
+    let mut c = container_config("main", BUSYBOX, SLEEP);
+    c.annotations = HashMap::from([("io.kubernetes.cri.blockio-class".into(), "slow".into())]);
+    let made = w.pod_with("none", c).await;
+    let error = format!("{:#}", made.expect_err("it is refused")).replace('\\', "");
+    assert!(
+        error.contains("\"slow\"") && error.contains("runtime.blockio_config_file"),
+        "{error}"
+    );
     w.finish().await
 }

@@ -16,6 +16,7 @@ use tracing::Instrument;
 use crate::apparmor::Apparmor;
 use crate::config::Config;
 use crate::container::Container;
+use crate::container::blockio::Classes;
 use crate::container::bundle::Bundle;
 use crate::error::Error;
 use crate::events::Events;
@@ -42,6 +43,7 @@ pub struct Daemon {
     pub boot_id: String,
     pub host: HostFacts,
     pub apparmor: Apparmor,
+    pub block_io: Classes,
     /// Pods can have user namespaces of their own: the root's file system can be mounted with mapped owners.
     pub maps_owners: bool,
     pub store: Store,
@@ -70,6 +72,7 @@ impl Daemon {
     pub fn build(config: Config, paths: Paths) -> Result<Daemon, Error> {
         let launcher = Launcher::find(config.runtime.shim.as_deref(), config.runtime.worker.as_deref())
             .map_err(Error::shim("find the programs", &"the shim"))?;
+        let block_io = Classes::load(config.runtime.blockio_config_file.as_deref())?;
         let store = Store::open(&config.root, OwnerKind::Daemon).map_err(Error::store("open everything"))?;
         store.pin_builds_for(config.images.upkeep().pin_builds_for);
         let mut host = HostFacts::gather(|path: &Path| std::fs::read(path))
@@ -80,6 +83,7 @@ impl Daemon {
             boot_id: boot_id(&config.boot_id_file)?,
             host,
             apparmor,
+            block_io,
             maps_owners: slipway_snapshot::maps_owners(&config.root),
             records: Records::new(store.clone()),
             registry: Registry::default(),

@@ -97,6 +97,11 @@ pub enum Error {
         id: String,
         source: Box<slipway_cdi::ResolveError>,
     },
+    #[error("{} is not what runtime.blockio_config_file can name", path.display())]
+    BlockIo {
+        path: PathBuf,
+        source: Box<slipway_spec::BlockIoError>,
+    },
     #[error("the AppArmor profile {profile:?} cannot be used: {why}")]
     Apparmor { profile: String, why: String },
     #[error("cannot {act} of {id}")]

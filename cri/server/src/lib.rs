@@ -58,7 +58,11 @@ pub fn main() -> anyhow::Result<ExitCode> {
     let cli = Cli::parse();
     match cli.command {
         Some(Command::Config(ConfigCommand::Default)) => print!("{DEFAULT_TOML}"),
-        Some(Command::Config(ConfigCommand::Check)) => print!("{}", Config::load(&cli.flags)?.to_toml()),
+        Some(Command::Config(ConfigCommand::Check)) => {
+            let config = Config::load(&cli.flags)?;
+            container::blockio::Classes::load(config.runtime.blockio_config_file.as_deref())?;
+            print!("{}", config.to_toml());
+        }
         Some(Command::Failpoints) => {
             fail::ALL.iter().for_each(|name| println!("{name}"));
             slipway_image::FAILPOINTS

@@ -106,6 +106,7 @@ fn linux(
     let (nodes, rules) = devices::devices(input)?;
     let mut limits = resources::to_oci(&input.resources)?;
     limits.set_devices(Some(rules));
+    limits.set_block_io(input.block_io.as_ref().map(crate::blockio::to_oci));
     let sysctls: HashMap<_, _> = sysctl::of_container(input)?.into_iter().collect();
 
     // Every field is set: the type's own defaults are another runtime's taste.

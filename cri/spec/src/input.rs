@@ -75,6 +75,8 @@ pub struct SpecInput {
     pub oom_score_adj: Option<i64>,
     /// Cgroup limits.
     pub resources: Resources,
+    /// What its class of block IO comes to (not CRI: annotations name the class).
+    pub block_io: Option<crate::BlockIo>,
     /// `linux.cgroupsPath`: an absolute path, or `slice:prefix:name` for the systemd driver.
     pub cgroups_path: String,
     /// Which namespaces are new, shared or the host's.

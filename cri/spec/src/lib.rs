@@ -12,6 +12,7 @@
 #![forbid(unsafe_code)]
 
 mod annotations;
+pub mod blockio;
 pub mod capability;
 mod devices;
 mod error;
@@ -31,6 +32,7 @@ pub mod signal;
 pub mod sysctl;
 pub mod user;
 
+pub use blockio::{BlockIo, BlockIoClasses, BlockIoError};
 pub use error::SpecError;
 pub use generate::{SpecOutput, generate};
 pub use host::{CgroupVersion, HostFacts};

@@ -103,6 +103,46 @@ fn v2_gets_what_kubelet_sends() {
 }
 
 #[test]
+fn v2_limits_block_devices_one_by_one_and_says_what_it_lacks() {
+    let f = Fixture::v2(&[("io.bfq.weight", ""), ("io.max", "")]);
+    for (what, file, expected) in [
+        (r#""weight":500"#, "io.bfq.weight", "500"),
+        (
+            r#""weightDevice":[{"major":8,"minor":16,"weight":300}]"#,
+            "io.bfq.weight",
+            "8:16 300",
+        ),
+        (
+            r#""throttleWriteBpsDevice":[{"major":8,"minor":0,"rate":2048}]"#,
+            "io.max",
+            "8:0 wbps=2048",
+        ),
+        (
+            r#""throttleReadIOPSDevice":[{"major":8,"minor":0,"rate":7}]"#,
+            "io.max",
+            "8:0 riops=7",
+        ),
+        (
+            r#""throttleWriteIOPSDevice":[{"major":8,"minor":0,"rate":0}]"#,
+            "io.max",
+            "8:0 wiops=max",
+        ),
+    ] {
+        f.apply(&format!("{{\"blockIO\":{{{what}}}}}")).unwrap();
+        assert_eq!(f.read(&format!("a/b/{file}")), expected, "{what}");
+    }
+    let none = Fixture::v2(&[("pids.max", "max")]);
+    let error = none
+        .apply(r#"{"blockIO":{"weight":500}}"#)
+        .unwrap_err()
+        .to_string();
+    assert!(
+        error.contains("blockIO.weight") && error.contains("io.weight"),
+        "{error}"
+    );
+}
+
+#[test]
 fn v2_updates_take_the_other_half_from_what_is_in_force() {
     let f = Fixture::v2(V2);
     f.apply(r#"{"cpu":{"quota":20000,"period":50000}}"#).unwrap();

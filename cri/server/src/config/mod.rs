@@ -67,6 +67,7 @@ struct RawRuntime {
     apparmor_profile: Option<String>,
     shm_size_mib: Option<u64>,
     volume_copy_limit_mib: Option<u64>,
+    blockio_config_file: Option<PathBuf>,
     handlers: BTreeMap<String, RawHandler>,
     shim: Option<PathBuf>,
     worker: Option<PathBuf>,
@@ -176,6 +177,9 @@ pub struct Runtime {
     pub apparmor_profile: String,
     pub shm_size_mib: u64,
     pub volume_copy_limit_mib: u64,
+    /// Classes of block IO that pods' annotations name.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub blockio_config_file: Option<PathBuf>,
     pub handlers: BTreeMap<String, Handler>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub shim: Option<PathBuf>,
@@ -446,6 +450,10 @@ impl RawRuntime {
             handlers,
             // More than a disk has is no limit; it must only not overflow as bytes.
             volume_copy_limit_mib: self.volume_copy_limit_mib.unwrap_or(1024).min(1 << 40),
+            blockio_config_file: self
+                .blockio_config_file
+                .map(|path| absolute("runtime.blockio_config_file", path))
+                .transpose()?,
             shim: self.shim.map(|path| absolute("runtime.shim", path)).transpose()?,
             worker: self
                 .worker

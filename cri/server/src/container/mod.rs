@@ -3,6 +3,7 @@
 //! The verbs are the files beside this one. State changes go to the disk first, then to memory, one at a time
 //! ([`Container::transition`]); whoever waits for an exit watches the state.
 
+pub mod blockio;
 pub mod bundle;
 pub mod command;
 pub mod create;

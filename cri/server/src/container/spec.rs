@@ -122,6 +122,7 @@ fn input(wanted: &Wanted<'_>) -> Result<SpecInput, Error> {
             }),
         oom_score_adj: Some(config.resources.oom_score_adj),
         resources: config.resources.limits.clone(),
+        block_io: daemon.block_io.of(wanted.container, pod)?,
         cgroups_path: cgroups_path(daemon, pod, wanted.container),
         namespaces: namespaces(wanted, security),
         tty: config.tty,

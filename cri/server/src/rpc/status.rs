@@ -41,6 +41,7 @@ fn code(error: &Error) -> Code {
         Error::Network { .. }
         | Error::NetworkTemplate { .. }
         | Error::OldAddresses { .. }
+        | Error::BlockIo { .. }
         | Error::Random { .. }
         | Error::Encode { .. }
         | Error::Injected(_)

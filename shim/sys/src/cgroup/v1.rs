@@ -1,7 +1,7 @@
 //! Limits on cgroup v1 and hybrid.
 
 use super::resources::{BlockIo, Cpu, HugepageLimit, Memory, Network, Resources, ThrottleDevice};
-use super::write::{read_limit, set, try_write, unsupported, write};
+use super::write::{read_limit, set, set_device_weight, try_write, unsupported, write};
 use super::{Cgroup, Result, common};
 use std::path::Path;
 
@@ -232,13 +232,7 @@ fn block_io(dir: Option<&Path>, b: &BlockIo) -> Result<()> {
     }
     for d in b.weight_device.iter().flatten() {
         if let Some(n) = d.weight.filter(|n| *n != 0) {
-            set(
-                "blockIO.weightDevice",
-                dir,
-                by_device,
-                &format!("{}:{} {n}", d.major, d.minor),
-                false,
-            )?;
+            set_device_weight(dir, by_device, (d.major, d.minor), n.into())?;
         }
         if d.leaf_weight.is_some_and(|n| n != 0) {
             return Err(unsupported(

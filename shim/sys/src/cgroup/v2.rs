@@ -1,7 +1,7 @@
 //! Limits on cgroup v2: OCI speaks v1, so most of this is translation.
 
 use super::resources::{BlockIo, Cpu, Memory, Resources, ThrottleDevice};
-use super::write::{read, read_limit, set, unsupported};
+use super::write::{read, read_limit, set, set_device_weight, unsupported};
 use super::{Cgroup, Result, common};
 use std::path::Path;
 
@@ -184,13 +184,7 @@ fn block_io(dir: Option<&Path>, b: &BlockIo) -> Result<()> {
     }
     for d in b.weight_device.iter().flatten() {
         if let Some(n) = d.weight.filter(|n| *n != 0) {
-            set(
-                "blockIO.weightDevice",
-                dir,
-                file,
-                &format!("{}:{} {}", d.major, d.minor, value(n)),
-                false,
-            )?;
+            set_device_weight(dir, file, (d.major, d.minor), value(n))?;
         }
     }
     if b.leaf_weight.is_some_and(|n| n != 0) {

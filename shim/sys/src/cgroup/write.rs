@@ -46,6 +46,32 @@ pub(super) fn write(key: &str, file: PathBuf, value: &str) -> Result<()> {
     })
 }
 
+/// Writes the weight of one device. Only the IO scheduler BFQ knows such weights, and it is chosen by device.
+///
+/// # Errors
+/// As [`set`]; [`CgroupError::Unsupported`] where the device has another scheduler.
+pub(super) fn set_device_weight(
+    dir: Option<&Path>,
+    file: &str,
+    device: (i64, i64),
+    weight: u64,
+) -> Result<()> {
+    let key = "blockIO.weightDevice";
+    let (major, minor) = device;
+    let set = set(key, dir, file, &format!("{major}:{minor} {weight}"), false);
+    match set {
+        Err(CgroupError::Write { source, .. }) if source.raw_os_error() == Some(libc::EOPNOTSUPP) => {
+            Err(unsupported(
+                key,
+                format!(
+                    "the device {major}:{minor} has an IO scheduler without weights: /sys/dev/block/{major}:{minor}/queue/scheduler has to be \"bfq\" (BFQ)"
+                ),
+            ))
+        }
+        other => other,
+    }
+}
+
 /// Files at which a writer waits while the kernel looks for memory to take back; from 6.16 on not one that is opened not to
 /// wait: what is charged next looks for it.
 const SLOW: [&str; 2] = ["memory.max", "memory.high"];
