@@ -9,7 +9,8 @@
 //!                        with GPUs: driver/ (a fake one), slipway-agent's agent/ agent.toml
 //! ```
 //! Node 1 is the host; every further node is a network namespace with a runtime and a kubelet of its own. There is no
-//! kube-proxy: a Service needs to be headless, and its names come from the cluster's own DNS server.
+//! kube-proxy: a Service needs to be headless, and its names come from the cluster's own DNS server; pods reach the API server
+//! by the Service `kubernetes`, whose address a rule of the firewall leads to it.
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -21,6 +22,7 @@ use crate::cmd::{self, Output};
 use crate::cri::Cri;
 use crate::{lab, leftovers};
 
+mod audit;
 mod containerd;
 pub mod dns;
 mod examples;
@@ -30,6 +32,7 @@ mod pki;
 mod power;
 mod process;
 
+pub use audit::Asked;
 pub use net::Net;
 pub use process::Processes;
 
@@ -164,7 +167,7 @@ impl Cluster {
     async fn bring_up(&self) -> Result<Took> {
         let began = Instant::now();
         let pki = self.make_pki()?;
-        self.options.net.up()?;
+        self.options.net.up(self.ports.api)?;
         self.make_cgroup()?;
         self.start_etcd()?;
         self.start_apiserver(&pki)?;
@@ -259,7 +262,7 @@ impl Cluster {
         let host = self.net().node(1);
         let names = [
             "IP:127.0.0.1".to_owned(),
-            "IP:10.96.0.1".to_owned(),
+            format!("IP:{}", net::API_SERVICE),
             format!("IP:{host}"),
             "DNS:localhost".to_owned(),
             "DNS:kubernetes.default.svc".to_owned(),
@@ -353,6 +356,7 @@ impl Cluster {
     fn start_apiserver(&self, pki: &Pki) -> Result<()> {
         let file = |name: &str| pki.path(name).display().to_string();
         let mut c = std::process::Command::new(lab::tool("kube-apiserver"));
+        c.args(self.audit()?);
         c.args([
             format!("--etcd-servers=http://127.0.0.1:{}", self.ports.etcd),
             "--bind-address=0.0.0.0".into(),
@@ -473,7 +477,7 @@ impl Cluster {
         for m in mounts {
             let _ = cmd::sh(&format!("umount -l '{m}'"));
         }
-        self.net().down();
+        self.net().down(self.ports.api);
         self.remove_cgroups(&mut wrong);
         forget_container_links(self.dir());
         if wrong.is_empty() {

@@ -12,6 +12,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::cmd::sh;
 
+/// The first address of the Services' network, which is the API server's.
+pub const API_SERVICE: &str = "10.96.0.1";
+
 /// Addresses and names: all of them in one network of 1,022 addresses.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Net {
@@ -73,11 +76,20 @@ impl Net {
         )
     }
 
-    /// Makes bridges, namespaces, routes and the rule that lets pods out.
+    /// There is no kube-proxy: what pods send to the Service `kubernetes`, whose address they are told, goes to the API server.
+    fn api_service(&self, change: &str, port: u16) -> String {
+        let (all, host) = (self.all(), self.node(1));
+        format!(
+            "iptables -w -t nat {change} PREROUTING -s {all} -d {API_SERVICE} -p tcp --dport 443 -m comment --comment {} -j DNAT --to-destination {host}:{port}",
+            self.name
+        )
+    }
+
+    /// Makes bridges, namespaces, routes, the rule that lets pods out, and the one that leads them to the API server's `port`.
     ///
     /// # Errors
     /// `ip` or `iptables` fails; what was made is left for [`Net::down`].
-    pub fn up(&self) -> Result<()> {
+    pub fn up(&self, port: u16) -> Result<()> {
         let (name, host) = (&self.name, self.node(1));
         sh(&format!(
             "ip link add {name} type bridge && ip addr add {host}/24 dev {name} && ip link set {name} up"
@@ -97,11 +109,12 @@ impl Net {
         }
         sh("echo 1 > /proc/sys/net/ipv4/ip_forward")?;
         sh(&self.masquerade("-A"))?;
+        sh(&self.api_service("-A", port))?;
         Ok(())
     }
 
     /// Removes all of it; silent where it is gone.
-    pub fn down(&self) {
+    pub fn down(&self, port: u16) {
         for n in 2..=self.count {
             let ns = self.netns(n).unwrap_or_default();
             if Path::new("/run/netns").join(&ns).exists() {
@@ -111,7 +124,9 @@ impl Net {
         for link in self.links() {
             let _ = sh(&format!("ip link del {link}"));
         }
-        let _ = sh(&format!("{} 2>/dev/null || true", self.masquerade("-D")));
+        for rule in [self.masquerade("-D"), self.api_service("-D", port)] {
+            let _ = sh(&format!("{rule} 2>/dev/null || true"));
+        }
     }
 
     /// The links on the host that are this cluster's.

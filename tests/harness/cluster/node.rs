@@ -232,15 +232,11 @@ impl Cluster {
         Ok(())
     }
 
-    /// Gives node `n` a GPU driver with this topology, and starts slipway-agent on it.
-    ///
-    /// # Errors
-    /// A file could not be written, or it could not be started.
-    pub fn start_gpus(&self, n: usize, topology: &Topology) -> Result<Driver> {
+    /// Where things of node `n` are, as slipway-agent's configuration says it.
+    pub fn agent_places(&self, n: usize, driver: &Driver) -> String {
         let dir = self.node_dir(n);
-        let driver = Driver::lay_out(&dir.join("driver"), topology)?;
-        let config = format!(
-            "[driver]\nroot = {:?}\ndev = {:?}\n[paths]\nproc = {:?}\nsys = {:?}\nstate = {:?}\nkubelet = {:?}\ncdi = {:?}\npod_resources = {:?}\npods = {:?}\n[http]\nlisten = \"{}:0\"\n[kubernetes]\napi = {:?}\nnode = \"node{n}\"\n[health]\nprobe_seconds = 2\n",
+        format!(
+            "[driver]\nroot = {:?}\ndev = {:?}\n[paths]\nproc = {:?}\nsys = {:?}\nstate = {:?}\nkubelet = {:?}\ncdi = {:?}\npod_resources = {:?}\npods = {:?}\n[health]\nprobe_seconds = 2\n",
             driver.root(),
             driver.dev(),
             driver.proc(),
@@ -250,6 +246,19 @@ impl Cluster {
             dir.join("cdi"),
             dir.join("kubelet/pod-resources/kubelet.sock"),
             dir.join("kubelet/pods-api/pods-api.sock"),
+        )
+    }
+
+    /// Gives node `n` a GPU driver with this topology, and starts slipway-agent on it.
+    ///
+    /// # Errors
+    /// A file could not be written, or it could not be started.
+    pub fn start_gpus(&self, n: usize, topology: &Topology) -> Result<Driver> {
+        let dir = self.node_dir(n);
+        let driver = Driver::lay_out(&dir.join("driver"), topology)?;
+        let config = format!(
+            "{}[http]\nlisten = \"{}:0\"\n[kubernetes]\napi = {:?}\nnode = \"node{n}\"\n",
+            self.agent_places(n, &driver),
             self.net().node(n),
             // With kubelet's own rights; a DaemonSet has fewer.
             self.dir().join(format!("pki/node{n}.conf")),

@@ -15,6 +15,7 @@ use anyhow::{Context, Result, bail};
 use harness::cluster::{Cluster, Net, Options};
 
 mod compare;
+mod daemonset;
 mod events;
 mod eviction;
 mod features;
@@ -63,6 +64,7 @@ fn all() -> Vec<Test> {
     // The longest first.
     let mut list = tests![None;
         training::an_image_is_built_in_the_cluster_and_trains_on_two_nodes,
+        daemonset::the_agents_daemon_set_hands_out_gpus_with_its_own_rights_alone,
         features::a_cron_job_runs_when_its_time_has_come,
         lifecycle::kubelet_rotates_logs_and_no_line_is_lost,
         workloads::containers_start_in_order_and_end_as_the_restart_policy_says,

@@ -7,7 +7,6 @@ use anyhow::{Context, Result, ensure};
 use harness::{cmd, lab};
 use serde_json::json;
 
-use crate::OURS;
 use crate::kube::Kube;
 
 /// What a Prometheus operator brings: the API server knows no ServiceMonitor by itself.
@@ -41,7 +40,8 @@ fn dry_run(k: &Kube, flag: &str, path: &Path) -> Result<String> {
         .kubectl(&["apply", "--dry-run=server", "--validate=strict", flag, &path])
 }
 
-pub async fn the_api_server_takes_every_overlay_and_example(k: Kube) -> Result<()> {
+/// Has the API server take ServiceMonitors from now on.
+pub fn servicemonitors_are_known(k: &Kube) -> Result<()> {
     k.cluster.apply(SERVICE_MONITOR)?;
     k.cluster.kubectl(&[
         "wait",
@@ -49,6 +49,11 @@ pub async fn the_api_server_takes_every_overlay_and_example(k: Kube) -> Result<(
         "crd/servicemonitors.monitoring.coreos.com",
         "--timeout=30s",
     ])?;
+    Ok(())
+}
+
+pub async fn the_api_server_takes_every_overlay_and_example(k: Kube) -> Result<()> {
+    servicemonitors_are_known(&k)?;
     let base = lab::repo().join("manifests/base");
     k.cluster
         .apply(&std::fs::read_to_string(base.join("namespace.yaml"))?)?;
@@ -71,14 +76,6 @@ pub async fn the_api_server_takes_every_overlay_and_example(k: Kube) -> Result<(
     for example in manifests {
         dry_run(&k, "-f", example)?;
     }
-    k.cluster
-        .kubectl(&["delete", "namespace", "slipway-system", "--wait=false"])?;
-    k.cluster.kubectl(&[
-        "delete",
-        "crd",
-        "servicemonitors.monitoring.coreos.com",
-        "--wait=false",
-    ])?;
     the_agent_can_read_its_configurations(&overlays)
 }
 
@@ -102,31 +99,7 @@ fn the_agent_can_read_its_configurations(overlays: &[PathBuf]) -> Result<()> {
 
 /// What the DaemonSets' init containers do, to a directory in place of the node's root; systemd is not asked.
 pub async fn the_node_image_puts_the_programs_on_a_node(k: Kube) -> Result<()> {
-    let context = k.cluster.dir().join("node-image");
-    let manifests = lab::repo().join("manifests");
-    std::fs::create_dir_all(&context)?;
-    std::os::unix::fs::symlink(lab::bin("slipwayd").with_file_name(""), context.join("programs"))?;
-    cmd::sh(&format!(
-        "cd '{0}' && cp -rL programs bin && rm programs && cp -r '{1}/node' node",
-        context.display(),
-        manifests.display()
-    ))?;
-    k.cluster.build_stage(OURS, "busybox", "slipway.local/tools:1")?;
-    let dockerfile = manifests.join("images/node/Dockerfile").display().to_string();
-    let (base, context) = ("BASE=slipway.local/tools:1", context.display().to_string());
-    let args = [
-        "build",
-        "-q",
-        "-t",
-        "slipway.local/node:1",
-        "-f",
-        &dockerfile,
-        "--build-arg",
-        base,
-        &context,
-    ];
-    cmd::run(&mut k.cluster.slipway(OURS, &args), Duration::from_secs(300))?.ok()?;
-
+    crate::daemonset::node_image(&k.cluster)?;
     let host = k.cluster.dir().join("host");
     std::fs::create_dir_all(&host)?;
     let script = "CNI=no sh /slipway/node/install.sh /slipway/bin /host /usr/local /etc /etc/systemd/system && nsenter --help 2>&1 | head -1";
