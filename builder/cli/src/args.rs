@@ -55,6 +55,10 @@ pub struct Global {
     /// Where CNI plugins are looked for; may be given more than once [default: /opt/cni/bin and /usr/lib/cni]
     #[arg(long, global = true, value_name = "DIR", help_heading = "Places")]
     pub cni_bin_dir: Vec<PathBuf>,
+    /// Where CDI files are looked for, the folder that wins last; may be given more than once [default: /etc/cdi and
+    /// /var/run/cdi]
+    #[arg(long, global = true, value_name = "DIR", help_heading = "Places")]
+    pub cdi_spec_dir: Vec<PathBuf>,
     /// error, warn, info, debug, trace, or a filter like "warn,slipway_engine=debug"; on stderr
     #[arg(
         long,
@@ -173,7 +177,12 @@ pub struct BuildArgs {
     /// mount has env=, it is in the step's config.json below the state directory while the step runs, for root only
     #[arg(long, value_name = "id=ID[,src=FILE|,env=NAME]")]
     pub secret: Vec<String>,
-    /// Let RUN ask for what a Dockerfile cannot give itself: network.host
+    /// Give every RUN a device of this machine's CDI files: vendor.com/class=name, or vendor.com/class for the first of
+    /// them, or vendor.com/class=* for all; may be given more than once. What it brings is in no layer
+    #[arg(long, value_name = "DEVICE")]
+    pub device: Vec<String>,
+    /// Let RUN ask for what a Dockerfile cannot give itself: network.host, device (any), device=DEVICE,
+    /// device=DEVICE,alias=NAME (by what the Dockerfile calls it)
     #[arg(long, value_name = "GRANT")]
     pub allow: Vec<String>,
     /// Push the image to its registry after the build

@@ -8,8 +8,8 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result, anyhow, bail};
 use slipway_engine::{
-    BuildError, BuildRequest, Builder, Cancel, ContextSource, DockerfileSource, Interruptible, Network,
-    Progress, build_args, own_platform,
+    BuildError, BuildRequest, Builder, Cancel, ContextSource, DeviceGrants, DeviceName, DockerfileSource,
+    Interruptible, Network, Progress, build_args, own_platform,
 };
 use slipway_image::{OwnerKind, Platform, Puller, Reference, Store};
 
@@ -92,7 +92,9 @@ fn request(args: &BuildArgs, cancel: &Cancel) -> Result<BuildRequest> {
             );
         }
     }
-    let allow_host_network = grants(&args.allow)?;
+    let grants = Grants::read(&args.allow)?;
+    let devices = args.device.iter().map(|text| device("--device", text));
+    let devices = devices.collect::<Result<Vec<_>>>()?;
     if let Some(wanted) = &args.platform {
         let wanted = Platform::parse(wanted)?;
         let own = own_platform();
@@ -143,18 +145,62 @@ fn request(args: &BuildArgs, cancel: &Cancel) -> Result<BuildRequest> {
             NetworkMode::Host => Network::Host,
             NetworkMode::None => Network::None,
         },
-        allow_host_network,
+        allow_host_network: grants.host_network,
+        devices,
+        allow_devices: grants.devices,
         build_args: args_by_name,
         secrets: crate::secrets::read(&args.secret)?,
     })
 }
 
-/// Whether the host's network is granted; an error for what cannot be granted.
-fn grants(allow: &[String]) -> Result<bool> {
-    if let Some(grant) = allow.iter().find(|g| *g != "network.host") {
-        bail!("slipway build --allow={grant}: only network.host can be granted yet");
+/// What `--allow` lets RUN ask for.
+#[derive(Debug, Default)]
+struct Grants {
+    host_network: bool,
+    devices: DeviceGrants,
+}
+
+impl Grants {
+    /// Reads `network.host`, `device`, `device=NAME[,alias=NAME]`.
+    fn read(allow: &[String]) -> Result<Grants> {
+        let mut grants = Grants::default();
+        for grant in allow {
+            match grant.split_once('=') {
+                None if grant == "network.host" => grants.host_network = true,
+                None if grant == "device" => grants.devices.all = true,
+                Some(("device", text)) => grants.device(grant, text)?,
+                _ => bail!("slipway build --allow={grant}: network.host and devices can be granted"),
+            }
+        }
+        Ok(grants)
     }
-    Ok(!allow.is_empty())
+
+    fn device(&mut self, grant: &str, text: &str) -> Result<()> {
+        let (name, alias) = match text.split_once(',') {
+            None => (text, None),
+            Some((name, rest)) => match rest.strip_prefix("alias=") {
+                Some(alias) => (name, Some(alias)),
+                None => bail!(
+                    "slipway build --allow={grant}: {rest:?} is not alias=NAME, which is all that a device's grant can have"
+                ),
+            },
+        };
+        let name = device("--allow=device", name)?;
+        match alias {
+            None => drop(self.devices.names.insert(name)),
+            // What a Dockerfile can say.
+            Some(alias) => {
+                let alias = device("--allow=device alias", alias)?.to_string();
+                self.devices.aliases.insert(alias, name);
+            }
+        }
+        Ok(())
+    }
+}
+
+fn device(flag: &str, text: &str) -> Result<DeviceName> {
+    text.parse()
+        .with_context(|| format!("slipway build {flag}={text}"))
 }
 
 fn parse_tag(tag: &str) -> Result<Reference> {
@@ -285,6 +331,36 @@ fn looks_like_archive(start: &[u8]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_granted_is_read_and_what_cannot_be_is_refused() {
+        let read = |allow: &[&str]| {
+            let allow: Vec<String> = allow.iter().map(|a| (*a).to_owned()).collect();
+            Grants::read(&allow).map_err(|e| format!("{e:#}"))
+        };
+        let grants = read(&["network.host", "device=a.b/c=d", "device=a.b/c=*,alias=fast"]).unwrap();
+        assert!(grants.host_network && !grants.devices.all);
+        let names: Vec<_> = grants.devices.names.iter().map(ToString::to_string).collect();
+        assert_eq!(names, ["a.b/c=d"]);
+        assert_eq!(grants.devices.aliases["fast"].to_string(), "a.b/c=*");
+        assert!(read(&["device"]).unwrap().devices.all);
+        for (grant, want) in [
+            (
+                "security.insecure",
+                "--allow=security.insecure: network.host and devices",
+            ),
+            ("network.host=1", "network.host and devices"),
+            ("device=", "it has no name"),
+            (
+                "device=/dev/nvidia0",
+                "--allow=device=/dev/nvidia0: a device is given by its name",
+            ),
+            ("device=a.b/c,as=d", "\"as=d\" is not alias=NAME"),
+        ] {
+            let said = read(&[grant]).unwrap_err();
+            assert!(said.contains(want), "{grant}: {said}");
+        }
+    }
 
     #[test]
     fn an_archive_is_told_from_a_dockerfile() {

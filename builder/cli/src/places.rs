@@ -15,6 +15,7 @@ const CONFIG: &str = "/etc/slipway/config.toml";
 const CERTS: &str = "/etc/slipway/certs.d";
 const CNI_CONF: &str = "/etc/cni/net.d";
 const CNI_BIN: [&str; 2] = ["/opt/cni/bin", "/usr/lib/cni"];
+const CDI: [&str; 2] = ["/etc/cdi", "/var/run/cdi"];
 
 /// The keys of slipwayd's configuration that matter here; slipwayd itself refuses unknown ones.
 #[derive(Debug, Default, Deserialize)]
@@ -24,6 +25,7 @@ struct File {
     state: Option<PathBuf>,
     runtime: Runtime,
     network: Network,
+    cdi: Cdi,
     images: Images,
 }
 
@@ -39,6 +41,12 @@ struct Runtime {
 struct Network {
     conf_dir: Option<PathBuf>,
     bin_dirs: Option<Vec<PathBuf>>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Cdi {
+    spec_dirs: Option<Vec<PathBuf>>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -77,6 +85,7 @@ pub struct Places {
     worker: Option<PathBuf>,
     cni_conf: PathBuf,
     cni_bin: Vec<PathBuf>,
+    cdi: Vec<PathBuf>,
     certs: PathBuf,
     docker_config: Option<PathBuf>,
     insecure: Vec<String>,
@@ -91,6 +100,11 @@ impl Places {
         let or = |flag: &Option<PathBuf>, file: Option<PathBuf>, default: &str| {
             flag.clone().or(file).unwrap_or_else(|| PathBuf::from(default))
         };
+        let dirs = |flags: &[PathBuf], file: Option<Vec<PathBuf>>, default: &[&str]| match (flags, file) {
+            ([], Some(dirs)) => dirs,
+            ([], None) => default.iter().map(PathBuf::from).collect(),
+            (dirs, _) => dirs.to_vec(),
+        };
         let absolute = |path: PathBuf| {
             std::path::absolute(&path).with_context(|| format!("cannot make {} absolute", path.display()))
         };
@@ -101,11 +115,8 @@ impl Places {
             shim: file.runtime.shim,
             worker: file.runtime.worker,
             cni_conf: or(&flags.cni_conf_dir, file.network.conf_dir, CNI_CONF),
-            cni_bin: match (flags.cni_bin_dir.as_slice(), file.network.bin_dirs) {
-                ([], Some(dirs)) => dirs,
-                ([], None) => CNI_BIN.iter().map(PathBuf::from).collect(),
-                (dirs, _) => dirs.to_vec(),
-            },
+            cni_bin: dirs(&flags.cni_bin_dir, file.network.bin_dirs, &CNI_BIN),
+            cdi: dirs(&flags.cdi_spec_dir, file.cdi.spec_dirs, &CDI),
             certs: or(&flags.certs_dir, file.images.certs_dir, CERTS),
             docker_config: file
                 .images
@@ -139,6 +150,7 @@ impl Places {
             self.worker.as_deref(),
             self.cni_conf.clone(),
             self.cni_bin.clone(),
+            self.cdi.clone(),
         )
     }
 

@@ -59,7 +59,7 @@
 //!
 //! Where Docker's own frontend is only less strict, this one follows it to the letter: the same config and
 //! history come out. It refuses what would
-//! be ignored (flags of ARG, STOPSIGNAL, HEALTHCHECK NONE), it finds the nearest stage *above* where a name is
+//! be ignored (flags of ARG, STOPSIGNAL, HEALTHCHECK NONE; a `--device` that no device can be named), it finds the nearest stage *above* where a name is
 //! given twice, and a wrong ONBUILD trigger is found where it is written.
 #![forbid(unsafe_code)]
 

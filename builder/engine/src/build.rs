@@ -16,6 +16,7 @@ use crate::config;
 use crate::context::{self, Context};
 use crate::copy::archive;
 use crate::copy::tree::{Owners, Tree};
+use crate::devices::Devices;
 use crate::error::{BaseError, BuildError, Excerpt, StepError};
 use crate::key::Scope;
 use crate::layer::{PrepareError, Tip};
@@ -59,6 +60,7 @@ pub(crate) struct Build {
     pub abandon: Cancel,
     pub sandbox: Sandbox,
     pub images: Images,
+    pub devices: Devices,
     pub epoch: Option<i64>,
     /// What the image is for: images that files are taken from are its platform's, whatever a stage runs on.
     pub target_platform: Platform,
@@ -99,6 +101,7 @@ impl Builder {
             Arc::clone(&progress),
             steps.clone(),
         );
+        let devices = Devices::new(Arc::clone(&self.around.cdi));
         let build = Build {
             id,
             store: self.store.clone(),
@@ -109,6 +112,7 @@ impl Builder {
             abandon: cancel.clone(),
             sandbox,
             images,
+            devices,
             epoch: None,
             target_platform: own_platform(),
             context: Context::nothing(),
@@ -167,6 +171,10 @@ fn new_id() -> std::io::Result<String> {
 
 impl Build {
     async fn run(mut self, began: Instant) -> (Arc<Build>, Result<Built, BuildError>) {
+        // Before anything is pulled.
+        if let Err(e) = self.devices.of_build(&self.request) {
+            return (Arc::new(self), Err(BuildError::Device(e)));
+        }
         let program = match self.read().await {
             Ok(program) => program,
             Err(e) => return (Arc::new(self), Err(e)),
@@ -339,6 +347,7 @@ impl Build {
             platform: stage.platform.clone(),
             network: self.request.network,
             epoch: self.epoch,
+            devices: Vec::new(),
         }
     }
 

@@ -32,6 +32,9 @@ pub enum BuildError {
     /// A step failed.
     #[error("{0}")]
     Step(Box<StepFailure>),
+    /// A device that every RUN is to have is not there.
+    #[error("cannot give the build its devices")]
+    Device(#[source] DeviceError),
     /// A base image cannot be had.
     #[error("{span}: cannot use the image {image}{excerpt}")]
     Base {
@@ -91,6 +94,16 @@ pub enum BuildError {
     /// Interrupted by the user.
     #[error("cancelled")]
     Cancelled,
+}
+
+/// A device that was asked for is not there.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "this machine does not have the device (slipway build --cdi-spec-dir names other folders to look in)"
+)]
+pub struct DeviceError {
+    /// Which, and where it was looked for.
+    pub source: Box<slipway_cdi::ResolveError>,
 }
 
 /// Why a base image cannot be had.
@@ -276,10 +289,13 @@ pub enum StepError {
     #[error("{what} is not granted to this build; give slipway build {flag} to allow it")]
     NotGranted {
         /// What it asks for.
-        what: &'static str,
+        what: String,
         /// The flags that grant it.
-        flag: &'static str,
+        flag: String,
     },
+    /// A device that the step requires is not there.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
     /// Work in the background ended without an answer.
     #[error("a task of the build ended unexpectedly: {reason}")]
     Task {

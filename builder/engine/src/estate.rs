@@ -295,6 +295,7 @@ mod tests {
             &[&gone, "not ours", &gone, "nor this", &gone],
         );
         let around = Surroundings {
+            cdi: std::sync::Arc::new(slipway_cdi::Cache::new(Vec::new())),
             launcher: Ok(Launcher {
                 shim: "/no/shim".into(),
                 worker: "/no/worker".into(),

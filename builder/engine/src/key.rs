@@ -1,11 +1,13 @@
 //! The cache key of a step: everything that determines what it makes, nothing else. Pure.
 //!
 //! ```text
-//! key(step) = H(version, key(what is below), action, platform, contents of the files it takes, network, epoch)
+//! key(step) = H(version, key(what is below), action, platform, contents of the files it takes, network, epoch, devices)
 //! ```
 //! The key below a stage is the chain of its base image's layers, so that the key knows contents, not names.
 //! Actions come after expansion, in the Dockerfile crate's own JSON: environment, user, directory, shell and
-//! mounts are in it, proxies are not. Contents have no times.
+//! mounts are in it, proxies are not. Contents have no times. Devices are in it by the names of those that the step gets,
+//! as with BuildKit: not as the Dockerfile asks for them, and neither what a name stands for on this machine nor the version
+//! of its driver.
 
 use sha2::{Digest as _, Sha256};
 use slipway_dockerfile::instruction::MountKind;
@@ -29,6 +31,8 @@ pub struct Scope {
     pub network: Network,
     /// No file is newer: it changes the layers.
     pub epoch: Option<i64>,
+    /// Full names of the devices that the step gets; empty for all but RUN.
+    pub devices: Vec<String>,
 }
 
 /// The key of an empty root file system.
@@ -96,6 +100,10 @@ impl Scope {
             epoch.as_bytes(),
         ];
         parts.extend(inputs.iter().map(|i| i.as_slice()));
+        if !self.devices.is_empty() {
+            parts.push(b"devices");
+            parts.extend(self.devices.iter().map(String::as_bytes));
+        }
         Ok(hash(&parts))
     }
 }
@@ -104,7 +112,8 @@ fn action_runs(json: &[u8]) -> bool {
     json.starts_with(b"{\"run\"")
 }
 
-/// The action without the numbers and names of where files come from: their contents are in the key.
+/// The action without the numbers and names of where files come from, since their contents are in the key, and without what
+/// it calls its devices.
 fn anonymous(action: &Action) -> Action {
     match action {
         Action::Copy(copy) => {
@@ -115,6 +124,7 @@ fn anonymous(action: &Action) -> Action {
         }
         Action::Run(run) => {
             let mut run = run.clone();
+            run.devices.clear();
             for mount in &mut run.mounts {
                 if let MountKind::Bind { from, .. } | MountKind::Cache { from, .. } = &mut mount.kind {
                     *from = Source::Scratch;
@@ -147,6 +157,7 @@ mod tests {
             platform: Platform::new("linux", "amd64"),
             network: Network::Default,
             epoch: None,
+            devices: Vec::new(),
         }
     }
 
@@ -237,6 +248,28 @@ mod tests {
             devices: vec![],
             script: None,
         }))
+    }
+
+    #[test]
+    fn devices_are_in_the_key_by_the_names_of_those_that_the_step_gets() {
+        let key = |devices: &[&str], action: &Action| {
+            let devices = devices.iter().map(|d| (*d).to_owned()).collect();
+            let scope = Scope { devices, ..scope() };
+            scope.step(&scratch(), action, &[]).unwrap()
+        };
+        let plain = run(vec![]);
+        let Action::Run(mut asking) = plain.clone() else {
+            unreachable!()
+        };
+        asking.devices.push(slipway_dockerfile::instruction::Device {
+            name: "a.b/c".parse().unwrap(),
+            required: true,
+        });
+        let asking = Action::Run(asking);
+        assert_eq!(key(&["a.b/c=0"], &plain), key(&["a.b/c=0"], &asking));
+        assert_eq!(key(&[], &plain), key(&[], &asking));
+        assert_ne!(key(&[], &plain), key(&["a.b/c=0"], &plain));
+        assert_ne!(key(&["a.b/c=1"], &plain), key(&["a.b/c=0"], &plain));
     }
 
     fn mount(kind: MountKind) -> Mount {

@@ -18,6 +18,7 @@ mod clamp;
 mod config;
 mod context;
 mod copy;
+mod devices;
 mod error;
 pub mod estate;
 mod key;
@@ -39,13 +40,15 @@ pub use cache_mount::{PrunedMounts, prune_cache_mounts};
 pub use cancel::Cancel;
 pub use context::ContextError;
 pub use copy::CopyError;
-pub use error::{BaseError, BuildError, Excerpt, StepError, StepFailure};
+pub use devices::DeviceGrants;
+pub use error::{BaseError, BuildError, DeviceError, Excerpt, StepError, StepFailure};
 pub use estate::{Estate, EstateError, sweep};
 pub use layer::SealError;
 pub use output::printable;
 pub use progress::{Event, Outcome, Progress, Silent, StepId, StepLabel};
 pub use request::{BuildRequest, ContextSource, DockerfileSource, Interruptible, Network, Secret, Stream};
 pub use sandbox::Surroundings;
+pub use slipway_dockerfile::instruction::{DeviceName, DeviceNameError};
 
 /// An error with its causes on one line.
 #[must_use]

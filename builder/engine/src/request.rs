@@ -8,9 +8,11 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use rustix::event::{PollFd, PollFlags, Timespec};
+use slipway_dockerfile::instruction::DeviceName;
 use slipway_image::Reference;
 
 use crate::cancel::Cancel;
+use crate::devices::DeviceGrants;
 use crate::error::StepError;
 
 /// A build.
@@ -36,6 +38,10 @@ pub struct BuildRequest {
     pub network: Network,
     /// Whether a RUN may ask for the host's network: a Dockerfile cannot give it to itself.
     pub allow_host_network: bool,
+    /// The CDI devices that every RUN gets.
+    pub devices: Vec<DeviceName>,
+    /// Those that a RUN may ask for besides: a Dockerfile cannot give them to itself.
+    pub allow_devices: DeviceGrants,
     /// `--secret`, by id.
     pub secrets: BTreeMap<String, Secret>,
 }

@@ -129,6 +129,7 @@ fn refuse_what_cannot_run(build: &Build, program: &Program) -> Result<(), BuildE
             let wrong = crate::steps::not_built(step)
                 .map(|what| StepError::Unsupported { what })
                 .or_else(|| crate::steps::not_granted(&build.request, step))
+                .or_else(|| without_devices(build, step))
                 .or_else(|| match (&step.action, build.sandbox.no_shim()) {
                     (Action::Run(_), Some(why)) => Some(StepError::NoShim(why)),
                     _ => None,
@@ -140,6 +141,26 @@ fn refuse_what_cannot_run(build: &Build, program: &Program) -> Result<(), BuildE
         }
     }
     Ok(())
+}
+
+/// Why a step cannot have its devices. One that it can do without, and has to, is told.
+fn without_devices(build: &Build, step: &Step) -> Option<StepError> {
+    let Action::Run(run) = &step.action else {
+        return None;
+    };
+    match build.devices.of_step(&build.request, run) {
+        Ok(given) => {
+            for why in given.absent {
+                let text = format!(
+                    "{}: RUN --device: {why}; the command runs without it (with `,required` that is an error)",
+                    step.span
+                );
+                build.progress.event(Event::Warning { text });
+            }
+            None
+        }
+        Err(error) => Some(error),
+    }
 }
 
 fn failure(

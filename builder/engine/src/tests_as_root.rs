@@ -9,6 +9,7 @@ use slipway_shim_client::Launcher;
 
 use crate::build::{Builder, Built};
 use crate::cancel::Cancel;
+use crate::devices::DeviceGrants;
 use crate::error::BuildError;
 use crate::progress::{Event, Progress};
 use crate::request::{BuildRequest, ContextSource, DockerfileSource, Network};
@@ -38,6 +39,25 @@ impl<F: Fn(&Event) + Send + Sync> Progress for At<F> {
     }
 }
 
+/// A build of a context with nothing else about it.
+pub(crate) fn request(context: &Path) -> BuildRequest {
+    BuildRequest {
+        context: ContextSource::Directory(context.to_path_buf()),
+        dockerfile: DockerfileSource::Default,
+        tags: Vec::new(),
+        build_args: BTreeMap::new(),
+        target: None,
+        labels: BTreeMap::new(),
+        no_cache: false,
+        pull: false,
+        network: Network::Default,
+        allow_host_network: false,
+        devices: Vec::new(),
+        allow_devices: DeviceGrants::default(),
+        secrets: BTreeMap::new(),
+    }
+}
+
 /// Builds a context below `dir`, which has `c/Dockerfile` and `c/f`; what came of it, and the warnings.
 async fn build(
     dir: &Path,
@@ -58,27 +78,19 @@ async fn build(
             state: dir.join("state"),
             launcher: Err(Arc::new(missing.err().unwrap())),
             cni: None,
+            cdi: Arc::new(slipway_cdi::Cache::new(Vec::new())),
         },
     };
     let progress = Arc::new(At {
         act,
         warnings: Mutex::default(),
     });
-    let request = BuildRequest {
-        context: ContextSource::Directory(context),
-        dockerfile: DockerfileSource::Default,
-        tags: Vec::new(),
-        build_args: BTreeMap::new(),
-        target: None,
-        labels: BTreeMap::new(),
-        no_cache: false,
-        pull: false,
-        network: Network::Default,
-        allow_host_network: false,
-        secrets: BTreeMap::new(),
-    };
     let built = builder
-        .build(request, Arc::clone(&progress) as Arc<dyn Progress>, cancel)
+        .build(
+            request(&context),
+            Arc::clone(&progress) as Arc<dyn Progress>,
+            cancel,
+        )
         .await;
     let warnings = progress.warnings.lock().unwrap().clone();
     (built, warnings)

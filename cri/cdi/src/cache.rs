@@ -96,6 +96,15 @@ pub enum ResolveError {
     Edit(#[from] EditError),
 }
 
+/// A device that can be had.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ListedDevice {
+    /// Its name.
+    pub name: QualifiedName,
+    /// What its file says of it to people and tools; of a key that both have, the device's own.
+    pub annotations: BTreeMap<String, String>,
+}
+
 /// The CDI files of this host.
 #[derive(Debug)]
 pub struct Cache {
@@ -175,6 +184,20 @@ impl Cache {
             .collect();
         names.sort();
         names
+    }
+
+    /// All usable devices, by name, with the annotations that their files have for them.
+    pub fn listed(&self) -> Vec<ListedDevice> {
+        let loaded = self.current();
+        let mut listed: Vec<_> = loaded.listed().collect();
+        listed.sort_by(|a, b| a.name.cmp(&b.name));
+        listed
+    }
+
+    /// That no file defines `name`: with the folders looked at, and the files that could not be used and might have. For
+    /// callers that understand names of other forms than [`Cache::resolve`] does.
+    pub fn unknown(&self, name: &str) -> ResolveError {
+        self.current().unknown(name, &self.dirs)
     }
 
     /// Files that cannot be used, and why.
@@ -341,21 +364,36 @@ impl Loaded {
                     files: files.join(", "),
                 })
             }
-            _ => {
-                let dirs: Vec<_> = dirs.iter().map(|d| d.display().to_string()).collect();
-                let hint: String = self
-                    .errors
-                    .iter()
-                    .take(4)
-                    .map(|(path, e)| format!("; {} cannot be used: {}", path.display(), e.chain()))
-                    .collect();
-                Err(ResolveError::Unknown {
-                    name: full,
-                    dirs: dirs.join(", "),
-                    hint,
-                })
-            }
+            _ => Err(self.unknown(&full, dirs)),
         }
+    }
+
+    fn unknown(&self, name: &str, dirs: &[PathBuf]) -> ResolveError {
+        let dirs: Vec<_> = dirs.iter().map(|d| d.display().to_string()).collect();
+        let hint: String = self
+            .errors
+            .iter()
+            .take(4)
+            .map(|(path, e)| format!("; {} cannot be used: {}", path.display(), e.chain()))
+            .collect();
+        ResolveError::Unknown {
+            name: name.to_owned(),
+            dirs: dirs.join(", "),
+            hint,
+        }
+    }
+
+    fn listed(&self) -> impl Iterator<Item = ListedDevice> {
+        let usable = self.devices.iter().filter_map(|(name, files)| match files[..] {
+            [one] => Some((name.parse().ok()?, &self.files[one].spec)),
+            _ => None,
+        });
+        usable.map(|(name, spec): (QualifiedName, _)| {
+            let mut annotations = spec.annotations.clone();
+            let own = spec.devices.iter().find(|d| d.name == name.device);
+            annotations.extend(own.into_iter().flat_map(|d| d.annotations.clone()));
+            ListedDevice { name, annotations }
+        })
     }
 }
 

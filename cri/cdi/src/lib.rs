@@ -18,7 +18,7 @@ mod types;
 mod validate;
 
 pub use annotations::{ANNOTATION_PREFIX, AnnotationError, devices_in_annotations};
-pub use cache::{Cache, DEFAULT_DIRS, FileError, ResolveError};
+pub use cache::{Cache, DEFAULT_DIRS, FileError, ListedDevice, ResolveError};
 pub use edits::EditError;
 pub use name::{NameError, QualifiedName};
 pub use parse::{ParseError, yaml};

@@ -12,6 +12,7 @@ mod id;
 mod lower;
 mod overlay;
 mod rootfs;
+mod scaffold;
 mod snapshotter;
 pub mod tar;
 #[cfg(test)]
@@ -23,6 +24,7 @@ pub use error::{Result, SnapshotError, is_full};
 pub use id::SnapshotId;
 pub use overlay::{Overlay, fs_info, sync_dir, sync_filesystem};
 pub use rootfs::{RootfsMount, maps_owners, unmount};
+pub use scaffold::{Scaffold, Survey};
 pub use slipway_sys::mount::{mounts_under, remove_tree};
 pub use slipway_sys::root::Root;
 pub use snapshotter::{Access, Commit, FsInfo, Snapshotter, Usage};

@@ -3,6 +3,8 @@
 
 use std::path::PathBuf;
 
+use slipway_cdi::ContainerEdits;
+
 use crate::capability;
 use crate::host::HostFacts;
 use crate::input::{
@@ -36,6 +38,8 @@ pub struct RunStep {
     pub insecure: bool,
     /// ulimits given to the build.
     pub rlimits: Vec<Rlimit>,
+    /// The devices of the step: edits in the order in which they are applied, completed from the host.
+    pub cdi: Vec<ContainerEdits>,
     /// Limits given to the build.
     pub resources: Resources,
     /// `linux.cgroupsPath` of the step.
@@ -77,6 +81,7 @@ impl RunStep {
             },
             rlimits: self.rlimits,
             resources: self.resources,
+            cdi: self.cdi,
             cgroups_path: self.cgroups_path,
             namespaces: Namespaces {
                 network: self.network,
@@ -137,6 +142,39 @@ mod tests {
         assert_eq!(
             network.path().as_deref(),
             Some(std::path::Path::new("/run/build/net"))
+        );
+    }
+
+    #[test]
+    fn a_steps_devices_change_its_container_as_a_pods_do() {
+        let device = slipway_cdi::DeviceEdit {
+            path: "/dev/nvidia0".into(),
+            kind: "c".into(),
+            major: 195,
+            ..slipway_cdi::DeviceEdit::default()
+        };
+        let edits = ContainerEdits {
+            env: vec!["PATH=/driver".into(), "NVIDIA_VISIBLE_DEVICES=void".into()],
+            device_nodes: vec![device],
+            ..ContainerEdits::default()
+        };
+        let input = RunStep {
+            cdi: vec![edits],
+            ..step()
+        };
+        let spec = generate(&input.into_input()).unwrap().spec;
+        let env = spec.process().as_ref().unwrap().env().clone().unwrap();
+        assert_eq!(env[0], "PATH=/driver");
+        assert_eq!(env[3], "NVIDIA_VISIBLE_DEVICES=void");
+        let linux = spec.linux().as_ref().unwrap();
+        let node = &linux.devices().as_ref().unwrap()[0];
+        // The user's of the step, as the file does not say.
+        assert_eq!((node.major(), node.uid()), (195, Some(1000)));
+        let rules = linux.resources().as_ref().unwrap().devices().clone().unwrap();
+        let last = rules.last().unwrap();
+        assert_eq!(
+            (last.allow(), last.major(), last.minor()),
+            (true, Some(195), Some(0))
         );
     }
 

@@ -134,6 +134,8 @@ impl Lab {
             .arg(self.path("net"))
             .arg("--cni-bin-dir")
             .arg("/usr/lib/cni")
+            .arg("--cdi-spec-dir")
+            .arg(self.path("cdi"))
             .args(&args[1..]);
         command.env_remove("SOURCE_DATE_EPOCH").stdin(Stdio::null());
         command

@@ -5,6 +5,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod crash;
+mod devices;
 mod files;
 mod lab;
 mod language;

@@ -211,7 +211,10 @@ fn mistakes_are_told_before_anything_runs() {
         ("COPY missing /x", "missing: not found in the build context"),
         ("COPY nomatch* /x/", "nomatch*"),
         ("COPY --chown=nobody Dockerfile /x", "/etc/passwd has no nobody"),
-        ("RUN --device=a.b/c=d true", "--device"),
+        (
+            "RUN --device=a.b/c=d,required true",
+            "CDI device a.b/c=d is not defined in",
+        ),
     ] {
         let dir = lab.context("c", &format!("FROM {BASE}\n{line}\n"));
         let said = lab.build(&["--no-cache", &dir]).failed();

@@ -11,7 +11,7 @@ pub(crate) mod health;
 mod mount;
 
 pub use decode::decode;
-pub use device::Device;
+pub use device::{Device, DeviceName, DeviceNameError};
 pub use mount::{Mount, MountKind, MountText, Sharing};
 
 use crate::ast::Heredoc;

@@ -44,11 +44,14 @@ pub struct Surroundings {
     pub launcher: Result<Launcher, Arc<slipway_shim_client::Error>>,
     /// Connects network namespaces.
     pub cni: Option<Arc<Cni>>,
+    /// The machine's devices.
+    pub cdi: Arc<slipway_cdi::Cache>,
 }
 
 impl Surroundings {
     /// Looks for the shim's programs (those given, else beside this one, in ../libexec/slipway, on PATH); networks are
-    /// those configured in `cni_conf`, with plugins from `cni_bin`.
+    /// those configured in `cni_conf`, with plugins from `cni_bin`; devices those of the files in `cdi`, the folder that
+    /// wins last.
     #[must_use]
     pub fn find(
         state: PathBuf,
@@ -56,11 +59,13 @@ impl Surroundings {
         worker: Option<&Path>,
         cni_conf: PathBuf,
         cni_bin: Vec<PathBuf>,
+        cdi: Vec<PathBuf>,
     ) -> Surroundings {
         Surroundings {
             state,
             launcher: Launcher::find(shim, worker).map_err(Arc::new),
             cni: Some(Arc::new(Cni::new(cni_conf, cni_bin))),
+            cdi: Arc::new(slipway_cdi::Cache::new(cdi)),
         }
     }
 }
@@ -399,6 +404,7 @@ cat > /dev/null
         let around = |cni: bool| Surroundings {
             state: at("state"),
             launcher: Err(Arc::clone(&missing)),
+            cdi: Arc::new(slipway_cdi::Cache::new(Vec::new())),
             cni: cni.then(|| Arc::new(Cni::new(at("conf"), vec![dir.path().to_path_buf()]))),
         };
         let told = || std::fs::read_to_string(at("told")).unwrap_or_default();

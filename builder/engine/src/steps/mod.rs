@@ -105,9 +105,6 @@ pub(crate) fn not_built(step: &Step) -> Option<String> {
             if run.security == Security::Insecure {
                 return Some("RUN --security=insecure".to_owned());
             }
-            if let Some(device) = run.devices.first() {
-                return Some(format!("RUN --device={}", device.name));
-            }
             run.mounts.iter().find_map(|mount| match &mount.kind {
                 MountKind::Ssh { .. } => Some("RUN --mount=type=ssh".to_owned()),
                 MountKind::Bind {
@@ -134,8 +131,8 @@ pub(crate) fn not_granted(request: &BuildRequest, step: &Step) -> Option<StepErr
     match &step.action {
         Action::Run(run) if run.network == Network::Host && !request.grants_host_network() => {
             Some(StepError::NotGranted {
-                what: "the host's network (RUN --network=host)",
-                flag: "--allow=network.host (or --network=host, for all its steps)",
+                what: "the host's network (RUN --network=host)".to_owned(),
+                flag: "--allow=network.host (or --network=host, for all its steps)".to_owned(),
             })
         }
         _ => None,

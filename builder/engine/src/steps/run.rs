@@ -1,22 +1,28 @@
 //! RUN: a container on the step's snapshot, made by the build's shim, its output shown while it runs.
+//!
+//! What a device's mounts and hooks put into the root file system (mount points, links, the loader's configuration and
+//! cache) is done when the container is created and waits to be started: it is surveyed then, and taken out of the
+//! layer when the command has ended ([`slipway_snapshot::Scaffold`]).
 
 use std::fs::File;
 use std::os::fd::OwnedFd;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::pipe::{PipeFlags, pipe_with};
 use slipway_dockerfile::instruction::Network;
 use slipway_dockerfile::step::RunStep;
+use slipway_image::Active;
 use slipway_shim_client::{CreateContainer, Exit, Output, Shim, Stdin};
-use slipway_snapshot::Root;
+use slipway_snapshot::{Root, Scaffold, Survey};
 use slipway_spec::user::FILE_LIMIT;
 use slipway_spec::{Mount, RunStep as RunInput};
 
 use super::origins::Places;
 use super::{Keys, StepContext, StepResult, mounts};
 use crate::error::StepError;
+use crate::key::Scope;
 use crate::layer::Later;
 use crate::output;
 use crate::request;
@@ -24,12 +30,18 @@ use crate::sandbox::{Connection, MountPoints, Point};
 
 /// How long the last output may take to arrive once the command has ended.
 const LAST_OUTPUT: Duration = Duration::from_secs(3);
+/// What is mounted fresh in every container.
+const OWN_MOUNTS: [&str; 3] = ["/dev", "/proc", "/sys"];
 /// How long a killed container may take to be gone.
 const DYING: Duration = Duration::from_secs(20);
 
 pub(super) async fn execute(cx: &StepContext<'_>, step: &RunStep) -> Result<StepResult, StepError> {
     let inputs = mounts::prepare(cx, step).await?;
-    let scope = cx.build.scope(cx.stage);
+    let devices = cx.build.devices.of_step(&cx.build.request, step)?.names;
+    let scope = Scope {
+        devices: devices.clone(),
+        ..cx.build.scope(cx.stage)
+    };
     let places = inputs.places();
     let known = places.as_ref().and_then(Places::layers);
     let shortcut = known
@@ -50,13 +62,85 @@ pub(super) async fn execute(cx: &StepContext<'_>, step: &RunStep) -> Result<Step
             key: Box::new(move || scope.shortcut(&below, &action, &places.layers()?).ok()),
         })
     });
-    cx.cached_or(keys, async |point: &Path| {
-        let mounted = mounts::mount(cx, &inputs).await?;
-        let ran = run(cx, step, point, &mounted, &inputs.env).await;
-        let unmounted = mounts::unmount(cx, mounted).await;
-        ran.and(unmounted)
+    cx.cached_or_made(keys, async |active: &Active| {
+        let mut foreign = Foreign::of(&devices, active);
+        let worked = cx.on_mount(active, async |point: &Path| {
+            let mounted = mounts::mount(cx, &inputs).await?;
+            let ran = run(cx, step, point, &mounted, &inputs.env, &mut foreign).await;
+            let unmounted = mounts::unmount(cx, mounted).await;
+            ran.and(unmounted)
+        });
+        worked.await?;
+        foreign.strike(cx, active).await
     })
     .await
+}
+
+/// What is in the step's files because of its devices, and none of its own doing.
+struct Foreign {
+    /// Full names of the devices.
+    devices: Vec<String>,
+    upper: PathBuf,
+    before: Option<Survey>,
+    found: Option<Scaffold>,
+}
+
+impl Foreign {
+    fn of(devices: &[String], active: &Active) -> Foreign {
+        Foreign {
+            devices: devices.to_vec(),
+            upper: active.upper.clone(),
+            before: None,
+            found: None,
+        }
+    }
+
+    /// What is there now is the step's, and what every container's own mounts are made on.
+    async fn begin(&mut self, cx: &StepContext<'_>, root: &Root) -> Result<(), StepError> {
+        if !self.devices.is_empty() {
+            for own in OWN_MOUNTS {
+                let made = root.mkdir_all(Path::new(own), 0o755, None);
+                made.map_err(|source| StepError::Io {
+                    act: "make the directory",
+                    path: own.into(),
+                    source,
+                })?;
+            }
+            let upper = self.upper.clone();
+            self.before = Some(cx.blocking(move || Survey::of(&upper).map_err(survey)).await?);
+        }
+        Ok(())
+    }
+
+    /// What has come since then is not.
+    async fn end(&mut self, cx: &StepContext<'_>) -> Result<(), StepError> {
+        if let Some(before) = self.before.take() {
+            let upper = self.upper.clone();
+            let found = move || before.scaffold(&upper).map_err(survey);
+            self.found = Some(cx.blocking(found).await?);
+        }
+        Ok(())
+    }
+
+    async fn strike(self, cx: &StepContext<'_>, active: &Active) -> Result<(), StepError> {
+        let (Some(found), mount) = (self.found, active.mount.clone()) else {
+            return Ok(());
+        };
+        cx.blocking(move || {
+            found.strike(&mount).map_err(|source| StepError::Mount {
+                act: "take what its devices brought out of",
+                source,
+            })
+        })
+        .await
+    }
+}
+
+fn survey(source: slipway_snapshot::SnapshotError) -> StepError {
+    StepError::Mount {
+        act: "look for what devices bring into",
+        source,
+    }
 }
 
 async fn run(
@@ -65,6 +149,7 @@ async fn run(
     rootfs: &Path,
     mounted: &[mounts::Mounted],
     secrets: &[(String, request::Secret)],
+    foreign: &mut Foreign,
 ) -> Result<(), StepError> {
     let root = Root::open(rootfs).map_err(|source| StepError::Io {
         act: "open",
@@ -72,11 +157,12 @@ async fn run(
         source,
     })?;
     let mut points = MountPoints::default();
-    let ran = run_in(cx, step, rootfs, &root, &mut points, mounted, secrets).await;
+    let ran = run_in(cx, step, rootfs, &root, &mut points, mounted, secrets, foreign).await;
     let cleaned = cx.blocking(move || points.remove(&root)).await;
     ran.and(cleaned)
 }
 
+#[allow(clippy::too_many_arguments)]
 async fn run_in(
     cx: &StepContext<'_>,
     step: &RunStep,
@@ -85,6 +171,7 @@ async fn run_in(
     points: &mut MountPoints,
     mounted: &[mounts::Mounted],
     secrets: &[(String, request::Secret)],
+    foreign: &mut Foreign,
 ) -> Result<(), StepError> {
     let sandbox = &cx.build.sandbox;
     // Before the network: what cannot run needs none.
@@ -97,9 +184,12 @@ async fn run_in(
             .map(|n| n.to_string_lossy())
             .unwrap_or_default()
     );
-    let described = describe(cx, step, rootfs, root, points, mounted, secrets, &id, &bundle).await;
+    let described = describe(
+        cx, step, rootfs, root, points, mounted, secrets, foreign, &id, &bundle,
+    )
+    .await;
     let ran = match described {
-        Ok(()) => contain(cx, step, &id, &bundle).await,
+        Ok(()) => contain(cx, step, foreign, &id, &bundle).await,
         Err(e) => Err(e),
     };
     let removed = slipway_snapshot::remove_tree(&bundle);
@@ -121,6 +211,7 @@ async fn describe(
     points: &mut MountPoints,
     mounted: &[mounts::Mounted],
     secrets: &[(String, request::Secret)],
+    foreign: &mut Foreign,
     id: &str,
     bundle: &Path,
 ) -> Result<(), StepError> {
@@ -136,6 +227,7 @@ async fn describe(
     // As runc does; a directory that the command runs in stays in the layer.
     root.mkdir_all(Path::new(&step.cwd), 0o755, None)
         .map_err(io("make the directory", Path::new(&step.cwd)))?;
+    foreign.begin(cx, root).await?;
     let mut binds = Vec::new();
     for (path, source) in [("/etc/resolv.conf", resolv), ("/etc/hosts", hosts)] {
         let real = points.ensure(root, Path::new(path), Point::File)?;
@@ -178,6 +270,7 @@ async fn describe(
         passwd: read("/etc/passwd")?.unwrap_or_default(),
         group: read("/etc/group")?.unwrap_or_default(),
         mounts: binds,
+        cdi: cx.build.devices.edits(&foreign.devices)?,
         network: network.namespace,
         hostname: crate::sandbox::HOSTNAME.to_owned(),
         cgroups_path: format!("{}/{id}", sandbox.cgroup()),
@@ -219,7 +312,7 @@ fn bind(target: &Path, source: &Path, read_only: bool) -> Mount {
 
 /// Whether a path lies in something that is mounted fresh in every container.
 pub(super) fn under_own_mount(path: &Path) -> bool {
-    ["/dev", "/proc", "/sys"]
+    OWN_MOUNTS
         .iter()
         .any(|own| path.starts_with(own) && path != Path::new(own))
 }
@@ -235,7 +328,13 @@ fn connection(build: request::Network, step: Network) -> Connection {
 }
 
 /// Creates, starts, follows and removes the container.
-async fn contain(cx: &StepContext<'_>, step: &RunStep, id: &str, bundle: &Path) -> Result<(), StepError> {
+async fn contain(
+    cx: &StepContext<'_>,
+    step: &RunStep,
+    foreign: &mut Foreign,
+    id: &str,
+    bundle: &Path,
+) -> Result<(), StepError> {
     let shim = cx.build.sandbox.shim().await?;
     if cx.build.cancel.is_set() {
         return Err(StepError::Cancelled);
@@ -266,9 +365,12 @@ async fn contain(cx: &StepContext<'_>, step: &RunStep, id: &str, bundle: &Path) 
         })
         .await;
     created.map_err(StepError::shim("create"))?;
-    let exit = match shim.start(id).await {
-        Ok(_) => follow(cx, shim, id).await,
-        Err(e) => Err(StepError::shim("start")(e)),
+    let exit = match foreign.end(cx).await {
+        Ok(()) => match shim.start(id).await {
+            Ok(_) => follow(cx, shim, id).await,
+            Err(e) => Err(StepError::shim("start")(e)),
+        },
+        Err(e) => Err(e),
     };
     // Whatever happened, the container goes.
     let gone = remove(shim, id).await;

@@ -213,3 +213,33 @@ fn deep_nesting_and_aliases_that_multiply_are_refused_quickly() {
     assert!(host.env(&["v.com/c=x"]).is_ok());
     assert_eq!(host.cache.errors().len(), 3);
 }
+
+#[test]
+fn the_devices_that_can_be_had_are_listed_with_their_files_annotations() {
+    let host = Host::new();
+    host.write(
+        "etc/a.json",
+        r#"{"cdiVersion":"0.6.0","kind":"v.com/c","annotations":{"k":"file","l":"file"},"devices":[
+            {"name":"y","containerEdits":{"env":["A=1"]}},
+            {"name":"x","annotations":{"k":"own"},"containerEdits":{"env":["A=1"]}}]}"#,
+    );
+    host.devices("etc/b.json", &["twice"], "1");
+    host.devices("etc/c.json", &["twice"], "2");
+    let listed = host.cache.listed();
+    let names: Vec<_> = listed.iter().map(|d| d.name.to_string()).collect();
+    assert_eq!(names, ["v.com/c=x", "v.com/c=y"]);
+    let of = |n: usize| {
+        listed[n]
+            .annotations
+            .values()
+            .map(String::as_str)
+            .collect::<Vec<_>>()
+    };
+    assert_eq!((of(0), of(1)), (vec!["own", "file"], vec!["file", "file"]));
+    host.write("etc/bad.json", "{");
+    let said = host.cache.unknown("v.com").to_string();
+    assert!(
+        said.starts_with("CDI device v.com is not defined in ") && said.contains("bad.json cannot be used"),
+        "{said}"
+    );
+}

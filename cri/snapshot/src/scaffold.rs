@@ -1,0 +1,484 @@
+//! Scaffolding: what is put into an upper directory so that a command can run there, and is no part of what the command
+//! makes.
+//!
+//! ```text
+//! Survey::of(upper) ─ mount points, links, caches are made ─▶ Survey::scaffold ─ the command runs ─▶ unmount ─▶ Scaffold::strike
+//! ```
+//! What was put there and still has the same contents goes again, so that what lies below shows as it was; what the
+//! command changed of it, or put into its directories, stays. Refuses to know what made the scaffolding, and why.
+
+use crate::attributes::{kind, mtime, stat_at, times, xattrs_of};
+use crate::error::{Result, at};
+use crate::lower::{Found, View};
+use crate::rootfs::RootfsMount;
+use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, ResolveFlags, Stat};
+use rustix::io::Errno;
+use sha2::{Digest as _, Sha256};
+use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::{OsStr, OsString};
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStringExt;
+use std::path::{Path, PathBuf};
+
+/// Scaffolding of more entries than this is none.
+const MOST: usize = 100_000;
+
+/// What is in an upper directory at a moment, by relative path; the directory itself is the empty one.
+#[derive(Debug)]
+pub struct Survey {
+    entries: BTreeMap<PathBuf, Mark>,
+}
+
+/// What tells one state of an entry from another.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Mark {
+    kind: FileType,
+    inode: u64,
+    owner: (u32, u32),
+    mode: u32,
+    changed: (i64, u64),
+    modified: (i64, u32),
+    content: Content,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Content {
+    /// A directory's is its entries.
+    Directory,
+    File([u8; 32]),
+    Link(Vec<u8>),
+    /// A device, a whiteout, a socket: its number.
+    Other(u64),
+}
+
+/// What came between two surveys.
+#[derive(Debug)]
+pub struct Scaffold {
+    upper: PathBuf,
+    /// Parents before what is in them.
+    put: BTreeMap<PathBuf, Put>,
+}
+
+#[derive(Debug)]
+struct Put {
+    mark: Mark,
+    /// When it was modified last before, where it was there.
+    before: Option<(i64, u32)>,
+}
+
+impl Survey {
+    /// Looks at all of `upper`, which may be mounted.
+    ///
+    /// # Errors
+    /// What cannot be read.
+    pub fn of(upper: &Path) -> Result<Survey> {
+        let read = || {
+            let root = open_root(upper)?;
+            let mut entries = BTreeMap::from([(PathBuf::new(), mark(&rustix::fs::fstat(&root)?, None)?)]);
+            let mut pending = vec![PathBuf::new()];
+            while let Some(path) = pending.pop() {
+                let Some(dir) = open_dir(root.as_fd(), &path)? else {
+                    continue;
+                };
+                for name in names(&dir)? {
+                    let Some(stat) = stat_at(dir.as_fd(), &name)? else {
+                        continue;
+                    };
+                    let inside = path.join(&name);
+                    if kind(&stat) == FileType::Directory {
+                        pending.push(inside.clone());
+                    }
+                    entries.insert(inside, mark(&stat, Some((dir.as_fd(), name.as_os_str())))?);
+                    if entries.len() > MOST {
+                        return Err(io::Error::other(format!("more than {MOST} files")));
+                    }
+                }
+            }
+            Ok(Survey { entries })
+        };
+        read().map_err(at("survey", upper))
+    }
+
+    /// What has come into `upper` since this survey, or was changed there.
+    ///
+    /// # Errors
+    /// What cannot be read.
+    pub fn scaffold(&self, upper: &Path) -> Result<Scaffold> {
+        let now = Survey::of(upper)?;
+        let put = now.entries.into_iter().filter_map(|(path, mark)| {
+            let before = self.entries.get(&path);
+            let same = before.is_some_and(|b| (b.inode, b.changed) == (mark.inode, mark.changed));
+            let before = before.map(|b| b.modified);
+            (!same).then_some((path, Put { mark, before }))
+        });
+        Ok(Scaffold {
+            upper: upper.to_path_buf(),
+            put: put.collect(),
+        })
+    }
+}
+
+impl Scaffold {
+    /// Takes it away from the upper directory of `mount`, which must not be mounted.
+    ///
+    /// # Errors
+    /// What cannot be removed or put back.
+    pub fn strike(&self, mount: &RootfsMount) -> Result<()> {
+        let strike = || {
+            let root = open_root(&self.upper)?;
+            let below = View::of_layers(mount.lower())?;
+            // Before anything goes, since that changes them.
+            let times = self.times_of_directories(root.as_fd())?;
+            for (path, put) in self.put.iter().rev() {
+                if !path.as_os_str().is_empty() {
+                    remove(root.as_fd(), path, put, &below)?;
+                }
+            }
+            for (path, now) in times {
+                self.restore_time(root.as_fd(), path, now, &below)?;
+            }
+            Ok(())
+        };
+        strike().map_err(at("take the scaffolding out of", &self.upper))
+    }
+
+    fn times_of_directories(&self, root: BorrowedFd<'_>) -> io::Result<Vec<(&Path, (i64, u32))>> {
+        let mut paths: BTreeSet<&Path> = BTreeSet::new();
+        for (path, put) in &self.put {
+            paths.extend(path.parent());
+            if put.mark.kind == FileType::Directory {
+                paths.insert(path);
+            }
+        }
+        let mut times = Vec::new();
+        for path in paths {
+            if let Some(dir) = open_dir(root, path)? {
+                times.push((path, mtime(&rustix::fs::fstat(&dir)?)));
+            }
+        }
+        Ok(times)
+    }
+
+    /// A directory that only the scaffolding has changed gets the time it had.
+    fn restore_time(
+        &self,
+        root: BorrowedFd<'_>,
+        path: &Path,
+        now: (i64, u32),
+        below: &View,
+    ) -> io::Result<()> {
+        let Some(dir) = open_dir(root, path)? else {
+            return Ok(());
+        };
+        let put = self.put.get(path).filter(|put| put.mark.modified == now);
+        let earlier = match put {
+            None => None,
+            Some(put) if put.before.is_some() => put.before,
+            Some(_) => match below.find(path)? {
+                Found::Directory { stat, .. } => Some(mtime(&stat)),
+                Found::Nothing | Found::Entry { .. } => None,
+            },
+        };
+        let (seconds, nanos) = earlier.unwrap_or(now);
+        Ok(rustix::fs::futimens(&dir, &times(seconds, nanos))?)
+    }
+}
+
+/// Removes an entry that is as it was put there.
+fn remove(root: BorrowedFd<'_>, path: &Path, put: &Put, below: &View) -> io::Result<()> {
+    let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
+        return Ok(());
+    };
+    let Some(dir) = open_dir(root, parent)? else {
+        return Ok(());
+    };
+    let Some(stat) = stat_at(dir.as_fd(), name)? else {
+        return Ok(());
+    };
+    if kind(&stat) != put.mark.kind {
+        return Ok(());
+    }
+    if kind(&stat) == FileType::Directory {
+        let own = put.before.is_none() && !matches!(below.find(path)?, Found::Directory { .. });
+        if !own {
+            return Ok(());
+        }
+        return match rustix::fs::unlinkat(&dir, name, AtFlags::REMOVEDIR) {
+            // The command has put something there.
+            Err(Errno::NOTEMPTY | Errno::EXIST) => Ok(()),
+            other => Ok(other?),
+        };
+    }
+    let now = mark(&stat, Some((dir.as_fd(), name)))?;
+    if now.content != put.mark.content {
+        return Ok(());
+    }
+    let owned_anew = (now.owner, now.mode) != (put.mark.owner, put.mark.mode);
+    if owned_anew
+        && now.kind == FileType::RegularFile
+        && let Found::Entry { layer, stat: theirs } = below.find(path)?
+        && kind(&theirs) == FileType::RegularFile
+    {
+        return put_back(&dir, name, below, layer, path, &theirs);
+    }
+    Ok(rustix::fs::unlinkat(&dir, name, AtFlags::empty())?)
+}
+
+/// Gives a file that the command has taken over, or made another's to use, the contents that it had before.
+fn put_back(
+    dir: &OwnedFd,
+    name: &OsStr,
+    below: &View,
+    layer: usize,
+    path: &Path,
+    theirs: &Stat,
+) -> io::Result<()> {
+    let Some(source) = below.open_at(layer, path, OFlags::RDONLY | OFlags::NOFOLLOW)? else {
+        return Ok(());
+    };
+    let flags = OFlags::WRONLY | OFlags::TRUNC | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let target = rustix::fs::openat(dir, name, flags, Mode::empty())?;
+    let mut target = File::from(target);
+    io::copy(&mut File::from(source), &mut target)?;
+    let (seconds, nanos) = mtime(theirs);
+    Ok(rustix::fs::futimens(&target, &times(seconds, nanos))?)
+}
+
+fn mark(stat: &Stat, entry: Option<(BorrowedFd<'_>, &OsStr)>) -> io::Result<Mark> {
+    let content = match (kind(stat), entry) {
+        (FileType::RegularFile, Some((dir, name))) => Content::File(digest(dir, name)?),
+        (FileType::Symlink, Some((dir, name))) => {
+            Content::Link(rustix::fs::readlinkat(dir, name, Vec::new())?.into_bytes())
+        }
+        (FileType::Directory, _) => Content::Directory,
+        _ => Content::Other(stat.st_rdev),
+    };
+    Ok(Mark {
+        kind: kind(stat),
+        inode: stat.st_ino,
+        owner: (stat.st_uid, stat.st_gid),
+        mode: stat.st_mode,
+        changed: (stat.st_ctime, stat.st_ctime_nsec),
+        modified: mtime(stat),
+        content,
+    })
+}
+
+/// Of a file's contents and of its own attributes.
+fn digest(dir: BorrowedFd<'_>, name: &OsStr) -> io::Result<[u8; 32]> {
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+    let mut file = File::from(rustix::fs::openat(dir, name, flags, Mode::empty())?);
+    let mut hash = Sha256::new();
+    for (name, value) in xattrs_of(file.as_fd())? {
+        for part in [name, value] {
+            hash.update(part.len().to_le_bytes());
+            hash.update(part);
+        }
+    }
+    let mut buffer = vec![0u8; 64 << 10];
+    loop {
+        match io::Read::read(&mut file, &mut buffer) {
+            Ok(0) => return Ok(hash.finalize().into()),
+            Ok(n) => hash.update(&buffer[..n]),
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(e) => return Err(e),
+        }
+    }
+}
+
+fn open_root(upper: &Path) -> io::Result<OwnedFd> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    Ok(rustix::fs::openat(CWD, upper, flags, Mode::empty())?)
+}
+
+/// A directory of the tree, without following a link on the way; `None` when there is none of that name.
+fn open_dir(root: BorrowedFd<'_>, path: &Path) -> io::Result<Option<OwnedFd>> {
+    let path = if path.as_os_str().is_empty() {
+        Path::new(".")
+    } else {
+        path
+    };
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
+    match rustix::fs::openat2(root, path, flags, Mode::empty(), resolve) {
+        Ok(fd) => Ok(Some(fd)),
+        Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => Ok(None),
+        Err(e) => Err(e.into()),
+    }
+}
+
+fn names(dir: &OwnedFd) -> io::Result<Vec<OsString>> {
+    let mut names = Vec::new();
+    for entry in Dir::read_from(dir)? {
+        let name = entry?.file_name().to_bytes().to_vec();
+        if name != b"." && name != b".." {
+            names.push(OsString::from_vec(name));
+        }
+        if names.len() > MOST {
+            return Err(io::Error::other(format!("more than {MOST} files")));
+        }
+    }
+    Ok(names)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::snapshotter::{Access, Snapshotter};
+    use crate::testing::{describe, is_root};
+    use crate::{Overlay, SnapshotId, unmount};
+    use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+
+    /// A mounted upper directory on a layer; what `make` makes in that first.
+    struct Bed {
+        dir: tempfile::TempDir,
+        mount: RootfsMount,
+    }
+
+    impl Bed {
+        fn new(make: impl FnOnce(&Path)) -> Bed {
+            let dir = tempfile::tempdir().unwrap();
+            let overlay = Overlay::open(&dir.path().join("snapshots")).unwrap();
+            let target = dir.path().join("target");
+            std::fs::create_dir(&target).unwrap();
+            let (layer, upper) = (
+                SnapshotId::new_random().unwrap(),
+                SnapshotId::new_random().unwrap(),
+            );
+            for id in [&layer, &upper] {
+                overlay.prepare(id).unwrap();
+            }
+            make(&overlay.fs_dir(&layer));
+            let mount = overlay.mounts(&upper, &[layer], Access::ReadWrite);
+            mount.mount(&target).unwrap();
+            Bed { dir, mount }
+        }
+
+        fn root(&self) -> PathBuf {
+            self.dir.path().join("target")
+        }
+
+        fn upper(&self) -> &Path {
+            self.mount.upper().unwrap()
+        }
+
+        /// What is in the upper directory after scaffolding and command.
+        fn left(self, scaffolding: impl FnOnce(&Path), command: impl FnOnce(&Path)) -> Bed {
+            let survey = Survey::of(self.upper()).unwrap();
+            scaffolding(&self.root());
+            let scaffold = survey.scaffold(self.upper()).unwrap();
+            command(&self.root());
+            unmount(&self.root()).unwrap();
+            scaffold.strike(&self.mount).unwrap();
+            self
+        }
+    }
+
+    fn write(path: PathBuf, text: &str) {
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, text).unwrap();
+    }
+
+    fn replace(path: PathBuf, text: &str) {
+        let beside = path.with_extension("new");
+        write(beside.clone(), text);
+        std::fs::rename(beside, path).unwrap();
+    }
+
+    fn below(root: &Path) {
+        write(root.join("etc/cache"), "old");
+        write(root.join("etc/taken"), "old");
+        write(root.join("etc/deep/kept"), "old");
+        let long_ago = std::time::SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(1_000_000);
+        for path in ["etc/taken", "etc/deep", "etc", ""] {
+            File::open(root.join(path))
+                .unwrap()
+                .set_modified(long_ago)
+                .unwrap();
+        }
+    }
+
+    fn driver(root: &Path) {
+        replace(root.join("etc/cache"), "with the driver");
+        replace(root.join("etc/taken"), "with the driver");
+        write(root.join("etc/parts/driver"), "a folder");
+        write(root.join("lib/lib.so.1"), "");
+        symlink("lib.so.1", root.join("lib/lib.so")).unwrap();
+        std::fs::remove_file(root.join("etc/deep/kept")).unwrap();
+    }
+
+    #[test]
+    fn root_scaffolding_goes_and_what_lies_below_shows_again() {
+        if !is_root("scaffolding_goes") {
+            return;
+        }
+        let bed = Bed::new(below).left(driver, |root| {
+            assert_eq!(std::fs::read(root.join("etc/cache")).unwrap(), b"with the driver");
+            write(root.join("made"), "by the command");
+        });
+        let left = describe(bed.upper());
+        let names: Vec<_> = left.keys().map(String::as_str).collect();
+        assert_eq!(names, ["etc", "etc/deep", "made"], "{left:?}");
+        for dir in ["etc", "etc/deep"] {
+            assert_eq!(bed.upper().join(dir).metadata().unwrap().mtime(), 1_000_000);
+        }
+    }
+
+    #[test]
+    fn root_what_the_command_made_of_it_stays() {
+        if !is_root("what_the_command_made_of_it") {
+            return;
+        }
+        let bed = Bed::new(below).left(driver, |root| {
+            replace(root.join("etc/cache"), "the command's");
+            write(root.join("etc/parts/own"), "the command's");
+            // As `chown -R` and `chmod -R` do.
+            std::os::unix::fs::lchown(root.join("lib/lib.so.1"), Some(7), None).unwrap();
+            std::fs::set_permissions(root.join("etc/taken"), PermissionsExt::from_mode(0o600)).unwrap();
+            write(root.join("etc/deep/kept"), "again");
+        });
+        let left = describe(bed.upper());
+        let names: Vec<_> = left.keys().map(String::as_str).collect();
+        assert_eq!(
+            names,
+            [
+                "etc",
+                "etc/cache",
+                "etc/deep",
+                "etc/deep/kept",
+                "etc/parts",
+                "etc/parts/own",
+                "etc/taken"
+            ]
+        );
+        let read = |path: &str| std::fs::read_to_string(bed.upper().join(path)).unwrap();
+        assert_eq!(
+            (read("etc/cache"), read("etc/taken")),
+            ("the command's".into(), "old".into())
+        );
+        let taken = bed.upper().join("etc/taken").metadata().unwrap();
+        assert_eq!((taken.mode() & 0o777, taken.mtime()), (0o600, 1_000_000));
+        let now = bed.upper().join("etc").metadata().unwrap().mtime();
+        assert!(now > 1_000_000, "the command has changed it");
+    }
+
+    #[test]
+    fn root_what_was_there_before_the_scaffolding_is_none() {
+        if !is_root("what_was_there_before") {
+            return;
+        }
+        let bed = Bed::new(|_| {});
+        std::fs::create_dir(bed.root().join("app")).unwrap();
+        let bed = bed.left(
+            |root| {
+                write(root.join("app/point"), "");
+                write(root.join("dev/point"), "");
+            },
+            |_| {},
+        );
+        let left = describe(bed.upper());
+        assert_eq!(left.keys().collect::<Vec<_>>(), ["app"]);
+    }
+}
