@@ -1,6 +1,8 @@
 //! Containers with GPUs: slipway-agent's CDI file, made of a fake driver, as slipwayd gives it to containers.
 #![forbid(unsafe_code)]
 
+mod gpu_build;
+
 use std::io::Write;
 use std::path::Path;
 use std::process::{Command, Stdio};
