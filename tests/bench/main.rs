@@ -5,6 +5,7 @@
 
 mod agent;
 mod builds;
+mod devices;
 mod kubernetes;
 mod peers;
 mod pull;
@@ -27,7 +28,7 @@ async fn main() -> Result<()> {
         let (kubectl, kubeconfig) = (Path::new(kubectl), Path::new(kubeconfig));
         return dns::serve(listen.parse()?, kubectl, kubeconfig, dns::upstream());
     }
-    // `bench [runtime] [streams] [pull] [build] [kubernetes] [agent] [ROUNDS]`: all parts when none is named.
+    // `bench [runtime] [streams] [pull] [build] [kubernetes] [agent] [devices] [ROUNDS]`: all parts when none is named.
     let (rounds, only): (Vec<String>, Vec<String>) = args
         .into_iter()
         .partition(|word| word.bytes().all(|b| b.is_ascii_digit()));
@@ -41,6 +42,11 @@ async fn main() -> Result<()> {
     if wanted("agent") {
         let mut table = table::Table::new("slipway-agent", "target");
         agent::measure(&mut table).await?;
+        table.print();
+    }
+    if wanted("devices") {
+        let mut table = table::Table::new("slipway", "target");
+        devices::measure(&mut table).await?;
         table.print();
     }
     if !["runtime", "streams", "pull", "build"].into_iter().any(wanted) {
