@@ -7,10 +7,10 @@ use std::time::Instant;
 use anyhow::{Context, Result, ensure};
 use harness::cri::{Cri, container_config, pod_config};
 use harness::image::BUSYBOX;
-use harness::{Daemon, Lab, Setup, lab, v1};
+use harness::{Lab, lab, v1};
 use slipway_fake_gpu::{Driver, FOLDER, Topology};
 
-use crate::peers::InMemory;
+use crate::peers::{self, Peer};
 use crate::table::{Table, median};
 
 const ROUNDS: usize = 40;
@@ -23,67 +23,73 @@ struct Times {
     both: Vec<f64>,
 }
 
-/// Measures into `table`.
-pub async fn measure(table: &mut Table) -> Result<()> {
-    let lab = Lab::new("bench-gpu")?;
-    let in_memory = InMemory::new(lab.join("state"))?;
-    harness::image::busybox(&lab)?;
-    let cdi = lab.join("cdi");
-    std::fs::create_dir(&cdi)?;
-    describe_driver(&lab)?;
-    let setup = Setup {
-        args: vec!["--log-level".into(), "warn".into()],
-        config: format!("[cdi]\nspec_dirs = [{cdi:?}]\n"),
-        ..Setup::default()
-    };
-    let mut daemon = Daemon::start(&lab, &setup).await?;
-    let outcome = in_turn(table, &lab, &daemon.cri().await?).await;
-    daemon.stop()?;
-    drop(in_memory);
-    outcome?;
-    lab.finish()
-}
-
-async fn in_turn(table: &mut Table, lab: &Lab, cri: &Cri) -> Result<()> {
-    let config = pod_config("gpus", lab, true);
-    let pod = cri.run_pod(config.clone()).await?;
-    let (mut with, mut without) = (Times::default(), Times::default());
+/// Fills the rows of devices.
+pub async fn measure(table: &mut Table, lab: &Lab, ours: &Peer, theirs: &Peer) -> Result<()> {
+    describe_driver(lab)?;
+    let config = |name: &str| pod_config(name, lab, true);
+    let pods = [
+        ours.cri.run_pod(config("gpus-s")).await?,
+        theirs.cri.run_pod(config("gpus-c")).await?,
+    ];
+    let mut times: [[Times; 2]; 2] = Default::default();
     for n in 0..ROUNDS + 2 {
-        for (devices, times) in [(true, &mut with), (false, &mut without)] {
-            let mut container = container_config(&format!("c{n}-{devices}"), BUSYBOX, &["sleep", "1000"]);
-            if devices {
-                container.cdi_devices = vec![v1::CdiDevice {
-                    name: "nvidia.com/gpu=all".into(),
-                }];
+        let peers = [(ours, "gpus-s"), (theirs, "gpus-c")];
+        for ((peer, name), (pod, times)) in peers.into_iter().zip(pods.iter().zip(&mut times)) {
+            for (devices, times) in [true, false].into_iter().zip(times) {
+                let mut warm = Times::default();
+                let times = if n < 2 { &mut warm } else { times };
+                one(
+                    &peer.cri,
+                    pod,
+                    config(name),
+                    devices,
+                    &format!("c{n}-{devices}"),
+                    times,
+                )
+                .await?;
             }
-            let began = Instant::now();
-            let id = cri.create(&pod, container, config.clone()).await?;
-            let created = began.elapsed();
-            cri.start(&id).await?;
-            let started = began.elapsed();
-            if n >= 2 {
-                times.create.push(created.as_secs_f64() * 1e3);
-                times.both.push(started.as_secs_f64() * 1e3);
-            }
-            if n == 0 && devices {
-                check(cri, &id).await?;
-            }
-            cri.stop(&id, 0).await?;
-            cri.remove(&id).await?;
         }
     }
-    cri.remove_pod(&pod).await?;
-    let more = |with: &[f64], without: &[f64]| median(with) - median(without);
-    let what = format!("CreateContainer, 8 GPUs and {MOUNTS} mounts, more than without");
-    table.row(&what, more(&with.create, &without.create), 3.0, "ms");
-    table.row(
-        "the same, Create + Start",
-        more(&with.both, &without.both),
-        0.0,
-        "ms",
+    ours.cri.remove_pod(&pods[0]).await?;
+    theirs.cri.remove_pod(&pods[1]).await?;
+    let [ours, theirs] = times;
+    let more =
+        |[with, without]: &[Times; 2], of: fn(&Times) -> &[f64]| median(of(with)) - median(of(without));
+    let mut row = |what: &str, of: fn(&Times) -> &[f64]| {
+        table.row(what, more(&ours, of), more(&theirs, of), "ms");
+    };
+    row(
+        "CreateContainer, what 8 GPUs and 60 mounts add (target 3 ms)",
+        |t| &t.create,
     );
-    table.row("Create + Start without devices", median(&without.both), 0.0, "ms");
+    row("Create + Start, what they add", |t| &t.both);
     Ok(())
+}
+
+async fn one(
+    cri: &Cri,
+    pod: &str,
+    config: v1::PodSandboxConfig,
+    devices: bool,
+    name: &str,
+    times: &mut Times,
+) -> Result<()> {
+    let mut container = container_config(name, BUSYBOX, &["sleep", "1000"]);
+    if devices {
+        container.cdi_devices = vec![v1::CdiDevice {
+            name: "nvidia.com/gpu=all".into(),
+        }];
+    }
+    let began = Instant::now();
+    let id = cri.create(pod, container, config).await?;
+    times.create.push(began.elapsed().as_secs_f64() * 1e3);
+    cri.start(&id).await?;
+    times.both.push(began.elapsed().as_secs_f64() * 1e3);
+    if devices {
+        check(cri, &id).await?;
+    }
+    cri.stop(&id, 0).await?;
+    cri.remove(&id).await
 }
 
 /// All of it is there.
@@ -107,17 +113,18 @@ fn describe_driver(lab: &Lab) -> Result<()> {
         driver.sys()
     );
     let config = lab.write("agent.toml", config)?;
+    std::fs::create_dir_all(peers::cdi(lab))?;
     let generate = || {
         let out = Command::new(lab::bin("slipway-agent"))
             .arg("--config")
             .arg(&config)
             .args(["cdi", "generate", "--output"])
-            .arg(lab.join("cdi"))
+            .arg(peers::cdi(lab))
             .env(FOLDER, driver.nvml())
             .output()
             .context("starting slipway-agent (make build makes it)")?;
         ensure!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
-        let file = std::fs::read_dir(lab.join("cdi"))?
+        let file = std::fs::read_dir(peers::cdi(lab))?
             .next()
             .context("no CDI file")??;
         let spec: serde_json::Value = serde_json::from_slice(&std::fs::read(file.path())?)?;

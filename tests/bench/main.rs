@@ -28,7 +28,7 @@ async fn main() -> Result<()> {
         let (kubectl, kubeconfig) = (Path::new(kubectl), Path::new(kubeconfig));
         return dns::serve(listen.parse()?, kubectl, kubeconfig, dns::upstream());
     }
-    // `bench [runtime] [streams] [pull] [build] [kubernetes] [agent] [devices] [ROUNDS]`: all parts when none is named.
+    // `bench [runtime] [streams] [pull] [devices] [build] [kubernetes] [agent] [ROUNDS]`: all parts when none is named.
     let (rounds, only): (Vec<String>, Vec<String>) = args
         .into_iter()
         .partition(|word| word.bytes().all(|b| b.is_ascii_digit()));
@@ -44,12 +44,10 @@ async fn main() -> Result<()> {
         agent::measure(&mut table).await?;
         table.print();
     }
-    if wanted("devices") {
-        let mut table = table::Table::new("slipway", "target");
-        devices::measure(&mut table).await?;
-        table.print();
-    }
-    if !["runtime", "streams", "pull", "build"].into_iter().any(wanted) {
+    if !["runtime", "streams", "pull", "devices", "build"]
+        .into_iter()
+        .any(wanted)
+    {
         return Ok(());
     }
     let lab = harness::Lab::new("bench")?;
@@ -57,7 +55,7 @@ async fn main() -> Result<()> {
     let outcome = async {
         harness::image::busybox(&lab)?;
         let mut containerd = peers::containerd(&lab).await?;
-        if ["runtime", "streams", "pull"].into_iter().any(wanted) {
+        if ["runtime", "streams", "pull", "devices"].into_iter().any(wanted) {
             let mut slipway = peers::slipway(&lab).await?;
             let mut table = table::Table::new("slipway", "containerd + runc");
             if wanted("runtime") {
@@ -68,6 +66,9 @@ async fn main() -> Result<()> {
             }
             if wanted("pull") {
                 pull::measure(&mut table, &lab, &slipway, &containerd, rounds).await?;
+            }
+            if wanted("devices") {
+                devices::measure(&mut table, &lab, &slipway, &containerd).await?;
             }
             table.print();
             slipway.stop().await?;

@@ -61,10 +61,16 @@ pub fn bridges(lab: &Lab) -> [String; 2] {
     [lab.bridge(), format!("ct{}", lab.tag())]
 }
 
+/// Where both look for devices.
+pub fn cdi(lab: &Lab) -> PathBuf {
+    lab.join("cdi")
+}
+
 /// Ours.
 pub async fn slipway(lab: &Lab) -> Result<Peer> {
     let setup = Setup {
         args: vec!["--log-level".into(), "warn".into()],
+        config: format!("[cdi]\nspec_dirs = [{:?}]\n", cdi(lab)),
         ..Default::default()
     };
     let d = Daemon::start(lab, &setup).await?;
@@ -112,10 +118,12 @@ disabled_plugins = ['io.containerd.nri.v1.nri', 'io.containerd.snapshotter.v1.de
   conf_dir = '{conf}'
 [plugins.'io.containerd.cri.v1.runtime']
   restrict_oom_score_adj = true
+  cdi_spec_dirs = ['{cdi}']
 ",
             root = dir.join("root").display(),
             state = dir.join("run").display(),
             socket = socket.display(),
+            cdi = cdi(lab).display(),
             certs = dir.join("certs").display(),
             cni = lab::cni_bin().display(),
             conf = dir.join("cni").display(),
