@@ -10,7 +10,7 @@ use slipway_cdi::{Cache, Spec};
 use slipway_gpu::Supervisor;
 
 use crate::config::{Config, DEFAULT_PATH, DEFAULT_TOML, LogFormat};
-use crate::{cdi, hook, run};
+use crate::{cdi, control, hook, run};
 
 /// The GPUs of a node, for kubelet and for container runtimes. Without a verb: runs as the node's agent.
 #[derive(Debug, Parser)]
@@ -37,6 +37,11 @@ enum Verb {
     },
     /// The GPUs that NVML lists, as JSON.
     List,
+    /// The running agent's hold on the driver, for whoever divides a GPU or unloads the driver.
+    Gpu {
+        #[command(subcommand)]
+        verb: GpuVerb,
+    },
     /// Does a hook of the CDI file, for container runtimes.
     #[command(hide = true, disable_help_flag = true)]
     CdiHook {
@@ -54,6 +59,21 @@ enum ConfigVerb {
     Default,
     /// Checks the file that would be read.
     Check,
+}
+
+#[derive(Debug, Subcommand)]
+enum GpuVerb {
+    /// Has the agent let go of NVML: it has no handle of the driver when this returns. The GPUs stay as they are for kubelet; no
+    /// XID is heard meanwhile.
+    Release {
+        /// When the agent takes it up again by itself, in seconds.
+        #[arg(long = "for", value_name = "SECONDS", default_value_t = 3600)]
+        seconds: u64,
+    },
+    /// Has the agent take NVML up again, and look at everything.
+    Resume,
+    /// Says whether the agent has NVML.
+    Status,
 }
 
 #[derive(Debug, Subcommand)]
@@ -107,6 +127,14 @@ pub fn main() -> Result<ExitCode> {
                 Ok::<_, anyhow::Error>(supervisor.inventory().await?)
             })?;
             print(&format!("{}\n", serde_json::to_string_pretty(&found)?))?;
+        }
+        Some(Verb::Gpu { verb }) => {
+            let line = match verb {
+                GpuVerb::Release { seconds } => format!("release {seconds}"),
+                GpuVerb::Resume => "resume".into(),
+                GpuVerb::Status => "status".into(),
+            };
+            print(&format!("{}\n", control::ask(&load()?.paths, &line)?))?;
         }
         Some(Verb::Cdi {
             verb: CdiVerb::Generate { output },

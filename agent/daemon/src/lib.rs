@@ -13,6 +13,7 @@ mod cause;
 pub mod cdi;
 mod cli;
 pub mod config;
+mod control;
 mod hook;
 mod http;
 mod incident;

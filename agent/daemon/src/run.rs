@@ -22,6 +22,7 @@ use tokio::time::Instant;
 use crate::board::Posted;
 use crate::cdi::{self, Roots};
 use crate::config::{Config, LabelsBy};
+use crate::control;
 use crate::http::{self, Gather, Seen};
 use crate::incident;
 use crate::kmsg::Log;
@@ -105,8 +106,10 @@ impl Sides {
         let status = Arc::<Status>::default();
         let pods = Arc::new(Pods::of(&config.paths.pod_resources, &config.paths.pods));
         let seen = Seen::default();
+        let work = control::serve(control::socket(&config.paths), Arc::clone(&status));
+        let control = tokio::spawn(work);
         let proc = config.paths.proc.clone();
-        let mut tasks = Vec::new();
+        let mut tasks = vec![control];
         if let Some(listen) = config.http.listen {
             let gather = Gather::from(
                 board.subscribe(),
@@ -188,6 +191,7 @@ async fn driver(config: &Config, status: &Status) -> (Supervisor, mpsc::Receiver
                         (launch, supervisor, events)
                     }
                 };
+                status.talks(&supervisor);
                 let error = match supervisor.system().await {
                     Ok(_) => return (supervisor, events),
                     Err(e) => e,
@@ -302,6 +306,7 @@ impl Agent {
     async fn run(mut self, mut events: mpsc::Receiver<GpuEvent>) -> Result<()> {
         let mut ticks = tokio::time::interval(self.config.health.probe());
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let status = Arc::clone(&self.sides.status);
         loop {
             tokio::select! {
                 // What was heard goes before what is to be looked at.
@@ -310,13 +315,16 @@ impl Agent {
                     Some(event) => self.heard(&event),
                     None => anyhow::bail!("the supervision of NVML has ended"),
                 },
-                _ = ticks.tick() => {
-                    self.sides.status.beats(self.limit());
-                    // None: the events have ended, which is told above.
-                    let _ = self.look(&mut events).await;
-                }
+                () = status.asked_to_look() => self.turn(&mut events).await,
+                _ = ticks.tick() => self.turn(&mut events).await,
             }
         }
+    }
+
+    async fn turn(&mut self, events: &mut mpsc::Receiver<GpuEvent>) {
+        self.sides.status.beats(self.limit());
+        // None: the events have ended, which is told by them.
+        let _ = self.look(events).await;
     }
 
     /// How long a look may take with every GPU silent.

@@ -5,6 +5,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use slipway_gpu::Supervisor;
+use tokio::sync::Notify;
 
 #[derive(Debug)]
 enum Driver {
@@ -23,19 +24,26 @@ struct State {
     beat: (Instant, Duration),
     /// By resource: whether kubelet has its list.
     registered: BTreeMap<String, bool>,
+    /// Who talks to NVML, whether it has found a driver or not.
+    handle: Option<Supervisor>,
+    /// Whether NVML has been let go of.
+    released: bool,
 }
 
 /// The agent's state.
 #[derive(Debug)]
-pub struct Status(Mutex<State>);
+pub struct Status(Mutex<State>, Notify);
 
 impl Default for Status {
     fn default() -> Status {
-        Status(Mutex::new(State {
+        let state = State {
             driver: Driver::Unasked,
             beat: (Instant::now(), Duration::from_secs(60)),
             registered: BTreeMap::new(),
-        }))
+            handle: None,
+            released: false,
+        };
+        Status(Mutex::new(state), Notify::new())
     }
 }
 
@@ -54,6 +62,36 @@ impl Status {
     /// There is a driver, asked through this.
     pub fn works(&self, supervisor: &Supervisor) {
         self.state().driver = Driver::There(supervisor.clone());
+    }
+
+    /// This is who talks to NVML, whether there is a driver or not.
+    pub fn talks(&self, supervisor: &Supervisor) {
+        self.state().handle = Some(supervisor.clone());
+    }
+
+    /// Who talks to NVML.
+    pub fn handle(&self) -> Option<Supervisor> {
+        self.state().handle.clone()
+    }
+
+    /// Whether NVML has been let go of.
+    pub fn released(&self) -> bool {
+        self.state().released
+    }
+
+    /// NVML has been let go of, or not; whether that is another state than before.
+    pub fn set_released(&self, whether: bool) -> bool {
+        std::mem::replace(&mut self.state().released, whether) != whether
+    }
+
+    /// Has the GPUs looked at soon.
+    pub fn look_again(&self) {
+        self.1.notify_one();
+    }
+
+    /// Until the GPUs are to be looked at.
+    pub async fn asked_to_look(&self) {
+        self.1.notified().await;
     }
 
     /// The story goes on, and will again within `limit`.

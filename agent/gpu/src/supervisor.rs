@@ -30,6 +30,8 @@ pub const MAX_PAUSE: Duration = Duration::from_secs(30);
 pub const MAX_LEFT: usize = 4;
 /// How long a question waits for the next attempt before it is answered that there is none.
 const PATIENCE: Duration = Duration::from_secs(1);
+/// How long a process may take to end when it is released.
+const ENDING: Duration = Duration::from_secs(5);
 /// Requests that wait for their turn.
 const MAX_WAITING: usize = 64;
 /// Events that wait to be taken.
@@ -56,6 +58,9 @@ pub enum GpuError {
         "ask NVML: {0} of its processes hang in the driver and cannot be ended; no other is started before one has (a reboot ends them)"
     )]
     Stuck(usize),
+    /// It has been let go of on purpose.
+    #[error("ask NVML: it is released, until \"slipway-agent gpu resume\"")]
+    Released,
     /// The supervisor has ended.
     #[error("ask NVML: it is being shut down")]
     Gone,
@@ -87,6 +92,10 @@ enum Wanted {
     Answer(Ask, Answered),
     /// Another process.
     Renewal,
+    /// None, and when it is gone, or why it is not.
+    Release(oneshot::Sender<Result<(), GpuError>>),
+    /// One again.
+    Resume,
 }
 
 impl Supervisor {
@@ -173,6 +182,26 @@ impl Supervisor {
     /// The supervisor has ended.
     pub async fn renew(&self) -> Result<(), GpuError> {
         self.asks.send(Wanted::Renewal).await.map_err(|_| GpuError::Gone)
+    }
+
+    /// Ends the child and starts no other before [`Supervisor::resume`]: whatever is asked meanwhile is answered
+    /// [`GpuError::Released`], and nothing is heard. Returns when the driver has no handle of ours any more.
+    ///
+    /// # Errors
+    /// [`GpuError::Stuck`]: processes hang in the driver and keep theirs. None is started nevertheless.
+    pub async fn release(&self) -> Result<(), GpuError> {
+        let (to, done) = oneshot::channel();
+        let wanted = Wanted::Release(to);
+        self.asks.send(wanted).await.map_err(|_| GpuError::Gone)?;
+        done.await.map_err(|_| GpuError::Gone)?
+    }
+
+    /// Ends a release. What was watched is watched again.
+    ///
+    /// # Errors
+    /// The supervisor has ended.
+    pub async fn resume(&self) -> Result<(), GpuError> {
+        self.asks.send(Wanted::Resume).await.map_err(|_| GpuError::Gone)
     }
 
     async fn ask(&self, ask: Ask) -> Result<Answer, GpuError> {
@@ -268,6 +297,7 @@ struct State {
     stuck: Vec<Option<u32>>,
     pause: Duration,
     not_before: Instant,
+    released: bool,
 }
 
 async fn run(launch: Launch, mut wanted: mpsc::Receiver<Wanted>, events: mpsc::Sender<GpuEvent>) {
@@ -284,6 +314,7 @@ async fn run(launch: Launch, mut wanted: mpsc::Receiver<Wanted>, events: mpsc::S
         stuck: Vec::new(),
         pause: FIRST_PAUSE,
         not_before: Instant::now(),
+        released: false,
     };
     loop {
         state.advance().await;
@@ -297,11 +328,19 @@ async fn run(launch: Launch, mut wanted: mpsc::Receiver<Wanted>, events: mpsc::S
             continue;
         }
         let until = state.flight.as_ref().map(|f| f.until);
-        let again = (state.running.is_none() && !state.watched.is_empty()).then_some(state.not_before);
+        let missed = state.running.is_none() && !state.watched.is_empty() && !state.released;
+        let again = missed.then_some(state.not_before);
         tokio::select! {
             next = wanted.recv(), if idle => match next {
                 Some(Wanted::Answer(ask, answer)) => state.held = Some((ask, answer)),
                 Some(Wanted::Renewal) => state.renew(),
+                Some(Wanted::Release(to)) => {
+                    let _ = to.send(state.release().await);
+                }
+                Some(Wanted::Resume) => {
+                    state.released = false;
+                    (state.pause, state.not_before) = (FIRST_PAUSE, Instant::now());
+                }
                 None => return,
             },
             line = next_line(&mut state.running) => match line {
@@ -319,13 +358,7 @@ async fn run(launch: Launch, mut wanted: mpsc::Receiver<Wanted>, events: mpsc::S
                 tracing::warn!(error = &e as &dyn std::error::Error, "NVML cannot be asked");
             },
             Some(ended) = state.left.join_next(), if !state.left.is_empty() => {
-                // One that hung and is gone at last. What died by itself has to wait.
-                if let Ok(Some(gpu)) = ended {
-                    state.stuck.retain(|s| *s != gpu);
-                    if state.running.is_none() {
-                        state.not_before = Instant::now();
-                    }
-                }
+                state.has_ended(ended.ok().flatten());
             }
         }
     }
@@ -350,6 +383,11 @@ impl State {
     async fn advance(&mut self) {
         if self.flight.is_some() {
             return;
+        }
+        if self.released
+            && let Some((_, answer)) = self.held.take()
+        {
+            let _ = answer.send(Err(GpuError::Released));
         }
         let stuck = |(ask, _): &mut (Ask, Answered)| self.stuck.contains(&ask.gpu());
         if let Some((_, answer)) = self.held.take_if(stuck) {
@@ -453,6 +491,31 @@ impl State {
     fn renew(&mut self) {
         self.end(None);
         self.not_before = Instant::now();
+    }
+
+    /// Ends the child for a while; what it was asked last has been answered.
+    async fn release(&mut self) -> Result<(), GpuError> {
+        self.released = true;
+        self.end(None);
+        let until = Instant::now() + ENDING;
+        while !self.left.is_empty() {
+            match tokio::time::timeout_at(until, self.left.join_next()).await {
+                Ok(Some(ended)) => self.has_ended(ended.ok().flatten()),
+                Ok(None) => break,
+                Err(_) => return Err(GpuError::Stuck(self.left.len())),
+            }
+        }
+        Ok(())
+    }
+
+    /// A process is gone; one that hung, at last. What died by itself has to wait.
+    fn has_ended(&mut self, hung: Option<Option<u32>>) {
+        if let Some(gpu) = hung {
+            self.stuck.retain(|s| *s != gpu);
+            if self.running.is_none() {
+                self.not_before = Instant::now();
+            }
+        }
     }
 
     fn end(&mut self, hung: Option<Option<u32>>) {

@@ -159,6 +159,17 @@ impl Driver {
         Ok(fs::rename(new, self.nvml().join("overrides"))?)
     }
 
+    /// Whether a program has the driver open: it could not be unloaded.
+    ///
+    /// # Errors
+    /// The file that says it cannot be opened.
+    pub fn in_use(&self) -> Result<bool> {
+        let path = self.nvml().join("held");
+        let file = fs::OpenOptions::new().create(true).append(true).open(path)?;
+        let lock = rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive);
+        Ok(lock.is_err())
+    }
+
     /// Logs calls from now on.
     ///
     /// # Errors

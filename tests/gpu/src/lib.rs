@@ -8,6 +8,7 @@
 //!                 changes what a GPU tells of its state (`events::Key`); kept for ever
 //! overrides       "FUNCTION CODE", "FUNCTION sleep MS", "FUNCTION hang", each optionally followed by a GPU's index
 //! calls           when it is there: one line a call, "FUNCTION [GPU]"
+//! held            locked by each program that has initialised the library
 //! ```
 //! After XID 79 every call on that GPU answers GPU_IS_LOST until its reset. `driver` lays out the rest: libraries,
 //! programs, /dev, /proc/driver/nvidia and /sys, below a folder of the test's.

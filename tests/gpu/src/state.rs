@@ -23,12 +23,15 @@ struct Shared {
     /// How many events there were then.
     born: usize,
     topology: Option<(Stamp, Arc<Topology>)>,
+    /// Locked while the library is initialised, as a program that uses a driver has its nodes open.
+    held: Option<fs::File>,
 }
 
 static SHARED: Mutex<Shared> = Mutex::new(Shared {
     initialised: 0,
     born: 0,
     topology: None,
+    held: None,
 });
 
 fn shared() -> std::sync::MutexGuard<'static, Shared> {
@@ -48,12 +51,26 @@ pub fn initialise(more: bool) -> Code {
             shared.initialised = n + 1;
             if n == 0 {
                 shared.born = events::all().len();
+                shared.held = hold();
             }
         }
         (false, 0) => return nvml::nvmlReturn_enum_NVML_ERROR_UNINITIALIZED,
-        (false, n) => shared.initialised = n - 1,
+        (false, n) => {
+            shared.initialised = n - 1;
+            if n == 1 {
+                shared.held = None;
+            }
+        }
     }
     nvml::nvmlReturn_enum_NVML_SUCCESS
+}
+
+fn hold() -> Option<fs::File> {
+    let path = folder()?.join("held");
+    let mut options = fs::OpenOptions::new();
+    let file = options.create(true).append(true).open(path).ok()?;
+    rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockShared).ok()?;
+    Some(file)
 }
 
 /// Logs a call and does what `overrides` says about it.

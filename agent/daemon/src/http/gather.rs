@@ -45,6 +45,8 @@ pub struct Facts {
     pub samples: BTreeMap<String, Sample>,
     /// None: kubelet does not answer, and nothing is said of pods.
     pub snapshot: Option<Arc<Snapshot>>,
+    /// Whether NVML has been let go of.
+    pub released: bool,
     /// By GPU, with the container of each.
     pub processes: Vec<(String, Process, Option<Holder>)>,
 }
@@ -130,6 +132,7 @@ impl Gather {
         self.seen.replace(seen);
         Facts {
             posted,
+            released: self.status.released(),
             samples,
             snapshot,
             processes,

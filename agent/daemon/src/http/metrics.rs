@@ -225,6 +225,10 @@ fn node(page: &mut Page, facts: &Facts) {
         let well = if sick.is_none() { 1.0 } else { 0.0 };
         page.series("slipway_gpu_healthy", &device.labels(), &[("xid", &xid)], well);
     }
+    let name = "slipway_gpu_driver_released";
+    let help = "Whether the agent has let go of the driver, and so looks at no GPU.";
+    page.family(name, "gauge", help);
+    page.series(name, &[], &[], u8::from(facts.released).into());
     let name = "slipway_gpu_sign";
     page.family(name, "gauge", "Signs of illness that the last look found.");
     for gpu in &inventory.gpus {

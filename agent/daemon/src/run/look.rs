@@ -62,6 +62,8 @@ impl Agent {
                     self.may_renew().await?;
                 }
             }
+            // Somebody is at work on the driver: nothing is asked, and everything stays.
+            Err(GpuError::Released) => return Some(()),
             Err(e) => self.unreachable(&e),
         }
         self.refresh(events).await
@@ -260,6 +262,7 @@ impl Agent {
                 self.is_silent(gpu.index, &e);
                 return Some(Some(e.to_string()));
             }
+            Err(GpuError::Released) => {}
             Err(e) if self.warned.insert(format!("{} {e}", gpu.uuid)) => {
                 let error = &e as &dyn std::error::Error;
                 tracing::warn!(

@@ -9,6 +9,7 @@ mod kubernetes;
 mod metrics;
 mod node;
 mod plugin;
+mod release;
 mod sick;
 mod signs;
 mod who;
