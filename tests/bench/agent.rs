@@ -97,6 +97,13 @@ impl who::pod_resources_lister_server::PodResourcesLister for Who {
     ) -> Result<Response<who::GetPodResourcesResponse>, Status> {
         Err(Status::unimplemented("only the list is asked for"))
     }
+
+    async fn get_allocatable_resources(
+        &self,
+        _: Request<who::AllocatableResourcesRequest>,
+    ) -> Result<Response<who::AllocatableResourcesResponse>, Status> {
+        Err(Status::unimplemented("the agent knows what it has handed out"))
+    }
 }
 
 /// The agent, ended with this.

@@ -14,6 +14,7 @@ pub mod cdi;
 mod cli;
 pub mod config;
 mod control;
+mod gone;
 mod hook;
 mod http;
 mod incident;

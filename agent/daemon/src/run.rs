@@ -23,6 +23,7 @@ use crate::board::Posted;
 use crate::cdi::{self, Roots};
 use crate::config::{Config, LabelsBy};
 use crate::control;
+use crate::gone::{self, Gone};
 use crate::http::{self, Gather, Seen};
 use crate::incident;
 use crate::kmsg::Log;
@@ -98,6 +99,7 @@ pub async fn run(config: Config) -> Result<()> {
 struct Sides {
     status: Arc<Status>,
     xids: mpsc::Sender<incident::Xid>,
+    gone: mpsc::Sender<Gone>,
     tasks: Vec<JoinHandle<()>>,
 }
 
@@ -122,12 +124,14 @@ impl Sides {
         }
         let inquiry = incident::Inquiry {
             log: Log::follow(&config.paths.kmsg),
-            pods,
+            pods: Arc::clone(&pods),
             seen,
             proc,
         };
         let (xids, heard) = mpsc::channel(incident::MAX_WAITING);
         let (to, incidents) = mpsc::channel(incident::MAX_WAITING);
+        let (gone, vanished) = mpsc::channel(gone::MAX_WAITING);
+        let (note, notes) = mpsc::channel(gone::MAX_WAITING);
         let kubernetes = &config.kubernetes;
         if let Some(source) = kubernetes.source() {
             let report = Report {
@@ -136,7 +140,7 @@ impl Sides {
                 wanted: config.resources.clone(),
                 labels: kubernetes.labels == LabelsBy::Api,
             };
-            tasks.push(tokio::spawn(report.run(board.subscribe(), incidents)));
+            tasks.push(tokio::spawn(report.run(board.subscribe(), incidents, notes)));
         }
         if kubernetes.labels == LabelsBy::Nfd {
             let file = kubernetes.nfd_file.clone();
@@ -144,7 +148,13 @@ impl Sides {
             tasks.push(tokio::spawn(work));
         }
         tasks.push(tokio::spawn(incident::inquire(inquiry, heard, to)));
-        Sides { status, xids, tasks }
+        tasks.push(tokio::spawn(gone::tell(pods, vanished, note)));
+        Sides {
+            status,
+            xids,
+            gone,
+            tasks,
+        }
     }
 }
 

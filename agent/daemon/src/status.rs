@@ -104,6 +104,17 @@ impl Status {
         self.state().registered.insert(resource.to_owned(), whether);
     }
 
+    /// Of which resources kubelet has the list, or not.
+    #[cfg(test)]
+    pub fn registrations(&self) -> Vec<(String, bool)> {
+        let state = self.state();
+        state
+            .registered
+            .iter()
+            .map(|(r, has)| (r.clone(), *has))
+            .collect()
+    }
+
     /// Who may be asked about GPUs.
     pub fn supervisor(&self) -> Option<Supervisor> {
         match &self.state().driver {

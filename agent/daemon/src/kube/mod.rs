@@ -12,4 +12,5 @@ mod report;
 
 pub use access::Source;
 pub use client::Client;
+pub use events::Note;
 pub use report::{Report, keep_features};

@@ -65,7 +65,12 @@ fn now() -> u64 {
 
 impl Report {
     /// Tells for ever.
-    pub async fn run(self, mut board: Board, mut incidents: mpsc::Receiver<Incident>) {
+    pub async fn run(
+        self,
+        mut board: Board,
+        mut incidents: mpsc::Receiver<Incident>,
+        mut more: mpsc::Receiver<Note>,
+    ) {
         let mut queue = Queue {
             report: self,
             wanted: None,
@@ -118,6 +123,10 @@ impl Report {
                     }
                     incident = incidents.recv() => match incident {
                         Some(incident) => queue.happened(&incident),
+                        None => return,
+                    },
+                    note = more.recv() => match note {
+                        Some(note) => queue.keep(note),
                         None => return,
                     },
                 }

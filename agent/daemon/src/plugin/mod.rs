@@ -8,6 +8,7 @@ mod serve;
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::board::{Board, Posted};
 use crate::config::Resources;
@@ -35,6 +36,29 @@ pub struct Plugin {
     pub board: Board,
     /// Where it is told whether kubelet has it.
     pub status: Arc<Status>,
+    /// How long it waits for what.
+    pub pace: Pace,
+}
+
+/// How long registering waits.
+#[derive(Debug, Clone, Copy)]
+pub struct Pace {
+    /// After a first failure; twice as long after each further one.
+    pub first: Duration,
+    /// At most.
+    pub longest: Duration,
+    /// How often the folder is looked at where nothing is heard of it.
+    pub look: Duration,
+}
+
+impl Default for Pace {
+    fn default() -> Pace {
+        Pace {
+            first: Duration::from_millis(50),
+            longest: Duration::from_secs(10),
+            look: Duration::from_secs(10),
+        }
+    }
 }
 
 impl Plugin {

@@ -6,7 +6,8 @@
 //!        ▲                                                              │
 //!        └── kubelet.sock made anew · our socket gone · nobody lists ◀──┘
 //! ```
-//! The folder is watched, and looked at from time to time, since a folder that is put in its place is another one. What fails is tried again with growing pauses; health lies elsewhere and is not touched.
+//! The folder is watched, and looked at from time to time, since a folder that is put in its place is another one. What fails is
+//! tried again with growing pauses; health lies elsewhere and is not touched. What a killed agent left is removed.
 
 use std::io;
 use std::os::unix::fs::MetadataExt;
@@ -24,15 +25,16 @@ use tokio_stream::wrappers::UnixListenerStream;
 use tonic::transport::{Endpoint, Server, Uri};
 
 use super::serve::{Served, options};
-use super::{KUBELET_SOCKET, Plugin, VERSION};
+use super::{KUBELET_SOCKET, Pace, Plugin, VERSION};
+use crate::cause::chain;
 use slipway_kubelet_api::v1beta1::RegisterRequest;
 use slipway_kubelet_api::v1beta1::device_plugin_server::DevicePluginServer;
 use slipway_kubelet_api::v1beta1::registration_client::RegistrationClient;
 
-const FIRST_PAUSE: Duration = Duration::from_millis(50);
-const MAX_PAUSE: Duration = Duration::from_secs(10);
-/// How often the folder is looked at where nothing is heard of it.
-const LOOK: Duration = Duration::from_secs(10);
+/// How the names of our sockets begin.
+const PREFIX: &str = "slipway-";
+/// Most entries of kubelet's folder that are looked at for what was left.
+const MAX_SWEPT: usize = 1024;
 /// How long Register may take, and then how long until kubelet asks for the list.
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -80,8 +82,11 @@ impl Drop for Registered {
 /// Registers the plugin, and again whenever kubelet has forgotten it. Ends only when it is dropped.
 pub async fn keep_registered(plugin: Plugin) {
     let mut current: Option<Registered> = None;
-    let mut pause = FIRST_PAUSE;
+    let Pace { first, longest, look } = plugin.pace;
+    let mut pause = first;
     let mut waiting = false;
+    // Each failure is told once.
+    let mut told = String::new();
     loop {
         // Watched before anything is done, so that nothing that happens meanwhile is missed.
         let watched = Folder::watch(&plugin.folder);
@@ -97,11 +102,16 @@ pub async fn keep_registered(plugin: Plugin) {
                 tracing::info!(resource = plugin.resource, socket = %new.socket.display(), "registered with kubelet");
                 // Only now may the old one go: until the new list is there, it is what kubelet has.
                 current = Some(new);
-                pause = FIRST_PAUSE;
+                sweep(&plugin.folder);
+                pause = first;
+                told.clear();
             }
             Some(Err(e)) => {
-                let error = &e as &dyn std::error::Error;
-                tracing::warn!(resource = plugin.resource, error, "not registered; trying again");
+                let error = chain(&e);
+                if error != told {
+                    tracing::warn!(resource = plugin.resource, error, "not registered; trying again");
+                    told = error;
+                }
             }
             None if !waiting => {
                 tracing::info!(resource = plugin.resource, folder = %plugin.folder.display(), "waiting for kubelet");
@@ -115,14 +125,30 @@ pub async fn keep_registered(plugin: Plugin) {
         let Ok(watched) = watched else {
             // The folder is not there yet.
             tokio::time::sleep(pause).await;
-            pause = (pause * 2).min(MAX_PAUSE);
+            pause = (pause * 2).min(longest);
             continue;
         };
         tokio::select! {
-            () = watched.changed(&plugin.folder, before, ours.as_deref()) => {}
+            () = watched.changed(&plugin.folder, before, ours.as_deref(), look) => {}
             // kubelet.sock was there and did not answer, or was not there: both may change without a sign.
-            () = tokio::time::sleep(pause), if !done => pause = (pause * 2).min(MAX_PAUSE),
+            () = tokio::time::sleep(pause), if !done => pause = (pause * 2).min(longest),
             () = ended(&mut current, &plugin.resource) => {}
+        }
+    }
+}
+
+/// Removes the sockets that agents have left that were killed: nobody listens on them.
+fn sweep(folder: &Path) {
+    let all = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    for entry in all.take(MAX_SWEPT) {
+        let name = entry.file_name();
+        let ours = name
+            .to_str()
+            .is_some_and(|n| n.starts_with(PREFIX) && n.ends_with(".sock"));
+        let path = entry.path();
+        let refused = |e: io::Error| e.kind() == io::ErrorKind::ConnectionRefused;
+        if ours && std::os::unix::net::UnixStream::connect(&path).is_err_and(refused) {
+            let _ = std::fs::remove_file(&path);
         }
     }
 }
@@ -150,7 +176,7 @@ async fn register(plugin: &Plugin) -> Result<Registered, RegisterError> {
         .take(40)
         .collect();
     let n = NEXT.fetch_add(1, Ordering::Relaxed);
-    let endpoint = format!("slipway-{name}-{}-{n}.sock", std::process::id());
+    let endpoint = format!("{PREFIX}{name}-{}-{n}.sock", std::process::id());
     let mut new = serve(plugin, plugin.folder.join(&endpoint))?;
 
     let path = plugin.folder.join(KUBELET_SOCKET);
@@ -252,17 +278,151 @@ impl Folder {
 
     /// Until kubelet's socket is another than `before`, ours is gone, or the folder itself is another. What happened is looked up
     /// and not taken from the events: they say only when to look.
-    async fn changed(&self, folder: &Path, before: Option<Identity>, ours: Option<&Path>) {
+    async fn changed(&self, folder: &Path, before: Option<Identity>, ours: Option<&Path>, look: Duration) {
         loop {
             let now = identity(folder);
             let lost = ours.is_some_and(|socket| !socket.exists());
             if lost || which(folder) != self.which || (now.is_some() && now != before) {
                 return;
             }
-            if let Ok(Err(_)) = tokio::time::timeout(LOOK, self.watch.readable()).await {
-                tokio::time::sleep(LOOK).await;
+            if let Ok(Err(_)) = tokio::time::timeout(look, self.watch.readable()).await {
+                tokio::time::sleep(look).await;
             }
             while matches!(self.watch.try_read(&mut [0; 4096]), Ok(1..)) {}
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::time::Instant;
+
+    use slipway_kubelet_api::v1beta1::Empty;
+    use slipway_kubelet_api::v1beta1::device_plugin_client::DevicePluginClient;
+    use slipway_kubelet_api::v1beta1::registration_server::{Registration, RegistrationServer};
+    use tonic::{Request, Response, Status};
+
+    use super::*;
+    use crate::config::Resources;
+
+    /// Refuses the first ones, and listens to the list of those after them.
+    #[derive(Clone)]
+    struct Kubelet {
+        folder: PathBuf,
+        refuses: Arc<AtomicU32>,
+    }
+
+    #[tonic::async_trait]
+    impl Registration for Kubelet {
+        async fn register(&self, request: Request<RegisterRequest>) -> Result<Response<Empty>, Status> {
+            let left = self.refuses.load(Ordering::Relaxed);
+            if left > 0 {
+                self.refuses.store(left - 1, Ordering::Relaxed);
+                return Err(Status::unavailable("not yet"));
+            }
+            let socket = self.folder.join(&request.get_ref().endpoint);
+            tokio::spawn(async move {
+                let channel = Endpoint::from_static("http://plugin")
+                    .connect_with_connector(tower::service_fn(move |_: Uri| {
+                        let socket = socket.clone();
+                        async move { Ok::<_, io::Error>(TokioIo::new(UnixStream::connect(socket).await?)) }
+                    }))
+                    .await
+                    .expect("a plugin");
+                let list = DevicePluginClient::new(channel).list_and_watch(Empty {}).await;
+                let mut lists = list.expect("a list").into_inner();
+                while let Ok(Some(_)) = lists.message().await {}
+            });
+            Ok(Response::new(Empty {}))
+        }
+    }
+
+    fn serve_registrations(folder: &Path, refuses: u32) -> JoinHandle<Result<(), tonic::transport::Error>> {
+        let socket = folder.join(KUBELET_SOCKET);
+        let _ = std::fs::remove_file(&socket);
+        let listener = UnixListener::bind(socket).expect("a socket");
+        let kubelet = Kubelet {
+            folder: folder.to_owned(),
+            refuses: Arc::new(refuses.into()),
+        };
+        let server = Server::builder().add_service(RegistrationServer::new(kubelet));
+        tokio::spawn(server.serve_with_incoming(UnixListenerStream::new(listener)))
+    }
+
+    async fn until(what: &str, there: impl Fn() -> bool) -> Duration {
+        let began = Instant::now();
+        while !there() {
+            assert!(began.elapsed() < Duration::from_secs(30), "{what} did not come");
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        began.elapsed()
+    }
+
+    /// A thousand times as fast as it is: 600 ms are ten minutes.
+    #[tokio::test]
+    async fn a_kubelet_that_is_gone_for_ten_minutes_is_tried_ever_more_rarely_and_found_when_it_comes() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let folder = dir.path().to_owned();
+        let status = Arc::<crate::status::Status>::default();
+        let (_board, posted) = watch::channel(Arc::default());
+        let (attempts, ours) = (Arc::new(AtomicU32::new(0)), folder.clone());
+        let plugin = Plugin {
+            resource: "nvidia.com/gpu".into(),
+            folder: folder.clone(),
+            kind: "nvidia.com/gpu".into(),
+            settings: Resources::default(),
+            board: posted,
+            status: Arc::clone(&status),
+            pace: Pace {
+                first: Duration::from_micros(50),
+                longest: Duration::from_millis(10),
+                look: Duration::from_millis(10),
+            },
+        };
+        let keeper = tokio::spawn(keep_registered(plugin));
+        let has = || status.registrations() == [("nvidia.com/gpu".to_owned(), true)];
+        // What kubelets leave that end: a socket that nobody listens on.
+        drop(UnixListener::bind(folder.join(KUBELET_SOCKET)).expect("a socket"));
+        let counted = Arc::clone(&attempts);
+        let counter = tokio::spawn(async move {
+            let mut seen = std::collections::BTreeSet::new();
+            loop {
+                for entry in std::fs::read_dir(&ours).expect("a folder").flatten() {
+                    if seen.insert(entry.file_name()) {
+                        counted.fetch_add(1, Ordering::Relaxed);
+                    }
+                }
+                tokio::time::sleep(Duration::from_micros(200)).await;
+            }
+        });
+        tokio::time::sleep(Duration::from_millis(600)).await;
+        assert!(!has());
+        // 60 at the longest pause, and a few before it is reached.
+        let tried = attempts.load(Ordering::Relaxed);
+        assert!(tried <= 80, "{tried} attempts in ten minutes");
+        counter.abort();
+
+        // It comes back, and does not take the first ones.
+        let server = serve_registrations(&folder, 5);
+        until("a registration", has).await;
+        let left = std::fs::read_dir(&folder).expect("a folder").count();
+        assert_eq!(
+            left, 2,
+            "kubelet's socket and ours: nothing is left of what failed"
+        );
+
+        // Its folder is taken away and put back, with another kubelet.
+        server.abort();
+        std::fs::remove_dir_all(&folder).expect("removed");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        std::fs::create_dir(&folder).expect("made");
+        let _server = serve_registrations(&folder, 0);
+        until("our socket", || {
+            has() && std::fs::read_dir(&folder).expect("a folder").count() == 2
+        })
+        .await;
+        assert!(!keeper.is_finished());
+        keeper.abort();
     }
 }

@@ -1,32 +1,42 @@
 //! Who has which device, and whose a process is: kubelet's list of devices (podresources), its list of pods for their UIDs,
 //! where it has one (1.37), and the cgroup of a process. Asked when something is to be told, never in the way of a device.
+//!
+//! Where kubelet tells of its pods as they come and go, only the devices of those that have changed are asked for ([`live`]).
+//! Where it does not, or for as long as it does not, everything is asked for each time.
 
 mod cgroup;
+mod live;
 
 use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use hyper_util::rt::TokioIo;
-use prost::Message;
-use slipway_kubelet_api::core;
-use slipway_kubelet_api::podresources::ListPodResourcesRequest;
 use slipway_kubelet_api::podresources::pod_resources_lister_client::PodResourcesListerClient;
-use slipway_kubelet_api::pods::ListPodsRequest;
+use slipway_kubelet_api::podresources::{GetPodResourcesRequest, ListPodResourcesRequest};
 use slipway_kubelet_api::pods::pods_client::PodsClient;
+use slipway_kubelet_api::pods::{ListPodsRequest, WatchPodsRequest};
 use tokio::net::UnixStream;
 use tokio::sync::Mutex;
+use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tonic::transport::{Channel, Endpoint, Uri};
 
-use crate::node::device_of;
+use live::Live;
 
 /// How long kubelet may take.
 const PATIENCE: Duration = Duration::from_secs(2);
 /// How long an answer is good: several who ask at once make one question.
 const FRESH: Duration = Duration::from_millis(500);
+/// Pods that are asked about one by one; for more, the list is the smaller question.
+const MAX_SINGLE: usize = 4;
+/// Largest answer.
+const MAX_MESSAGE: usize = 64 << 20;
+/// Between two attempts to hear of pods.
+const FIRST_PAUSE: Duration = Duration::from_millis(200);
+const MAX_PAUSE: Duration = Duration::from_secs(60);
 
 /// A container of a pod.
 #[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -94,6 +104,15 @@ pub struct Pods {
     resources: Channel,
     pods: Channel,
     last: Mutex<Option<(Instant, Arc<Snapshot>)>>,
+    live: Arc<Told>,
+    follower: JoinHandle<()>,
+}
+
+/// What kubelet tells of its pods by itself.
+type Told = std::sync::Mutex<Live>;
+
+fn lock(live: &Told) -> MutexGuard<'_, Live> {
+    live.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn channel(socket: PathBuf) -> Channel {
@@ -106,13 +125,39 @@ fn channel(socket: PathBuf) -> Channel {
         }))
 }
 
+/// Hears what kubelet tells of its pods, for ever. A kubelet that does not tell is asked again from time to time: another
+/// version may be started in its place.
+async fn follow(pods: Channel, live: Arc<Told>) {
+    let mut pause = FIRST_PAUSE;
+    loop {
+        let mut client = PodsClient::new(pods.clone()).max_decoding_message_size(MAX_MESSAGE);
+        if let Ok(stream) = client.watch_pods(WatchPodsRequest {}).await {
+            let mut events = stream.into_inner();
+            while let Ok(Some(event)) = events.message().await {
+                pause = FIRST_PAUSE;
+                if !lock(&live).heard(&event) {
+                    pause = MAX_PAUSE;
+                    break;
+                }
+            }
+        }
+        lock(&live).forget();
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(MAX_PAUSE);
+    }
+}
+
 impl Pods {
-    /// Of the kubelet with these sockets; connects when asked.
+    /// Of the kubelet with these sockets.
     pub fn of(resources: &Path, pods: &Path) -> Pods {
+        let live = Arc::<Told>::default();
+        let pods = channel(pods.to_owned());
         Pods {
             resources: channel(resources.to_owned()),
-            pods: channel(pods.to_owned()),
+            follower: tokio::spawn(follow(pods.clone(), Arc::clone(&live))),
+            pods,
             last: Mutex::default(),
+            live,
         }
     }
 
@@ -121,7 +166,11 @@ impl Pods {
     /// # Errors
     /// It does not answer. Without its list of pods alone, UIDs are missing.
     pub async fn now(&self) -> Result<Arc<Snapshot>, tonic::Status> {
+        // Several who ask at once make one question.
         let mut last = self.last.lock().await;
+        if let Some(snapshot) = self.told().await? {
+            return Ok(snapshot);
+        }
         if let Some((at, snapshot)) = last.as_ref()
             && at.elapsed() < FRESH
         {
@@ -132,60 +181,65 @@ impl Pods {
         Ok(snapshot)
     }
 
+    /// What kubelet has told, and the devices of those that have changed; none: it tells nothing.
+    async fn told(&self) -> Result<Option<Arc<Snapshot>>, tonic::Status> {
+        let Some(unasked) = lock(&self.live).unasked() else {
+            return Ok(None);
+        };
+        let mut client = self.lister();
+        let mut whole = unasked.len() > MAX_SINGLE;
+        for (uid, pod_namespace, pod_name) in unasked.iter().take(MAX_SINGLE).filter(|_| !whole).cloned() {
+            let request = GetPodResourcesRequest {
+                pod_name,
+                pod_namespace,
+            };
+            match client.get(request).await {
+                Ok(answer) => {
+                    let devices = answer.into_inner().pod_resources.unwrap_or_default();
+                    lock(&self.live).asked(&uid, devices);
+                }
+                // It is gone, or kubelet answers no such question: the list tells.
+                Err(_) => {
+                    whole = true;
+                    break;
+                }
+            }
+        }
+        if whole {
+            let list = client.list(ListPodResourcesRequest {}).await?.into_inner();
+            lock(&self.live).listed(list.pod_resources);
+        }
+        // None: kubelet has told of another change meanwhile.
+        Ok(lock(&self.live).snapshot())
+    }
+
+    fn lister(&self) -> PodResourcesListerClient<Channel> {
+        PodResourcesListerClient::new(self.resources.clone()).max_decoding_message_size(MAX_MESSAGE)
+    }
+
     async fn ask(&self) -> Result<Snapshot, tonic::Status> {
-        let list = PodResourcesListerClient::new(self.resources.clone())
-            .max_decoding_message_size(64 << 20)
-            .list(ListPodResourcesRequest {})
-            .await?
-            .into_inner();
+        let list = self.lister().list(ListPodResourcesRequest {}).await?.into_inner();
         let pods = PodsClient::new(self.pods.clone())
-            .max_decoding_message_size(64 << 20)
+            .max_decoding_message_size(MAX_MESSAGE)
             .list_pods(ListPodsRequest {})
             .await;
         let mut snapshot = Snapshot::default();
         let mut uids = BTreeMap::new();
         for bytes in pods.map(|p| p.into_inner().pods).unwrap_or_default() {
-            let Ok(core::Pod {
-                metadata: Some(meta),
-                status,
-            }) = core::Pod::decode(bytes.as_slice())
-            else {
-                continue;
-            };
-            uids.insert((meta.namespace.clone(), meta.name.clone()), meta.uid.clone());
-            let status = status.unwrap_or_default();
-            let containers = status.container_statuses.into_iter();
-            let containers = containers.chain(status.init_container_statuses).filter_map(|c| {
-                let id = c.container_id.rsplit("://").next()?.to_owned();
-                Some((id, c.name))
-            });
-            let pod = Pod {
-                namespace: meta.namespace,
-                name: meta.name,
-                containers: containers.collect(),
-            };
-            snapshot.pods.insert(meta.uid, pod);
-        }
-        for pod in list.pod_resources {
-            let uid = uids.get(&(pod.namespace.clone(), pod.name.clone()));
-            for container in pod.containers {
-                let holder = Holder {
-                    namespace: pod.namespace.clone(),
-                    pod: pod.name.clone(),
-                    container: container.name,
-                    uid: uid.cloned(),
-                };
-                for devices in container.devices {
-                    for id in &devices.device_ids {
-                        let entry = (devices.resource_name.clone(), holder.clone());
-                        let holders = snapshot.holders.entry(device_of(id).to_owned()).or_default();
-                        if !holders.contains(&entry) {
-                            holders.push(entry);
-                        }
-                    }
-                }
+            if let Some(live::Told { uid, pod, .. }) = live::told(&bytes) {
+                uids.insert((pod.namespace.clone(), pod.name.clone()), uid.clone());
+                snapshot.pods.insert(uid, pod);
             }
         }
+        for pod in &list.pod_resources {
+            snapshot.put(pod, uids.get(&(pod.namespace.clone(), pod.name.clone())));
+        }
         Ok(snapshot)
+    }
+}
+
+impl Drop for Pods {
+    fn drop(&mut self) {
+        self.follower.abort();
     }
 }

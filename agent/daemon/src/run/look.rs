@@ -11,6 +11,7 @@ use slipway_gpu::{Gpu, GpuError, GpuEvent, Inventory, Look, Probe, System};
 use tokio::sync::mpsc;
 
 use super::{Again, Agent, now};
+use crate::gone::gone;
 
 /// How often a silent GPU is left out at first, in looks.
 const SILENT: u32 = 3;
@@ -178,6 +179,9 @@ impl Agent {
         found.gpus.sort_by_key(|g| g.index);
         if self.inventory != found {
             tracing::info!(gpus = found.gpus.len(), driver = found.driver, "the node's GPUs");
+            for gone in gone(&self.known.gpus, &found.gpus) {
+                let _ = self.sides.gone.try_send(gone);
+            }
             self.known.gpus.clone_from(&found.gpus);
             self.inventory = found;
             self.keep();

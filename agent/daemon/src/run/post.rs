@@ -15,7 +15,7 @@ use crate::cause::chain;
 use crate::cdi::{self, Roots};
 use crate::config::Allocate;
 use crate::node::{self, Without};
-use crate::plugin::{Plugin, keep_registered};
+use crate::plugin::{Pace, Plugin, keep_registered};
 
 /// What the CDI file is made of.
 struct Wanted {
@@ -94,6 +94,7 @@ impl Agent {
                 settings: self.config.resources.clone(),
                 board: self.board.subscribe(),
                 status: Arc::clone(&self.sides.status),
+                pace: Pace::default(),
             };
             self.plugins
                 .entry(resource)

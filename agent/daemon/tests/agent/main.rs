@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used)] // a failure is a failed test
 
 mod api;
+mod bad;
 mod cdi;
 mod files;
 mod kubelet;
@@ -12,4 +13,5 @@ mod plugin;
 mod release;
 mod sick;
 mod signs;
+mod watching;
 mod who;

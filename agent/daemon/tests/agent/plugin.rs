@@ -236,6 +236,21 @@ async fn root_a_restarted_kubelet_has_everything_again_with_health_and_a_new_soc
     })
     .await;
     assert_eq!(kubelet.ids(GPU, false), sick);
+    // What the killed one left is gone, and what is not the agent's is let alone.
+    let others = node.kubelet().join("other.sock");
+    drop(std::os::unix::net::UnixListener::bind(&others).unwrap());
+    let sockets = || {
+        let all = std::fs::read_dir(node.kubelet()).unwrap().flatten();
+        let name = |e: std::fs::DirEntry| e.file_name().into_string().unwrap();
+        all.map(name)
+            .filter(|n| n.starts_with("slipway-"))
+            .collect::<Vec<_>>()
+    };
+    node.wait("one socket", || {
+        sockets() == [kubelet.known(GPU).unwrap().endpoint]
+    })
+    .await;
+    assert!(others.exists());
 }
 
 #[tokio::test]
