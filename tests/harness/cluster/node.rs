@@ -254,10 +254,28 @@ impl Cluster {
     /// # Errors
     /// A file could not be written, or it could not be started.
     pub fn start_gpus(&self, n: usize, topology: &Topology) -> Result<Driver> {
+        self.start_gpus_with(n, topology, "")
+    }
+
+    /// The same with `more` at the end of the agent's configuration. An agent that was there before is ended, and nothing is
+    /// left of its driver and of what it knew.
+    ///
+    /// # Errors
+    /// As [`Cluster::start_gpus`].
+    pub fn start_gpus_with(&self, n: usize, topology: &Topology, more: &str) -> Result<Driver> {
         let dir = self.node_dir(n);
+        self.processes()
+            .end(&format!("agent{n}"), Duration::from_secs(5))?;
+        for old in ["driver", "agent"] {
+            if let Err(e) = std::fs::remove_dir_all(dir.join(old))
+                && e.kind() != std::io::ErrorKind::NotFound
+            {
+                return Err(e).with_context(|| format!("removing {}", dir.join(old).display()));
+            }
+        }
         let driver = Driver::lay_out(&dir.join("driver"), topology)?;
         let config = format!(
-            "{}[http]\nlisten = \"{}:0\"\n[kubernetes]\napi = {:?}\nnode = \"node{n}\"\n",
+            "{}[http]\nlisten = \"{}:0\"\n[kubernetes]\napi = {:?}\nnode = \"node{n}\"\n{more}",
             self.agent_places(n, &driver),
             self.net().node(n),
             // With kubelet's own rights; a DaemonSet has fewer.

@@ -10,8 +10,8 @@ use slipway_fake_gpu::Topology;
 
 use crate::kube::Kube;
 
-const GPU: &str = "nvidia.com/gpu";
-const SOON: Duration = Duration::from_secs(30);
+pub const GPU: &str = "nvidia.com/gpu";
+pub const SOON: Duration = Duration::from_secs(30);
 
 /// The node's condition of its GPUs.
 const SICK: &str = ".status.conditions[?(@.type==\"GpuUnhealthy\")].status";
@@ -35,6 +35,15 @@ fn metrics(k: &Kube) -> Result<String> {
     Ok(page)
 }
 
+/// How long a page of metrics is good.
+const A_PAGE: Duration = Duration::from_millis(1100);
+
+/// How often kubelet says that something of its list of pods was called.
+fn called(k: &Kube, what: &str) -> Result<usize> {
+    let log = std::fs::read_to_string(k.cluster.processes().log("kubelet1"))?;
+    Ok(log.matches(&format!("{what} called")).count())
+}
+
 /// A process of a pod's container, as the host knows it.
 fn process(k: &Kube, pod: &str) -> Result<u32> {
     let uid = k.field(&format!("pod/{pod}"), ".metadata.uid")?;
@@ -52,7 +61,7 @@ fn process(k: &Kube, pod: &str) -> Result<u32> {
 }
 
 /// A pod that asks for one GPU and stays.
-fn pod(k: &Kube, name: &str) -> Result<()> {
+pub fn pod(k: &Kube, name: &str) -> Result<()> {
     let resources = json!({ "limits": { GPU: 1 } });
     k.pod(
         name,
@@ -63,13 +72,13 @@ fn pod(k: &Kube, name: &str) -> Result<()> {
 }
 
 /// The GPU of a running pod: the minor number of the one node that it has.
-fn gpu_of(k: &Kube, pod: &str) -> Result<usize> {
+pub fn gpu_of(k: &Kube, pod: &str) -> Result<usize> {
     let nodes = k.exec(pod, "ls /dev | grep 'nvidia[0-9]'")?;
     let number = nodes.trim().strip_prefix("nvidia").and_then(|n| n.parse().ok());
     number.with_context(|| format!("{pod} has {nodes:?}"))
 }
 
-fn container(k: &Kube, pod: &str) -> Result<(String, String)> {
+pub fn container(k: &Kube, pod: &str) -> Result<(String, String)> {
     let of = |field: &str| {
         k.field(
             &format!("pod/{pod}"),
@@ -127,6 +136,18 @@ pub async fn pods_get_gpus_of_their_own_and_a_sick_one_is_not_given_again(k: Kub
         };
         ensure!(page.lines().any(has), "{pod} has not GPU {gpu}:\n{page}");
     }
+    // Kubelet tells of its pods by itself: where nothing changes, it is asked nothing, however often somebody wants to know.
+    k.until_true("kubelet's pods to be heard of", |k| {
+        Ok(called(k, "WatchPods")? > 0)
+    })
+    .await?;
+    metrics(&k)?;
+    let lists = called(&k, "ListPods")?;
+    for _ in 0..3 {
+        tokio::time::sleep(A_PAGE).await;
+        ensure!(metrics(&k)?.contains("pod=\"one\""));
+    }
+    ensure!(called(&k, "ListPods")? == lists, "kubelet was asked for its pods");
     // A process of a container of ours is found by its cgroup.
     let pid = process(&k, "two")?;
     let mut busy = topology.clone();
@@ -224,6 +245,14 @@ pub async fn pods_get_gpus_of_their_own_and_a_sick_one_is_not_given_again(k: Kub
     }
     k.ready("three").await?;
     ensure!(gpu_of(&k, "three")? == two, "it has the sick GPU");
+    k.until_true("nothing to be said of pods that are gone", |k| {
+        let page = metrics(k)?;
+        Ok(page.contains("pod=\"three\"")
+            && ["one", "two"]
+                .iter()
+                .all(|p| !page.contains(&format!("pod=\"{p}\""))))
+    })
+    .await?;
 
     // A reset GPU is handed out again.
     driver.raise(&format!("{one} reset"))?;

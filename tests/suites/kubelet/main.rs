@@ -16,11 +16,15 @@ use harness::cluster::{Cluster, Net, Options};
 
 mod compare;
 mod daemonset;
+mod devices;
 mod events;
 mod eviction;
 mod features;
 mod follow;
 mod gpu;
+mod gpu_jobs;
+mod gpu_restarts;
+mod gpu_shares;
 mod kube;
 mod lifecycle;
 mod manifests;
@@ -41,6 +45,8 @@ pub const OURS: usize = 1;
 pub const SECOND: usize = 2;
 /// The node with containerd, which gets only what names it.
 pub const PEER: usize = 3;
+/// No node's number: for who wants both of ours to itself.
+pub const BOTH: usize = 0;
 
 type Running = Pin<Box<dyn Future<Output = Result<()>> + Send>>;
 
@@ -99,6 +105,11 @@ fn all() -> Vec<Test> {
         restarts::a_running_container_never_notices_restarts_of_kubelet_and_slipwayd,
         restarts::the_node_is_ready_soon_after_slipwayd_is_up,
         gpu::pods_get_gpus_of_their_own_and_a_sick_one_is_not_given_again,
+        gpu_jobs::a_job_sees_its_own_gpu_alone_and_finds_the_driver_on_any_root,
+        gpu_restarts::no_restart_costs_a_gpu_pod_anything_or_hands_a_gpu_out_twice,
+        gpu_shares::slices_of_a_gpu_are_pods_own_and_follow_the_geometry,
+        gpu_shares::slices_of_one_profile_are_handed_out_as_gpus,
+        gpu_shares::four_pods_share_a_gpu_and_none_is_given_two_shares,
         eviction::unused_images_are_collected_when_the_disk_is_full,
     ]);
     list.extend(tests![Some(SECOND);
@@ -109,6 +120,7 @@ fn all() -> Vec<Test> {
         eviction::memory_pressure_evicts_the_pod_that_holds_most_beyond_its_request,
         eviction::disk_pressure_evicts_the_pod_that_has_written_most_into_its_root,
     ]);
+    list.extend(tests![Some(BOTH); gpu_jobs::a_training_has_one_gpu_on_each_of_two_nodes]);
     list
 }
 
@@ -241,21 +253,24 @@ async fn run_all(cluster: &Arc<Cluster>, tests: Vec<Test>, threads: usize) -> Re
     for t in alone {
         on_nodes.entry(t.alone).or_default().push(t);
     }
+    let on_both = on_nodes.remove(&Some(BOTH)).unwrap_or_default();
     let mut running = tokio::task::JoinSet::new();
     for tests in on_nodes.into_values() {
-        let cluster = cluster.clone();
-        running.spawn(async move {
-            let mut wrong = Vec::new();
-            for t in tests {
-                wrong.extend(one(cluster.clone(), t).await);
-            }
-            wrong
-        });
+        running.spawn(one_by_one(cluster.clone(), tests));
     }
     while let Some(r) = running.join_next().await {
         wrong.extend(r?);
     }
+    wrong.extend(one_by_one(cluster.clone(), on_both).await);
     Ok(wrong)
+}
+
+async fn one_by_one(cluster: Arc<Cluster>, tests: Vec<Test>) -> Vec<String> {
+    let mut wrong = Vec::new();
+    for t in tests {
+        wrong.extend(one(cluster.clone(), t).await);
+    }
+    wrong
 }
 
 /// Runs one test; what went wrong.
@@ -283,7 +298,12 @@ async fn one(cluster: Arc<Cluster>, test: Test) -> Option<String> {
         }
         Err(e) => {
             println!("test {} ... FAILED ({took:.1} s)", test.name);
-            Some(format!("{}: {e:#}\n{}", test.name, kube.picture()))
+            let picture = kube.picture();
+            if std::env::var_os("KEEP").is_none() {
+                // What it holds is for others.
+                kube.delete();
+            }
+            Some(format!("{}: {e:#}\n{picture}", test.name))
         }
     }
 }
