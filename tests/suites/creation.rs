@@ -289,6 +289,10 @@ async fn whoever_ends_a_container_does_not_wait_for_it_to_be_made() -> Result<()
         start.await?.expect_err("its pod was stopped");
         assert!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
     }
+    // What was ended while its start waited is known not to run.
+    let log = std::fs::read_to_string(s.w.lab.join("slipwayd.log"))?;
+    let asked = log.lines().find(|l| l.contains("asking on"));
+    assert_eq!(asked, None);
     s.w.finish().await
 }
 

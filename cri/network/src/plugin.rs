@@ -53,6 +53,10 @@ pub(crate) async fn run(call: Call<'_>) -> Result<Vec<u8>, PluginError> {
         .kill_on_drop(true)
         .spawn()
         .map_err(failed)?;
+    // It waits for its input still.
+    if let Some(pid) = child.id() {
+        slipway_sys::exec::give_usual_descriptors(pid);
+    }
     let mut running = Running { child };
     let mut output = Output::default();
     match tokio::time::timeout(call.deadline, talk(&mut running.child, call.stdin, &mut output)).await {

@@ -160,6 +160,22 @@ async fn plugins_get_the_capabilities_they_declare_and_a_clean_environment() {
 }
 
 #[tokio::test]
+async fn a_limit_of_descriptors_that_was_raised_is_not_a_plugin_s() {
+    slipway_sys::exec::raise_descriptors().unwrap();
+    let lab = Lab::empty(&["main"]);
+    lab.conflist(&json!({"cniVersion": "1.0.0", "name": "lab", "plugins": [{"type": "main"}]}));
+    lab.script("main", "DEL", r#"ulimit -Sn > "$dir/limit""#);
+    let attachment = lab.cni.add(&pod("c1")).await.unwrap();
+    lab.cni.del(&attachment).await.unwrap();
+    let hard = rustix::process::getrlimit(rustix::process::Resource::Nofile).maximum;
+    let usual = hard.unwrap_or(1024).min(1024);
+    assert_eq!(
+        fs::read_to_string(lab.bin("limit")).unwrap(),
+        format!("{usual}\n")
+    );
+}
+
+#[tokio::test]
 async fn a_failing_add_is_undone_and_its_error_reads_as_a_sentence() {
     let lab = Lab::new(&["one", "two", "three"]);
     lab.script(

@@ -199,12 +199,18 @@ fn own_label() -> String {
 
 /// The profile as the parser takes it.
 fn text(daemon: &str, abi: bool) -> String {
-    let plain = |c: char| c.is_ascii_alphanumeric() || "-_./".contains(c);
-    let daemon = if matches!(daemon, "" | "unconfined") || !daemon.chars().all(plain) {
-        String::new()
-    } else {
-        format!("  signal (receive) peer={daemon},\n")
-    };
+    let daemon =
+        if matches!(daemon, "" | "unconfined") || daemon.contains(|c: char| c.is_control() || c == '"') {
+            String::new()
+        } else {
+            // A label is a pattern to the parser (apparmor.d(5)), and ours is meant as it stands: a child profile's ("a//b"), one of a
+            // snap's or of LXD's ("lxd-x_</var/lib/lxd>"), one with blanks.
+            let special = |c: char| "*?[]{}\\".contains(c);
+            let escaped = daemon
+                .chars()
+                .flat_map(|c| special(c).then_some('\\').into_iter().chain([c]));
+            format!("  signal (receive) peer=\"{}\",\n", escaped.collect::<String>())
+        };
     let abi = if abi { "abi <abi/3.0>,\n" } else { "" };
     format!("{abi}{PROFILE}")
         .replace("@DAEMON@", &daemon)
@@ -223,6 +229,7 @@ fn replace(parser: &Path, text: &str) -> Result<(), String> {
         .stderr(Stdio::piped())
         .spawn()
         .map_err(|error| error.to_string())?;
+    slipway_sys::exec::give_usual_descriptors(child.id());
     let mut said = child.stderr.take();
     let reader = std::thread::spawn(move || {
         let mut text = Vec::new();
@@ -274,9 +281,14 @@ mod tests {
     fn the_profile_lets_the_daemon_in_where_it_is_confined_itself() {
         let text = text("/usr/bin/slipwayd", true);
         assert!(text.starts_with("abi <abi/3.0>,\nprofile slipway-default flags="));
-        assert!(text.contains("  signal (receive) peer=/usr/bin/slipwayd,\n"));
+        assert!(text.contains("  signal (receive) peer=\"/usr/bin/slipwayd\",\n"));
         assert!(!text.contains('@'));
-        for nobody in ["", "unconfined", "x,\n file"] {
+        let odd = super::text("lxd a_</x>//{b,c}*", false);
+        assert!(
+            odd.contains(r#"  signal (receive) peer="lxd a_</x>//\{b,c\}\*","#),
+            "{odd}"
+        );
+        for nobody in ["", "unconfined", "x,\n file", "x\", file, \""] {
             let text = super::text(nobody, false);
             assert!(text.starts_with("profile ") && !text.contains('@'));
             assert_eq!(text.matches("signal (receive)").count(), 1);

@@ -6,6 +6,7 @@ use crate::shim::Shim;
 use crate::task::{Ending, Outcome, Phase};
 use slipway_shim_api::names::topic;
 use slipway_shim_api::{events, pod};
+use slipway_sys::cgroup::OomWatch;
 use std::io;
 use std::time::Duration;
 
@@ -103,19 +104,27 @@ impl Shim {
     /// A container has ended: the last look.
     pub fn finish_oom(&mut self, key: u32) {
         self.on_oom(key);
-        let Some(container) = self.containers.get_mut(&key) else {
+        let Some(container) = self.containers.get(&key) else {
             return;
         };
-        let Some(watch) = container.oom.take() else { return };
         // Its cgroup may be gone before it could be asked.
         let killed = matches!(
             &container.phase,
             Phase::Ending(Ending { outcome: Outcome::Exited(exit), .. }) if exit.code == KILLED
         );
-        let lost = !container.oom_killed && killed && watch.lost_one();
+        let gone = container.oom.as_ref().is_some_and(OomWatch::is_gone);
+        let unasked = killed && gone && !container.oom_killed;
+        if unasked {
+            // What its neighbours lost is known first, so that it is not taken for this one's.
+            let others: Vec<u32> = self.containers.keys().copied().filter(|k| *k != key).collect();
+            others.into_iter().for_each(|other| self.on_oom(other));
+        }
+        let watch = self.containers.get_mut(&key).and_then(|c| c.oom.take());
+        let Some(watch) = watch else { return };
+        let lost = if unasked { watch.lost() } else { 0 };
         self.reactor.forget(watch);
-        if lost {
-            self.tell_oom(key, 1);
+        if lost > 0 {
+            self.tell_oom(key, lost);
         }
     }
 
@@ -143,6 +152,12 @@ impl Shim {
         };
         container.oom_killed = true;
         let container_id = container.id.clone();
+        let parent = container.cgroup.v2_parent();
+        for (_, other) in self.containers.iter_mut().filter(|(other, _)| **other != key) {
+            if let Some(watch) = &mut other.oom {
+                watch.neighbour_lost(parent.as_deref(), killed);
+            }
+        }
         info!("the kernel killed {killed} processes of container {container_id} for want of memory");
         self.happened(&container_id, pod::event::What::Oom(pod::Oom {}));
         self.publish(

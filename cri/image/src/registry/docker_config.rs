@@ -234,6 +234,9 @@ async fn run(helper: &str, server: &str) -> io::Result<(bool, Vec<u8>)> {
         .stderr(Stdio::null())
         .kill_on_drop(true)
         .spawn()?;
+    if let Some(pid) = child.id() {
+        usual_descriptors(pid);
+    }
     let (stdin, stdout) = (child.stdin.take(), child.stdout.take());
     if let Some(mut stdin) = stdin {
         // A helper that does not read its input is allowed to.
@@ -244,6 +247,20 @@ async fn run(helper: &str, server: &str) -> io::Result<(bool, Vec<u8>)> {
         stdout.take(LONGEST_ANSWER).read_to_end(&mut out).await?;
     }
     Ok((child.wait().await?.success(), out))
+}
+
+/// Takes a helper's soft limit of descriptors back to the usual while it waits for its input: whoever runs us may have raised
+/// its own, and programs that look at each possible descriptor, or use select(2), break with more.
+fn usual_descriptors(pid: u32) {
+    use rustix::process::{Pid, Resource, Rlimit, getrlimit, prlimit};
+    const USUAL: u64 = 1024;
+    let Some(pid) = i32::try_from(pid).ok().and_then(Pid::from_raw) else {
+        return;
+    };
+    let maximum = getrlimit(Resource::Nofile).maximum;
+    let current = Some(maximum.map_or(USUAL, |most| USUAL.min(most)));
+    // Where that is refused it has what we have.
+    let _ = prlimit(Some(pid), Resource::Nofile, Rlimit { current, maximum });
 }
 
 #[cfg(test)]
@@ -360,6 +377,16 @@ mod tests {
             Some(Credentials::basic("u", "p")),
             "the store does not know it"
         );
+        use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+        let maximum = getrlimit(Resource::Nofile).maximum;
+        let current = maximum;
+        setrlimit(Resource::Nofile, Rlimit { current, maximum }).unwrap();
+        let limit = maximum.map_or(1024, |most| most.min(1024)).to_string();
+        assert_eq!(
+            find("limits.x").await.unwrap(),
+            Some(Credentials::basic("limit", &limit)),
+            "a limit that we have raised for ourselves is not the helper's"
+        );
         let error = find("broken.x").await.unwrap_err().to_string();
         assert!(
             error.contains("docker-credential-all") && error.contains("the keychain is locked"),
@@ -386,6 +413,7 @@ mod tests {
         );
         let all = r#"case "$host" in
             file.x) echo "credentials not found in native keychain"; exit 1;;
+            limits.x) echo "{\"Username\":\"limit\",\"Secret\":\"$(ulimit -Sn)\"}";;
             broken.x) echo "the keychain is locked"; exit 1;;
             *) echo "{\"Username\":\"<token>\",\"Secret\":\"$host\"}";;
         esac"#;

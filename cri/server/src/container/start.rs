@@ -156,6 +156,7 @@ async fn after_failure(
             note_end(daemon, container, exit).await;
             Err(error)
         }
+        Ok(Truth::Ending) => Err(error),
         asked => {
             // Also one that waits still may be about to be started: the shim may have read the request just now.
             let asked = asked.err().map(|error| error.to_string());
@@ -186,6 +187,8 @@ enum Truth {
     NotStarted,
     /// It has ended without having begun.
     Ended(Exited),
+    /// It is ending, or gone, without having begun: whoever has ended it meanwhile sees to that.
+    Ending,
 }
 
 async fn truth(shim: &Shim, container: &Container) -> Result<Truth, ShimError> {
@@ -199,8 +202,12 @@ async fn truth(shim: &Shim, container: &Container) -> Result<Truth, ShimError> {
             at_ns: seen.started_at_ns,
             pid: seen.pid,
         }),
-        Some(seen) if seen.state() == wire::ContainerState::Stopped => Truth::Ended(exit::seen_exit(seen)),
-        _ => Truth::NotStarted,
+        Some(seen) => match seen.state() {
+            wire::ContainerState::Stopped => Truth::Ended(exit::seen_exit(seen)),
+            wire::ContainerState::Running => Truth::Ending,
+            _ => Truth::NotStarted,
+        },
+        None => Truth::Ending,
     })
 }
 
@@ -225,7 +232,7 @@ fn find_out_later(daemon: &Arc<Daemon>, pod: Arc<Pod>, container: Arc<Container>
                     Err(error) => tracing::warn!(error = error.chain(), "a late start could not be recorded"),
                 },
                 Ok(Truth::NotStarted) if waiting < WINDOW => waiting += slept,
-                Ok(Truth::NotStarted | Truth::Ended(_)) | Err(ShimError::Gone) => return,
+                Ok(Truth::NotStarted | Truth::Ended(_) | Truth::Ending) | Err(ShimError::Gone) => return,
                 Err(_) => {}
             }
         }

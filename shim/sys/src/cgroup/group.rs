@@ -586,6 +586,11 @@ impl Cgroup {
         self.dirs.iter().find(|d| d.v2).map(|d| d.path.as_path())
     }
 
+    /// The directory above the v2 one, which counts what happens in all that is below it.
+    pub fn v2_parent(&self) -> Option<PathBuf> {
+        self.v2().and_then(Path::parent).map(Path::to_owned)
+    }
+
     fn set_frozen(&self, frozen: bool) -> Result<()> {
         let (file, value) = match (self.v1("freezer"), self.v2()) {
             (Some(dir), _) => (

@@ -21,9 +21,11 @@ pub struct OomWatch {
     early: bool,
     /// v1 keeps the registration as long as the event descriptor; the control file may be closed.
     seen: u64,
-    /// v2: where it is, and how many were killed below its parent when it was last looked at.
+    /// v2: where it is, and how many were killed below its parent, neighbours' left out, when it was last looked at.
     dir: Option<PathBuf>,
     seen_above: u64,
+    /// How many of those killed below its parent are known to be its neighbours'.
+    of_neighbours: u64,
     /// There was an event: the cgroup has come up against a limit.
     wanted: bool,
     /// In a unit of systemd's on v2: what `memory.oom.group` is to be, if anybody has said.
@@ -62,7 +64,8 @@ impl OomWatch {
             event,
             early: cgroup.v1("memory").is_some(),
             seen: stats::oom_kills(cgroup),
-            seen_above: above(cgroup.v2()),
+            seen_above: above(cgroup.v2()).unwrap_or(0),
+            of_neighbours: 0,
             dir: cgroup.v2().map(Path::to_owned),
             wanted: false,
             group,
@@ -112,7 +115,7 @@ impl OomWatch {
         let fresh = now - self.seen;
         self.seen = now;
         if self.dir.as_deref().is_some_and(Path::exists) {
-            self.seen_above = above(self.dir.as_deref());
+            self.seen_above = self.above_but_neighbours().unwrap_or(self.seen_above);
         }
         Ok(fresh)
     }
@@ -143,22 +146,45 @@ impl OomWatch {
         })
     }
 
-    /// Whether the cgroup is gone with what it had counted since the last look, which was a killing by all signs: it had come up
-    /// against a limit, and its parent, which counts what happens below (cgroups(7), `memory.events`), has counted one since.
+    /// Whether the cgroup is gone, and could not be asked any more.
+    pub fn is_gone(&self) -> bool {
+        self.dir.as_deref().is_some_and(|dir| !dir.exists())
+    }
+
+    /// A cgroup below `parent` ([`Cgroup::v2_parent`]) has been found to have lost so many: if that is this one's parent too, they
+    /// are not this one's.
+    pub fn neighbour_lost(&mut self, parent: Option<&Path>, killed: u64) {
+        if parent.is_none() || self.dir.as_deref().and_then(Path::parent) != parent {
+            return;
+        }
+        self.of_neighbours += killed;
+        // They may have been counted above before anybody knew whose they are.
+        if let Some(now) = self.above_but_neighbours() {
+            self.seen_above = self.seen_above.min(now);
+        }
+    }
+
+    /// How many were killed, by all signs, in a cgroup that is gone with what it had counted since the last look: it had come up
+    /// against a limit, and its parent, which counts what happens below (cgroups(7), `memory.events`), has counted some since that
+    /// no neighbour is known to have lost ([`OomWatch::neighbour_lost`]). 0: none.
     ///
     /// systemd removes a scope as soon as nothing is in it, and the kernel puts off events that follow others within ten
     /// milliseconds: of a process that is killed after a struggle one may hear too late.
-    pub fn lost_one(&self) -> bool {
-        let gone = self.dir.as_deref().is_some_and(|dir| !dir.exists());
-        gone && self.wanted && above(self.dir.as_deref()) > self.seen_above
+    pub fn lost(&self) -> u64 {
+        match self.above_but_neighbours() {
+            Some(now) if self.is_gone() && self.wanted => now.saturating_sub(self.seen_above),
+            _ => 0,
+        }
+    }
+
+    fn above_but_neighbours(&self) -> Option<u64> {
+        Some(above(self.dir.as_deref())?.saturating_sub(self.of_neighbours))
     }
 }
 
 /// How many were killed in all that is below the parent of a directory of v2.
-fn above(dir: Option<&Path>) -> u64 {
-    dir.and_then(Path::parent)
-        .and_then(stats::oom_kills_in)
-        .unwrap_or(0)
+fn above(dir: Option<&Path>) -> Option<u64> {
+    dir.and_then(Path::parent).and_then(stats::oom_kills_in)
 }
 
 impl AsFd for OomWatch {
@@ -192,29 +218,91 @@ mod tests {
     use super::*;
     use std::fs;
 
+    /// A parent that counts, and watches of cgroups below it.
+    struct Parent(tempfile::TempDir);
+
+    impl Parent {
+        fn new(killed: u64) -> Parent {
+            let parent = Parent(tempfile::tempdir().unwrap());
+            parent.counts(killed);
+            parent
+        }
+
+        fn counts(&self, killed: u64) {
+            let text = format!("low 0\noom 9\noom_kill {killed}\n");
+            fs::write(self.0.path().join("memory.events"), text).unwrap();
+        }
+
+        fn watch(&self, name: &str, wanted: bool) -> OomWatch {
+            let dir = self.0.path().join(name);
+            fs::create_dir_all(&dir).unwrap();
+            OomWatch {
+                event: rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).unwrap(),
+                early: false,
+                seen: 0,
+                seen_above: above(Some(&dir)).unwrap(),
+                of_neighbours: 0,
+                dir: Some(dir),
+                wanted,
+                group: None,
+            }
+        }
+
+        fn remove(&self, name: &str) {
+            fs::remove_dir(self.0.path().join(name)).unwrap();
+        }
+
+        fn cgroup(&self, name: &str) -> Cgroup {
+            let layout = super::super::Layout::at(&[], Some(self.0.path()));
+            let path = super::super::CgroupPath::parse(&format!("/{name}")).unwrap();
+            Cgroup::open(&layout, &path).unwrap()
+        }
+    }
+
     #[test]
     fn a_killing_is_told_by_the_parent_when_its_cgroup_is_gone() {
-        let top = tempfile::tempdir().unwrap();
-        let (dir, events) = (top.path().join("scope"), top.path().join("memory.events"));
-        let killed = |n: u64| fs::write(&events, format!("low 0\noom 9\noom_kill {n}\n")).unwrap();
-        fs::create_dir(&dir).unwrap();
-        killed(3);
-        let watch = |wanted| OomWatch {
-            event: rustix::event::eventfd(0, EventfdFlags::CLOEXEC).unwrap(),
-            early: false,
-            seen: 0,
-            seen_above: above(Some(&dir)),
-            dir: Some(dir.clone()),
-            wanted,
-            group: None,
-        };
-        let (struggled, calm) = (watch(true), watch(false));
-        killed(4);
-        assert!(!struggled.lost_one(), "it is there to be asked itself");
-        fs::remove_dir(&dir).unwrap();
-        assert!(struggled.lost_one());
-        assert!(!calm.lost_one(), "that was a neighbour");
-        assert!(!watch(true).lost_one(), "nothing was killed since");
+        let parent = Parent::new(3);
+        let (struggled, calm) = (parent.watch("scope", true), parent.watch("scope", false));
+        parent.counts(4);
+        assert_eq!(struggled.lost(), 0, "it is there to be asked itself");
+        let late = parent.watch("scope", true);
+        parent.remove("scope");
+        assert_eq!(struggled.lost(), 1);
+        assert_eq!(calm.lost(), 0, "that was a neighbour");
+        assert_eq!(late.lost(), 0, "nothing was killed since");
+    }
+
+    #[test]
+    fn what_a_neighbour_lost_is_not_lost_here() {
+        let parent = Parent::new(3);
+        // Both have come up against their limits once.
+        let mut watch = parent.watch("scope", true);
+        parent.watch("other", true);
+        let other = parent.cgroup("other").v2_parent();
+        parent.counts(5);
+        watch.neighbour_lost(other.as_deref(), 2);
+        parent.remove("scope");
+        assert_eq!(watch.lost(), 0, "both killed were the neighbour's");
+        parent.counts(6);
+        assert_eq!(watch.lost(), 1, "the third was not");
+
+        // Looked at between the neighbour's loss and its being known.
+        let mut watch = parent.watch("again", true);
+        parent.counts(7);
+        watch.take(&parent.cgroup("again")).unwrap();
+        watch.neighbour_lost(other.as_deref(), 1);
+        parent.remove("again");
+        assert_eq!(watch.lost(), 0);
+        parent.counts(8);
+        assert_eq!(watch.lost(), 1);
+
+        // A cgroup below another parent says nothing of this one.
+        let mut watch = parent.watch("third", true);
+        fs::create_dir_all(parent.0.path().join("third/below")).unwrap();
+        watch.neighbour_lost(parent.cgroup("third/below").v2_parent().as_deref(), 1);
+        parent.counts(9);
+        fs::remove_dir_all(parent.0.path().join("third")).unwrap();
+        assert_eq!(watch.lost(), 1);
     }
 
     #[test]
@@ -231,6 +319,7 @@ mod tests {
             early: false,
             seen: 0,
             seen_above: 0,
+            of_neighbours: 0,
             dir: None,
             wanted: false,
             group: Some(Group {

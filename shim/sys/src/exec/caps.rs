@@ -146,6 +146,19 @@ pub(crate) fn usual_descriptors() -> Sys<()> {
     DESCRIPTORS.set_to([USUAL_DESCRIPTORS.min(hard), hard])
 }
 
+/// Takes a child's soft limit of descriptors back to the usual: that of a program which was started in the ordinary way, and has
+/// not yet been given what it waits for. One that has ended has no limits.
+pub fn give_usual_descriptors(pid: u32) {
+    use rustix::process::{Pid, Resource, Rlimit, getrlimit, prlimit};
+    let Some(pid) = i32::try_from(pid).ok().and_then(Pid::from_raw) else {
+        return;
+    };
+    let maximum = getrlimit(Resource::Nofile).maximum;
+    let current = Some(USUAL_DESCRIPTORS.min(maximum.unwrap_or(u64::MAX)));
+    // Refused (a helper of another user's): it has what we have, as before.
+    let _ = prlimit(Some(pid), Resource::Nofile, Rlimit { current, maximum });
+}
+
 /// Lets this process have as many descriptors as it may allow itself. A container's processes get the usual number again, and so
 /// does what [`crate::process::launch`] starts.
 ///

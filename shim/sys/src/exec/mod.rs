@@ -14,8 +14,8 @@ mod plan;
 mod prepared;
 mod starting;
 
-pub use caps::raise_descriptors;
 pub(crate) use caps::{CapSets, usual_descriptors};
+pub use caps::{give_usual_descriptors, raise_descriptors};
 pub use confine::Confinement;
 pub use plan::{Capabilities, ConsoleSize, ExecError, ExecPlan, Process, Rlimit, User};
 pub use prepared::{apparmor_enabled, selinux_enabled};
