@@ -1,6 +1,6 @@
 //! GPUs while an image is built: a RUN step sees the GPU, and the image has nothing of it.
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use harness::Lab;
 use harness::cmd::Output;
 
@@ -105,15 +105,9 @@ async fn every_run_step_has_the_devices_of_the_command_line_and_leaves_nothing_o
         "{}",
         with.stdout
     );
-    let tar = w.lab.join("image.tar").display().to_string();
-    harness::image::run_slipway(&w.lab, &["save", "-o", &tar, "gpu/with:1"])?.ok()?;
-    let out = w.lab.join("image").display().to_string();
-    harness::cmd::sh(&format!("mkdir {out} && tar -C {out} -xf {tar}"))?;
-    let names = harness::cmd::sh(&format!(
-        "cd {out}; for l in $(grep -o '[0-9a-f]*/layer.tar' manifest.json | tail -2); do tar -tf $l; done"
-    ))?;
+    let names = layers(&w.lab, "gpu/with:1", 2)?;
     // The image has none of the three, and each container needs them.
-    assert_eq!(names, "dev/\nproc/\nsaid\nsys/\n");
+    assert_eq!(names, ["dev/", "proc/", "said", "sys/"]);
     w.finish().await
 }
 
@@ -155,4 +149,43 @@ async fn a_gpu_that_is_not_there_or_not_granted_is_refused_and_nothing_is_left()
     let left = std::fs::read_dir(&builds).map_or(0, Iterator::count);
     assert_eq!(left, 0, "{}", builds.display());
     w.finish().await
+}
+
+#[tokio::test]
+async fn a_loaders_cache_that_the_command_makes_names_nothing_of_the_driver() -> Result<()> {
+    let (w, _driver, _) = world("gpu-build4", "workstation").await?;
+    // As a package's installation does.
+    let ldconfig = ["/sbin/ldconfig.real", "/sbin/ldconfig"];
+    let ldconfig = ldconfig.into_iter().find(|p| std::path::Path::new(p).exists());
+    std::fs::create_dir_all(w.lab.join("gpu-context"))?;
+    std::fs::copy(
+        ldconfig.context("no ldconfig")?,
+        w.lab.join("gpu-context/ldconfig"),
+    )?;
+    let base = format!("FROM {WITH_LIBC}\nCOPY ldconfig /sbin/ldconfig\n");
+    build(&w.lab, &base, &["-t", "gpu/ldconfig:1"])?.ok()?;
+    let look = "for l in libcuda.so.1 libc.so.6; do grep -c $l /etc/ld.so.cache; done; true";
+    let text = format!(
+        "FROM gpu/ldconfig:1\nRUN --device=nvidia.com/gpu=0 /sbin/ldconfig; {look}; touch /etc/own\nRUN {look}\n"
+    );
+    let built = build(&w.lab, &text, &["-t", "gpu/cache:1", "--allow", "device"])?.ok()?;
+    assert_eq!(said(&built), ["1", "1", "0", "1"], "{}", built.stdout);
+    let names = layers(&w.lab, "gpu/cache:1", 2)?;
+    let etc: Vec<_> = names.iter().filter(|n| n.starts_with("etc/")).collect();
+    assert_eq!(etc, ["etc/", "etc/ld.so.cache", "etc/own"], "{names:?}");
+    let of_driver = names.iter().find(|n| n.contains("nv") || n.contains("cuda"));
+    assert_eq!(of_driver, None);
+    w.finish().await
+}
+
+/// What is in an image's last layers.
+fn layers(lab: &Lab, image: &str, count: usize) -> Result<Vec<String>> {
+    let tar = lab.join("image.tar").display().to_string();
+    harness::image::run_slipway(lab, &["save", "-o", &tar, image])?.ok()?;
+    let out = lab.join("image").display().to_string();
+    harness::cmd::sh(&format!("mkdir {out} && tar -C {out} -xf {tar}"))?;
+    let names = harness::cmd::sh(&format!(
+        "cd {out}; for l in $(grep -o '[0-9a-f]*/layer.tar' manifest.json | tail -{count}); do tar -tf $l; done"
+    ))?;
+    Ok(names.lines().map(str::to_owned).collect())
 }

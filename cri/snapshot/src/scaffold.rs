@@ -4,8 +4,9 @@
 //! ```text
 //! Survey::of(upper) ─ mount points, links, caches are made ─▶ Survey::scaffold ─ the command runs ─▶ unmount ─▶ Scaffold::strike
 //! ```
-//! What was put there and still has the same contents goes again, so that what lies below shows as it was; what the
-//! command changed of it, or put into its directories, stays. Refuses to know what made the scaffolding, and why.
+//! What was put there and still has the same contents goes again, whoever owns it by now, so that what lies below shows as
+//! it was. What the command changed of it, or put into its directories, stays; so does a file that it put in the place of
+//! one, be they alike. Refuses to know what made the scaffolding, and why.
 
 use crate::attributes::{kind, mtime, stat_at, times, xattrs_of};
 use crate::error::{Result, at};
@@ -36,6 +37,8 @@ pub struct Survey {
 struct Mark {
     kind: FileType,
     inode: u64,
+    /// When a file came to be, where that is known: inodes are used again.
+    born: Option<(i64, u32)>,
     owner: (u32, u32),
     mode: u32,
     changed: (i64, u64),
@@ -47,6 +50,8 @@ struct Mark {
 enum Content {
     /// A directory's is its entries.
     Directory,
+    /// A file with nothing in it.
+    Empty,
     File([u8; 32]),
     Link(Vec<u8>),
     /// A device, a whiteout, a socket: its number.
@@ -66,6 +71,14 @@ struct Put {
     mark: Mark,
     /// When it was modified last before, where it was there.
     before: Option<(i64, u32)>,
+}
+
+impl Mark {
+    /// Whether `now` is what this was, but for its owner, mode and times.
+    fn is_still(&self, now: &Mark) -> bool {
+        let same = (self.inode, self.born) == (now.inode, now.born);
+        self.content == now.content && (same || !matches!(now.content, Content::File(_)))
+    }
 }
 
 impl Survey {
@@ -126,22 +139,70 @@ impl Scaffold {
     /// # Errors
     /// What cannot be removed or put back.
     pub fn strike(&self, mount: &RootfsMount) -> Result<()> {
-        let strike = || {
+        self.strike_in(&self.upper, mount, false)
+            .map_err(at("take the scaffolding out of", &self.upper))
+    }
+
+    /// Takes away what hides nothing of the layers below, while `mount` is mounted at `merged`: the rest of it cannot go
+    /// without leaving a mark that it was deleted.
+    ///
+    /// # Errors
+    /// As [`Scaffold::strike`], which is still to be called.
+    pub fn strike_mounted(&self, mount: &RootfsMount, merged: &Path) -> Result<()> {
+        self.strike_in(merged, mount, true)
+            .map_err(at("take the scaffolding out of", merged))
+    }
+
+    /// Whether there is a file at `path` that is not, or not any more, the scaffolding's or of the layers below.
+    ///
+    /// # Errors
+    /// What cannot be read.
+    pub fn is_remade(&self, mount: &RootfsMount, path: &Path) -> Result<bool> {
+        let look = || {
             let root = open_root(&self.upper)?;
+            let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
+                return Ok(false);
+            };
+            let Some(dir) = open_dir(root.as_fd(), parent)? else {
+                return Ok(false);
+            };
+            let Some(stat) = stat_at(dir.as_fd(), name)? else {
+                return Ok(false);
+            };
+            let now = mark(&stat, Some((dir.as_fd(), name)))?;
+            if now.kind != FileType::RegularFile {
+                return Ok(false);
+            }
+            if let Some(put) = self.put.get(path) {
+                return Ok(!put.mark.is_still(&now));
+            }
             let below = View::of_layers(mount.lower())?;
-            // Before anything goes, since that changes them.
-            let times = self.times_of_directories(root.as_fd())?;
-            for (path, put) in self.put.iter().rev() {
-                if !path.as_os_str().is_empty() {
-                    remove(root.as_fd(), path, put, &below)?;
-                }
-            }
-            for (path, now) in times {
-                self.restore_time(root.as_fd(), path, now, &below)?;
-            }
-            Ok(())
+            let Found::Entry { layer, stat } = below.find(path)? else {
+                return Ok(true);
+            };
+            // Copied up, and not written to.
+            let theirs = below.open_at(layer, parent, OFlags::RDONLY | OFlags::DIRECTORY)?;
+            let theirs = theirs.map(|dir| mark(&stat, Some((dir.as_fd(), name))));
+            Ok(theirs.transpose()?.is_none_or(|t| t.content != now.content))
         };
-        strike().map_err(at("take the scaffolding out of", &self.upper))
+        look().map_err(at("look at a file of", &self.upper))
+    }
+
+    fn strike_in(&self, tree: &Path, mount: &RootfsMount, only_new: bool) -> io::Result<()> {
+        let root = open_root(tree)?;
+        let below = View::of_layers(mount.lower())?;
+        // Before anything goes, since that changes them.
+        let times = self.times_of_directories(root.as_fd())?;
+        for (path, put) in self.put.iter().rev() {
+            let stays = only_new && !matches!(below.find(path)?, Found::Nothing);
+            if !path.as_os_str().is_empty() && !stays {
+                remove(root.as_fd(), path, put, &below)?;
+            }
+        }
+        for (path, now) in times {
+            self.restore_time(root.as_fd(), path, now, &below)?;
+        }
+        Ok(())
     }
 
     fn times_of_directories(&self, root: BorrowedFd<'_>) -> io::Result<Vec<(&Path, (i64, u32))>> {
@@ -212,7 +273,7 @@ fn remove(root: BorrowedFd<'_>, path: &Path, put: &Put, below: &View) -> io::Res
         };
     }
     let now = mark(&stat, Some((dir.as_fd(), name)))?;
-    if now.content != put.mark.content {
+    if !put.mark.is_still(&now) {
         return Ok(());
     }
     let owned_anew = (now.owner, now.mode) != (put.mark.owner, put.mark.mode);
@@ -247,8 +308,13 @@ fn put_back(
 }
 
 fn mark(stat: &Stat, entry: Option<(BorrowedFd<'_>, &OsStr)>) -> io::Result<Mark> {
+    let mut born = None;
     let content = match (kind(stat), entry) {
-        (FileType::RegularFile, Some((dir, name))) => Content::File(digest(dir, name)?),
+        (FileType::RegularFile, _) if stat.st_size == 0 => Content::Empty,
+        (FileType::RegularFile, Some((dir, name))) => {
+            born = birth(dir, name)?;
+            Content::File(digest(dir, name)?)
+        }
         (FileType::Symlink, Some((dir, name))) => {
             Content::Link(rustix::fs::readlinkat(dir, name, Vec::new())?.into_bytes())
         }
@@ -258,12 +324,20 @@ fn mark(stat: &Stat, entry: Option<(BorrowedFd<'_>, &OsStr)>) -> io::Result<Mark
     Ok(Mark {
         kind: kind(stat),
         inode: stat.st_ino,
+        born,
         owner: (stat.st_uid, stat.st_gid),
         mode: stat.st_mode,
         changed: (stat.st_ctime, stat.st_ctime_nsec),
         modified: mtime(stat),
         content,
     })
+}
+
+fn birth(dir: BorrowedFd<'_>, name: &OsStr) -> io::Result<Option<(i64, u32)>> {
+    let wanted = rustix::fs::StatxFlags::BTIME;
+    let known = rustix::fs::statx(dir, name, AtFlags::SYMLINK_NOFOLLOW, wanted)?;
+    let has = known.stx_mask & wanted.bits() != 0;
+    Ok(has.then_some((known.stx_btime.tv_sec, known.stx_btime.tv_nsec)))
 }
 
 /// Of a file's contents and of its own attributes.
@@ -390,6 +464,7 @@ mod tests {
     fn below(root: &Path) {
         write(root.join("etc/cache"), "old");
         write(root.join("etc/taken"), "old");
+        write(root.join("etc/other"), "old");
         write(root.join("etc/deep/kept"), "old");
         let long_ago = std::time::SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(1_000_000);
         for path in ["etc/taken", "etc/deep", "etc", ""] {
@@ -404,6 +479,7 @@ mod tests {
         replace(root.join("etc/cache"), "with the driver");
         replace(root.join("etc/taken"), "with the driver");
         write(root.join("etc/parts/driver"), "a folder");
+        write(root.join("etc/parts/alike"), "a folder");
         write(root.join("lib/lib.so.1"), "");
         symlink("lib.so.1", root.join("lib/lib.so")).unwrap();
         std::fs::remove_file(root.join("etc/deep/kept")).unwrap();
@@ -437,6 +513,11 @@ mod tests {
             // As `chown -R` and `chmod -R` do.
             std::os::unix::fs::lchown(root.join("lib/lib.so.1"), Some(7), None).unwrap();
             std::fs::set_permissions(root.join("etc/taken"), PermissionsExt::from_mode(0o600)).unwrap();
+            File::open(root.join("etc/parts/driver"))
+                .unwrap()
+                .set_modified(std::time::SystemTime::UNIX_EPOCH)
+                .unwrap();
+            replace(root.join("etc/parts/alike"), "a folder");
             write(root.join("etc/deep/kept"), "again");
         });
         let left = describe(bed.upper());
@@ -449,6 +530,7 @@ mod tests {
                 "etc/deep",
                 "etc/deep/kept",
                 "etc/parts",
+                "etc/parts/alike",
                 "etc/parts/own",
                 "etc/taken"
             ]
@@ -462,6 +544,41 @@ mod tests {
         assert_eq!((taken.mode() & 0o777, taken.mtime()), (0o600, 1_000_000));
         let now = bed.upper().join("etc").metadata().unwrap().mtime();
         assert!(now > 1_000_000, "the command has changed it");
+    }
+
+    #[test]
+    fn root_what_hides_nothing_can_go_while_the_tree_is_mounted() {
+        if !is_root("what_hides_nothing") {
+            return;
+        }
+        let bed = Bed::new(below);
+        let survey = Survey::of(bed.upper()).unwrap();
+        driver(&bed.root());
+        let scaffold = survey.scaffold(bed.upper()).unwrap();
+        let (cache, taken) = (Path::new("etc/cache"), Path::new("etc/taken"));
+        let is_remade = |path: &Path| scaffold.is_remade(&bed.mount, path).unwrap();
+        assert!(!is_remade(cache) && !is_remade(Path::new("no/thing")));
+        replace(bed.root().join(cache), "the command's");
+        assert!(is_remade(cache) && !is_remade(taken));
+        let other = Path::new("etc/other");
+        std::os::unix::fs::lchown(bed.root().join(other), Some(7), None).unwrap();
+        assert!(!is_remade(other));
+        write(bed.root().join(other), "new");
+        assert!(is_remade(other));
+        std::fs::remove_file(bed.root().join(other)).unwrap();
+        scaffold.strike_mounted(&bed.mount, &bed.root()).unwrap();
+        let seen = describe(&bed.root());
+        let names: Vec<_> = seen.keys().map(String::as_str).collect();
+        assert_eq!(names, ["etc", "etc/cache", "etc/deep", "etc/taken"]);
+        unmount(&bed.root()).unwrap();
+        scaffold.strike(&bed.mount).unwrap();
+        let left = describe(bed.upper());
+        let names: Vec<_> = left.keys().map(String::as_str).collect();
+        assert_eq!(names, ["etc", "etc/cache", "etc/deep", "etc/other"], "{left:?}");
+        assert_eq!(
+            bed.upper().join("etc/deep").metadata().unwrap().mtime(),
+            1_000_000
+        );
     }
 
     #[test]

@@ -8,6 +8,7 @@
 mod add;
 mod caches;
 mod copy;
+mod foreign;
 mod mounts;
 mod origins;
 mod run;

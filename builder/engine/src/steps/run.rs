@@ -1,12 +1,8 @@
 //! RUN: a container on the step's snapshot, made by the build's shim, its output shown while it runs.
-//!
-//! What a device's mounts and hooks put into the root file system (mount points, links, the loader's configuration and
-//! cache) is done when the container is created and waits to be started: it is surveyed then, and taken out of the
-//! layer when the command has ended ([`slipway_snapshot::Scaffold`]).
 
 use std::fs::File;
 use std::os::fd::OwnedFd;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,10 +11,11 @@ use slipway_dockerfile::instruction::Network;
 use slipway_dockerfile::step::RunStep;
 use slipway_image::Active;
 use slipway_shim_client::{CreateContainer, Exit, Output, Shim, Stdin};
-use slipway_snapshot::{Root, Scaffold, Survey};
+use slipway_snapshot::Root;
 use slipway_spec::user::FILE_LIMIT;
 use slipway_spec::{Mount, RunStep as RunInput};
 
+use super::foreign::Foreign;
 use super::origins::Places;
 use super::{Keys, StepContext, StepResult, mounts};
 use crate::error::StepError;
@@ -31,7 +28,7 @@ use crate::sandbox::{Connection, MountPoints, Point};
 /// How long the last output may take to arrive once the command has ended.
 const LAST_OUTPUT: Duration = Duration::from_secs(3);
 /// What is mounted fresh in every container.
-const OWN_MOUNTS: [&str; 3] = ["/dev", "/proc", "/sys"];
+pub(super) const OWN_MOUNTS: [&str; 3] = ["/dev", "/proc", "/sys"];
 /// How long a killed container may take to be gone.
 const DYING: Duration = Duration::from_secs(20);
 
@@ -68,7 +65,8 @@ pub(super) async fn execute(cx: &StepContext<'_>, step: &RunStep) -> Result<Step
             let mounted = mounts::mount(cx, &inputs).await?;
             let ran = run(cx, step, point, &mounted, &inputs.env, &mut foreign).await;
             let unmounted = mounts::unmount(cx, mounted).await;
-            ran.and(unmounted)
+            ran.and(unmounted)?;
+            renew_loader_cache(cx, step, active, point, &foreign).await
         });
         worked.await?;
         foreign.strike(cx, active).await
@@ -76,70 +74,37 @@ pub(super) async fn execute(cx: &StepContext<'_>, step: &RunStep) -> Result<Step
     .await
 }
 
-/// What is in the step's files because of its devices, and none of its own doing.
-struct Foreign {
-    /// Full names of the devices.
-    devices: Vec<String>,
-    upper: PathBuf,
-    before: Option<Survey>,
-    found: Option<Scaffold>,
-}
-
-impl Foreign {
-    fn of(devices: &[String], active: &Active) -> Foreign {
-        Foreign {
-            devices: devices.to_vec(),
-            upper: active.upper.clone(),
-            before: None,
-            found: None,
+/// Where the command has made the loader's cache, it is made again without the devices' libraries. Never a reason for the
+/// step to fail: names of libraries that are not there are in nobody's way.
+async fn renew_loader_cache(
+    cx: &StepContext<'_>,
+    step: &RunStep,
+    active: &Active,
+    point: &Path,
+    foreign: &Foreign,
+) -> Result<(), StepError> {
+    let Some(program) = foreign.loader_cache(cx, active, point).await? else {
+        return Ok(());
+    };
+    let again = RunStep {
+        argv: vec![program.to_owned()],
+        env: vec![("PATH".to_owned(), "/sbin:/usr/sbin:/bin:/usr/bin".to_owned())],
+        proxy_env: Vec::new(),
+        cwd: "/".to_owned(),
+        user: String::new(),
+        mounts: Vec::new(),
+        devices: Vec::new(),
+        script: None,
+        ..step.clone()
+    };
+    match run(cx, &again, point, &[], &[], &mut Foreign::of(&[], active)).await {
+        Err(StepError::Exit { code, .. }) => {
+            cx.remark(format!(
+                "{program} ended with exit code {code}: the loader's cache names libraries of the step's devices"
+            ));
+            Ok(())
         }
-    }
-
-    /// What is there now is the step's, and what every container's own mounts are made on.
-    async fn begin(&mut self, cx: &StepContext<'_>, root: &Root) -> Result<(), StepError> {
-        if !self.devices.is_empty() {
-            for own in OWN_MOUNTS {
-                let made = root.mkdir_all(Path::new(own), 0o755, None);
-                made.map_err(|source| StepError::Io {
-                    act: "make the directory",
-                    path: own.into(),
-                    source,
-                })?;
-            }
-            let upper = self.upper.clone();
-            self.before = Some(cx.blocking(move || Survey::of(&upper).map_err(survey)).await?);
-        }
-        Ok(())
-    }
-
-    /// What has come since then is not.
-    async fn end(&mut self, cx: &StepContext<'_>) -> Result<(), StepError> {
-        if let Some(before) = self.before.take() {
-            let upper = self.upper.clone();
-            let found = move || before.scaffold(&upper).map_err(survey);
-            self.found = Some(cx.blocking(found).await?);
-        }
-        Ok(())
-    }
-
-    async fn strike(self, cx: &StepContext<'_>, active: &Active) -> Result<(), StepError> {
-        let (Some(found), mount) = (self.found, active.mount.clone()) else {
-            return Ok(());
-        };
-        cx.blocking(move || {
-            found.strike(&mount).map_err(|source| StepError::Mount {
-                act: "take what its devices brought out of",
-                source,
-            })
-        })
-        .await
-    }
-}
-
-fn survey(source: slipway_snapshot::SnapshotError) -> StepError {
-    StepError::Mount {
-        act: "look for what devices bring into",
-        source,
+        other => other,
     }
 }
 
