@@ -39,6 +39,7 @@ struct Mark {
     inode: u64,
     /// When a file came to be, where that is known: inodes are used again.
     born: Option<(i64, u32)>,
+    size: i64,
     owner: (u32, u32),
     mode: u32,
     changed: (i64, u64),
@@ -169,21 +170,24 @@ impl Scaffold {
             let Some(stat) = stat_at(dir.as_fd(), name)? else {
                 return Ok(false);
             };
-            let now = mark(&stat, Some((dir.as_fd(), name)))?;
-            if now.kind != FileType::RegularFile {
+            if kind(&stat) != FileType::RegularFile {
                 return Ok(false);
             }
+            let now = || mark(&stat, Some((dir.as_fd(), name)));
             if let Some(put) = self.put.get(path) {
-                return Ok(!put.mark.is_still(&now));
+                return Ok(put.mark.size != stat.st_size || !put.mark.is_still(&now()?));
             }
             let below = View::of_layers(mount.lower())?;
-            let Found::Entry { layer, stat } = below.find(path)? else {
+            let Found::Entry { layer, stat: theirs } = below.find(path)? else {
+                return Ok(true);
+            };
+            let parent = below.open_at(layer, parent, OFlags::RDONLY | OFlags::DIRECTORY)?;
+            let Some(parent) = parent.filter(|_| theirs.st_size == stat.st_size) else {
                 return Ok(true);
             };
             // Copied up, and not written to.
-            let theirs = below.open_at(layer, parent, OFlags::RDONLY | OFlags::DIRECTORY)?;
-            let theirs = theirs.map(|dir| mark(&stat, Some((dir.as_fd(), name))));
-            Ok(theirs.transpose()?.is_none_or(|t| t.content != now.content))
+            let theirs = mark(&theirs, Some((parent.as_fd(), name)))?;
+            Ok(theirs.content != now()?.content)
         };
         look().map_err(at("look at a file of", &self.upper))
     }
@@ -258,7 +262,9 @@ fn remove(root: BorrowedFd<'_>, path: &Path, put: &Put, below: &View) -> io::Res
     let Some(stat) = stat_at(dir.as_fd(), name)? else {
         return Ok(());
     };
-    if kind(&stat) != put.mark.kind {
+    // What the command has made larger is not read: it may be of any size.
+    let resized = kind(&stat) == FileType::RegularFile && stat.st_size != put.mark.size;
+    if kind(&stat) != put.mark.kind || resized {
         return Ok(());
     }
     if kind(&stat) == FileType::Directory {
@@ -324,6 +330,7 @@ fn mark(stat: &Stat, entry: Option<(BorrowedFd<'_>, &OsStr)>) -> io::Result<Mark
     Ok(Mark {
         kind: kind(stat),
         inode: stat.st_ino,
+        size: stat.st_size,
         born,
         owner: (stat.st_uid, stat.st_gid),
         mode: stat.st_mode,
@@ -398,204 +405,4 @@ fn names(dir: &OwnedFd) -> io::Result<Vec<OsString>> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::snapshotter::{Access, Snapshotter};
-    use crate::testing::{describe, is_root};
-    use crate::{Overlay, SnapshotId, unmount};
-    use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
-
-    /// A mounted upper directory on a layer; what `make` makes in that first.
-    struct Bed {
-        dir: tempfile::TempDir,
-        mount: RootfsMount,
-    }
-
-    impl Bed {
-        fn new(make: impl FnOnce(&Path)) -> Bed {
-            let dir = tempfile::tempdir().unwrap();
-            let overlay = Overlay::open(&dir.path().join("snapshots")).unwrap();
-            let target = dir.path().join("target");
-            std::fs::create_dir(&target).unwrap();
-            let (layer, upper) = (
-                SnapshotId::new_random().unwrap(),
-                SnapshotId::new_random().unwrap(),
-            );
-            for id in [&layer, &upper] {
-                overlay.prepare(id).unwrap();
-            }
-            make(&overlay.fs_dir(&layer));
-            let mount = overlay.mounts(&upper, &[layer], Access::ReadWrite);
-            mount.mount(&target).unwrap();
-            Bed { dir, mount }
-        }
-
-        fn root(&self) -> PathBuf {
-            self.dir.path().join("target")
-        }
-
-        fn upper(&self) -> &Path {
-            self.mount.upper().unwrap()
-        }
-
-        /// What is in the upper directory after scaffolding and command.
-        fn left(self, scaffolding: impl FnOnce(&Path), command: impl FnOnce(&Path)) -> Bed {
-            let survey = Survey::of(self.upper()).unwrap();
-            scaffolding(&self.root());
-            let scaffold = survey.scaffold(self.upper()).unwrap();
-            command(&self.root());
-            unmount(&self.root()).unwrap();
-            scaffold.strike(&self.mount).unwrap();
-            self
-        }
-    }
-
-    fn write(path: PathBuf, text: &str) {
-        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
-        std::fs::write(path, text).unwrap();
-    }
-
-    fn replace(path: PathBuf, text: &str) {
-        let beside = path.with_extension("new");
-        write(beside.clone(), text);
-        std::fs::rename(beside, path).unwrap();
-    }
-
-    fn below(root: &Path) {
-        write(root.join("etc/cache"), "old");
-        write(root.join("etc/taken"), "old");
-        write(root.join("etc/other"), "old");
-        write(root.join("etc/deep/kept"), "old");
-        let long_ago = std::time::SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(1_000_000);
-        for path in ["etc/taken", "etc/deep", "etc", ""] {
-            File::open(root.join(path))
-                .unwrap()
-                .set_modified(long_ago)
-                .unwrap();
-        }
-    }
-
-    fn driver(root: &Path) {
-        replace(root.join("etc/cache"), "with the driver");
-        replace(root.join("etc/taken"), "with the driver");
-        write(root.join("etc/parts/driver"), "a folder");
-        write(root.join("etc/parts/alike"), "a folder");
-        write(root.join("lib/lib.so.1"), "");
-        symlink("lib.so.1", root.join("lib/lib.so")).unwrap();
-        std::fs::remove_file(root.join("etc/deep/kept")).unwrap();
-    }
-
-    #[test]
-    fn root_scaffolding_goes_and_what_lies_below_shows_again() {
-        if !is_root("scaffolding_goes") {
-            return;
-        }
-        let bed = Bed::new(below).left(driver, |root| {
-            assert_eq!(std::fs::read(root.join("etc/cache")).unwrap(), b"with the driver");
-            write(root.join("made"), "by the command");
-        });
-        let left = describe(bed.upper());
-        let names: Vec<_> = left.keys().map(String::as_str).collect();
-        assert_eq!(names, ["etc", "etc/deep", "made"], "{left:?}");
-        for dir in ["etc", "etc/deep"] {
-            assert_eq!(bed.upper().join(dir).metadata().unwrap().mtime(), 1_000_000);
-        }
-    }
-
-    #[test]
-    fn root_what_the_command_made_of_it_stays() {
-        if !is_root("what_the_command_made_of_it") {
-            return;
-        }
-        let bed = Bed::new(below).left(driver, |root| {
-            replace(root.join("etc/cache"), "the command's");
-            write(root.join("etc/parts/own"), "the command's");
-            // As `chown -R` and `chmod -R` do.
-            std::os::unix::fs::lchown(root.join("lib/lib.so.1"), Some(7), None).unwrap();
-            std::fs::set_permissions(root.join("etc/taken"), PermissionsExt::from_mode(0o600)).unwrap();
-            File::open(root.join("etc/parts/driver"))
-                .unwrap()
-                .set_modified(std::time::SystemTime::UNIX_EPOCH)
-                .unwrap();
-            replace(root.join("etc/parts/alike"), "a folder");
-            write(root.join("etc/deep/kept"), "again");
-        });
-        let left = describe(bed.upper());
-        let names: Vec<_> = left.keys().map(String::as_str).collect();
-        assert_eq!(
-            names,
-            [
-                "etc",
-                "etc/cache",
-                "etc/deep",
-                "etc/deep/kept",
-                "etc/parts",
-                "etc/parts/alike",
-                "etc/parts/own",
-                "etc/taken"
-            ]
-        );
-        let read = |path: &str| std::fs::read_to_string(bed.upper().join(path)).unwrap();
-        assert_eq!(
-            (read("etc/cache"), read("etc/taken")),
-            ("the command's".into(), "old".into())
-        );
-        let taken = bed.upper().join("etc/taken").metadata().unwrap();
-        assert_eq!((taken.mode() & 0o777, taken.mtime()), (0o600, 1_000_000));
-        let now = bed.upper().join("etc").metadata().unwrap().mtime();
-        assert!(now > 1_000_000, "the command has changed it");
-    }
-
-    #[test]
-    fn root_what_hides_nothing_can_go_while_the_tree_is_mounted() {
-        if !is_root("what_hides_nothing") {
-            return;
-        }
-        let bed = Bed::new(below);
-        let survey = Survey::of(bed.upper()).unwrap();
-        driver(&bed.root());
-        let scaffold = survey.scaffold(bed.upper()).unwrap();
-        let (cache, taken) = (Path::new("etc/cache"), Path::new("etc/taken"));
-        let is_remade = |path: &Path| scaffold.is_remade(&bed.mount, path).unwrap();
-        assert!(!is_remade(cache) && !is_remade(Path::new("no/thing")));
-        replace(bed.root().join(cache), "the command's");
-        assert!(is_remade(cache) && !is_remade(taken));
-        let other = Path::new("etc/other");
-        std::os::unix::fs::lchown(bed.root().join(other), Some(7), None).unwrap();
-        assert!(!is_remade(other));
-        write(bed.root().join(other), "new");
-        assert!(is_remade(other));
-        std::fs::remove_file(bed.root().join(other)).unwrap();
-        scaffold.strike_mounted(&bed.mount, &bed.root()).unwrap();
-        let seen = describe(&bed.root());
-        let names: Vec<_> = seen.keys().map(String::as_str).collect();
-        assert_eq!(names, ["etc", "etc/cache", "etc/deep", "etc/taken"]);
-        unmount(&bed.root()).unwrap();
-        scaffold.strike(&bed.mount).unwrap();
-        let left = describe(bed.upper());
-        let names: Vec<_> = left.keys().map(String::as_str).collect();
-        assert_eq!(names, ["etc", "etc/cache", "etc/deep", "etc/other"], "{left:?}");
-        assert_eq!(
-            bed.upper().join("etc/deep").metadata().unwrap().mtime(),
-            1_000_000
-        );
-    }
-
-    #[test]
-    fn root_what_was_there_before_the_scaffolding_is_none() {
-        if !is_root("what_was_there_before") {
-            return;
-        }
-        let bed = Bed::new(|_| {});
-        std::fs::create_dir(bed.root().join("app")).unwrap();
-        let bed = bed.left(
-            |root| {
-                write(root.join("app/point"), "");
-                write(root.join("dev/point"), "");
-            },
-            |_| {},
-        );
-        let left = describe(bed.upper());
-        assert_eq!(left.keys().collect::<Vec<_>>(), ["app"]);
-    }
-}
+mod tests;
