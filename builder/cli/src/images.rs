@@ -134,7 +134,7 @@ pub async fn list(store: &Store, args: &ImagesArgs) -> Result<()> {
     }
     out!(
         "{}",
-        text::table(&["NAME", "TAG", "IMAGE ID", "ADDED", "SIZE", ""], &rows)
+        text::table(&["NAME", "TAG", "IMAGE ID", "ADDED", "SIZE", "STATE"], &rows)
     );
     Ok(())
 }
@@ -220,7 +220,7 @@ pub async fn prune(store: &Store, args: &PruneArgs) -> Result<()> {
         keep_bytes: args.keep_storage,
     };
     let store = store.clone();
-    let (pruned, first) = blocking(move || {
+    let (pruned, first, held) = blocking(move || {
         let entries = store.cache_prune(which).context("cannot prune the build cache")?;
         // One that cannot be removed keeps nothing else.
         let (mounts, first) = slipway_engine::prune_cache_mounts(store.root(), which.unused_for, which.all);
@@ -234,11 +234,15 @@ pub async fn prune(store: &Store, args: &PruneArgs) -> Result<()> {
             false => store.gc(),
         };
         let report = report.context("cannot collect garbage")?;
+        let held = Held {
+            images: store.images().map_or(0, |images| images.len()),
+            at_work: store.actives().map_or(0, |actives| actives.len()),
+        };
         let pruned = json!({
             "images": images, "cache_entries": entries, "cache_mounts": mounts.removed,
             "blobs": report.blobs, "snapshots": report.snapshots, "bytes": mounts.bytes + report.bytes,
         });
-        Ok((pruned, first))
+        Ok((pruned, first, held))
     })
     .await?;
     let first = first.context("cannot remove a cache mount");
@@ -246,7 +250,13 @@ pub async fn prune(store: &Store, args: &PruneArgs) -> Result<()> {
         outln!("{}", serde_json::to_string_pretty(&pruned)?);
         return first;
     }
-    outln!("freed {}", text::size(pruned["bytes"].as_u64().unwrap_or(0)));
+    let freed = pruned["bytes"].as_u64().unwrap_or(0);
+    outln!("freed {}", text::size(freed));
+    if freed == 0
+        && let Some(held) = held.in_words(which.all)
+    {
+        outln!("  {held}");
+    }
     for (key, what) in [
         ("images", "unnamed images"),
         ("cache_entries", "steps of the build cache"),
@@ -259,4 +269,47 @@ pub async fn prune(store: &Store, args: &PruneArgs) -> Result<()> {
         }
     }
     first
+}
+
+/// Who needs what a prune leaves.
+struct Held {
+    images: usize,
+    /// Roots of containers and of builds' steps.
+    at_work: usize,
+}
+
+impl Held {
+    /// Where everything went, what is left and how that goes; `None`: nothing is left.
+    fn in_words(&self, all: bool) -> Option<String> {
+        let mut who = Vec::new();
+        if self.images > 0 {
+            who.push(format!(
+                "images ({}: `slipway images` lists them, `slipway rmi` removes them)",
+                self.images
+            ));
+        }
+        if self.at_work > 0 {
+            who.push(format!("containers and builds at work ({})", self.at_work));
+        }
+        if !all {
+            who.push("the build cache's steps within these limits".to_owned());
+        }
+        (!who.is_empty()).then(|| format!("what is in the store belongs to {}", who.join(", and to ")))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_prune_that_frees_nothing_says_whose_everything_is() {
+        let words = |images, at_work, all| Held { images, at_work }.in_words(all);
+        assert_eq!(words(0, 0, true), None);
+        let both = words(3, 1, false).unwrap();
+        for want in ["images (3:", "slipway rmi", "at work (1)", "build cache"] {
+            assert!(both.contains(want), "{both}");
+        }
+        assert!(!words(3, 0, true).unwrap().contains("at work"));
+    }
 }

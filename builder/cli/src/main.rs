@@ -141,7 +141,10 @@ async fn run(places: &Places, command: Command, cancel: Cancel) -> Result<(), Fa
     if let Command::Build(args) = command {
         return build::run(places, *args, cancel).await;
     }
-    let store = places.store(OwnerKind::Cli).await?;
+    let store = match command {
+        Command::Pull(_) | Command::Load(_) => places.store(OwnerKind::Cli).await?,
+        _ => places.store_that_is_there(OwnerKind::Cli).await?,
+    };
     sweep(&store, &places.surroundings()).await;
     match command {
         Command::Push(args) => transfer::push(places, &store, args, cancel).await,

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use serde::Deserialize;
 use slipway_engine::Surroundings;
 use slipway_image::{OwnerKind, RegistryConfig, Store, Upkeep};
@@ -126,7 +126,21 @@ impl Places {
         })
     }
 
-    /// Opens the store.
+    /// Opens the store, if there is one: a misspelt root is not one that is empty.
+    pub async fn store_that_is_there(&self, kind: OwnerKind) -> Result<Store> {
+        let catalog = self.root.join("catalog.db");
+        if let Err(error) = std::fs::metadata(&catalog)
+            && error.kind() == std::io::ErrorKind::NotFound
+        {
+            bail!(
+                "there is no store at {}: `slipway build`, `pull` and `load` make one, and so does slipwayd; --root names another",
+                self.root.display()
+            );
+        }
+        self.store(kind).await
+    }
+
+    /// Opens the store, which is made where there is none.
     pub async fn store(&self, kind: OwnerKind) -> Result<Store> {
         let (root, pinned) = (self.root.clone(), self.upkeep.pin_builds_for);
         let open = move || {

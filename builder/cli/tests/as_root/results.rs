@@ -235,12 +235,50 @@ fn mistakes_are_told_before_anything_runs() {
 }
 
 #[test]
+fn a_misspelt_root_is_not_an_empty_store() {
+    let Some(lab) = Lab::new() else { return };
+    let wrong = lab.path("rooot");
+    for args in [
+        &["images"][..],
+        &["prune"],
+        &["inspect", BASE],
+        &["rmi", BASE],
+        &["push", BASE],
+    ] {
+        let said: super::lab::Said = lab.command_at(&wrong, args).output().unwrap().into();
+        let said = said.failed();
+        assert!(
+            said.err.contains("there is no store at") && said.err.contains("rooot"),
+            "{}",
+            said.err
+        );
+    }
+    assert!(!wrong.exists(), "nothing is made there");
+}
+
+#[test]
 fn names_come_and_go_and_the_image_with_the_last() {
     let Some(lab) = Lab::new() else { return };
     lab.run(&["tag", BASE, "other/name:2"]).ok();
     let id = lab.inspect(BASE)["id"].as_str().unwrap().to_owned();
     assert_eq!(lab.inspect("other/name:2")["id"], id.as_str());
     assert!(lab.run(&["rmi", &id]).failed().err.contains("several names"));
+    // Every column says what it is, and a prune that frees nothing says why.
+    assert!(
+        lab.run(&["images"])
+            .ok()
+            .out
+            .lines()
+            .next()
+            .unwrap()
+            .ends_with("STATE")
+    );
+    lab.run(&["prune"]).ok();
+    let pruned = lab.run(&["prune"]).ok().out;
+    assert!(
+        pruned.starts_with("freed 0 B\n") && pruned.contains("belongs to images (1:"),
+        "{pruned}"
+    );
     lab.run(&["rmi", "other/name:2"]).ok();
     lab.run(&["rmi", BASE]).ok();
     let said = lab.run(&["inspect", BASE]).failed();
