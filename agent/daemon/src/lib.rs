@@ -17,6 +17,7 @@ mod control;
 mod gone;
 mod hook;
 mod http;
+mod ill;
 mod incident;
 mod kmsg;
 mod kube;

@@ -25,6 +25,7 @@ use crate::config::{Config, LabelsBy};
 use crate::control;
 use crate::gone::{self, Gone};
 use crate::http::{self, Gather, Seen};
+use crate::ill::{self, Ill};
 use crate::incident;
 use crate::kmsg::Log;
 use crate::kube::{Client, Report, keep_features};
@@ -100,6 +101,7 @@ struct Sides {
     status: Arc<Status>,
     xids: mpsc::Sender<incident::Xid>,
     gone: mpsc::Sender<Gone>,
+    ill: mpsc::Sender<Ill>,
     tasks: Vec<JoinHandle<()>>,
 }
 
@@ -148,11 +150,15 @@ impl Sides {
             tasks.push(tokio::spawn(work));
         }
         tasks.push(tokio::spawn(incident::inquire(inquiry, heard, to)));
+        let (ill, fallen) = mpsc::channel(ill::MAX_WAITING);
+        let work = ill::tell(Arc::clone(&pods), fallen, note.clone());
+        tasks.push(tokio::spawn(work));
         tasks.push(tokio::spawn(gone::tell(pods, vanished, note)));
         Sides {
             status,
             xids,
             gone,
+            ill,
             tasks,
         }
     }

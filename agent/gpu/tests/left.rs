@@ -118,3 +118,36 @@ async fn root_a_driver_that_hangs_from_the_start_costs_one_process() {
     }
     assert_eq!(frozen.processes(), 1);
 }
+
+#[tokio::test]
+async fn root_a_release_says_which_processes_keep_their_handles_and_none_is_started_before_it_ends() {
+    let Some(frozen) = Frozen::new("release") else {
+        return;
+    };
+    let (supervisor, _events) = Supervisor::start(launch(&frozen, "look"));
+    // One that can be ended is, and everything asked meanwhile is answered so.
+    assert_eq!(supervisor.system().await.unwrap().count, 16);
+    supervisor.release().await.unwrap();
+    let released = |e: GpuError| matches!(e, GpuError::Released);
+    assert!(released(supervisor.system().await.unwrap_err()));
+    assert!(released(supervisor.look(3).await.unwrap_err()));
+    supervisor.release().await.unwrap();
+    supervisor.resume().await.unwrap();
+    assert_eq!(supervisor.system().await.unwrap().count, 16);
+
+    assert!(matches!(
+        supervisor.look(3).await.unwrap_err(),
+        GpuError::Hangs(_)
+    ));
+    let stuck = supervisor.release().await.unwrap_err();
+    assert!(matches!(stuck, GpuError::Stuck(1)), "{stuck}");
+    assert_eq!(frozen.processes(), 1);
+    assert!(
+        released(supervisor.system().await.unwrap_err()),
+        "none is started"
+    );
+    frozen.thaw();
+    supervisor.release().await.unwrap();
+    supervisor.resume().await.unwrap();
+    assert_eq!(supervisor.system().await.unwrap().count, 16);
+}

@@ -17,7 +17,7 @@ pub const SOON: Duration = Duration::from_secs(30);
 const SICK: &str = ".status.conditions[?(@.type==\"GpuUnhealthy\")].status";
 
 /// What the agent of node 1 tells Prometheus.
-fn metrics(k: &Kube) -> Result<String> {
+pub fn metrics(k: &Kube) -> Result<String> {
     let log = std::fs::read_to_string(k.cluster.processes().log("agent1"))?;
     let line = log.lines().rfind(|l| l.contains("HTTP is served"));
     let address = line

@@ -12,7 +12,7 @@ use slipway_fake_gpu::Topology;
 
 use crate::OURS;
 use crate::devices::Devices;
-use crate::gpu::{GPU, SOON, container, gpu_of, pod};
+use crate::gpu::{GPU, SOON, container, gpu_of, metrics, pod};
 use crate::kube::Kube;
 
 /// How soon the list has to be right again.
@@ -181,6 +181,18 @@ pub async fn no_restart_costs_a_gpu_pod_anything_or_hands_a_gpu_out_twice(k: Kub
     node.kubelet().await?;
     node.is_right("everything restarted", LIMIT).await?;
     k.cluster.wait_ready(OURS, SOON).await?;
+
+    // The agent hears of this kubelet's pods, and says whose each GPU is.
+    k.until_true("the pods in the agent's metrics", |k| {
+        let page = metrics(k)?;
+        let has = |(uuid, pod): (&String, &String)| {
+            let pod = pod.rsplit('/').next().unwrap_or_default();
+            let mut lines = page.lines().filter(|l| l.starts_with("slipway_gpu_allocated{"));
+            lines.any(|l| l.contains(uuid.as_str()) && l.contains(&format!("pod=\"{pod}\"")))
+        };
+        Ok(node.holders.iter().all(has))
+    })
+    .await?;
 
     // The third GPU is the one that is left, and a fourth pod waits.
     k.cluster.wait_allocatable(OURS, GPU, 3, SOON).await?;

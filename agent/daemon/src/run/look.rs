@@ -12,6 +12,7 @@ use tokio::sync::mpsc;
 
 use super::{Again, Agent, now};
 use crate::gone::gone;
+use crate::ill::Ill;
 
 /// How often a silent GPU is left out at first, in looks.
 const SILENT: u32 = 3;
@@ -230,7 +231,14 @@ impl Agent {
         }
         match self.health.of(uuid) {
             sick if sick == was.as_ref() => {}
-            Some(sick) => tracing::warn!(gpu = uuid, reason = sick.reason, "unhealthy"),
+            Some(sick) => {
+                tracing::warn!(gpu = uuid, reason = sick.reason, "unhealthy");
+                let known = self.inventory.gpus.iter().chain(&self.known.gpus);
+                if let Some(gpu) = known.into_iter().find(|g| g.uuid == uuid) {
+                    let (gpu, reason) = (gpu.clone(), sick.reason.clone());
+                    let _ = self.sides.ill.try_send(Ill { gpu, reason });
+                }
+            }
             None => tracing::info!(gpu = uuid, "healthy again"),
         }
         self.post();

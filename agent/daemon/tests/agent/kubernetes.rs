@@ -128,6 +128,29 @@ async fn root_the_node_is_labelled_and_its_condition_and_events_tell_of_sick_gpu
     .await;
     assert!(api.condition("lastTransitionTime").unwrap() >= well_since);
 
+    // An illness without an XID: the pod that has the GPU is told too, once.
+    node.driver.raise("3 set remap_failed 1").unwrap();
+    let told = || {
+        let all = api.events("train-0");
+        all.iter()
+            .filter(|(_, m)| m.contains("could not be remapped"))
+            .count()
+    };
+    node.wait("the pod's third Event", || told() == 1).await;
+    node.driver.raise("3 set remap_failed 0").unwrap();
+    node.wait("the node's Event of its end", || {
+        let all = api.events(NODE);
+        all.iter().filter(|(r, _)| r == "GpuHealthy").count() == 2
+    })
+    .await;
+    // What is on disk is what the next agent goes on with.
+    let record = node.dir.path().join("state/health.json");
+    node.wait("the record of its end", || {
+        std::fs::read_to_string(&record).is_ok_and(|t| !t.contains("remapped"))
+    })
+    .await;
+    assert_eq!(told(), 1);
+
     // Another agent goes on with what was said, and says nothing twice.
     let (told, since) = (api.events(NODE).len(), api.condition("lastTransitionTime"));
     node.kill();
