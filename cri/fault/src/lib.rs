@@ -15,3 +15,5 @@ pub const SOCKET: &str = "/run/slipway/fault/fault.sock";
 pub const MAX_REASON: usize = 64;
 /// The longest message, in bytes.
 pub const MAX_MESSAGE: usize = 1024;
+/// The longest hold, in seconds.
+pub const MAX_HOLD: u32 = 3600;

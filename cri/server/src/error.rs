@@ -63,6 +63,15 @@ pub enum Error {
         state: String,
         verb: &'static str,
     },
+    /// One of its name was failed, and whoever did that wants no other for a while.
+    #[error("container {name} gets no successor in its pod for {} s: {id} was failed ({reason}): {message}", left.as_secs() + 1)]
+    Held {
+        name: String,
+        id: String,
+        left: Duration,
+        reason: String,
+        message: String,
+    },
     /// It has ended without its program having run, and why.
     #[error("{why}")]
     NotStarted { why: String },

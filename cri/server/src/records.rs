@@ -183,6 +183,8 @@ pub struct Fault {
     pub at_ns: i64,
     /// Its end is brought about by whoever finds it alive; else it is announced only.
     pub kill: bool,
+    /// Until when its pod gets no other container of its name.
+    pub held_until_ns: i64,
 }
 
 impl Fault {
@@ -196,6 +198,14 @@ impl Fault {
             };
         }
         exit
+    }
+
+    /// Takes up what another request asks for; the first reason stays. Whether that changes anything.
+    pub fn join(&mut self, other: &Fault) -> bool {
+        let before = (self.kill, self.held_until_ns);
+        self.kill |= other.kill;
+        self.held_until_ns = self.held_until_ns.max(other.held_until_ns);
+        before != (self.kill, self.held_until_ns)
     }
 
     /// Whether the end came after it.

@@ -35,6 +35,7 @@ fn request(pod: &str, id: &str) -> FailContainerRequest {
         reason: REASON.into(),
         message: MESSAGE.into(),
         only_announce: false,
+        hold_seconds: 0,
     }
 }
 
@@ -304,6 +305,53 @@ async fn an_announced_fault_is_how_the_container_ends_when_it_is_stopped_or_fail
     assert_failed(&w, &failed).await;
     let answer = w.fail(announce("failed", &failed)).await.unwrap();
     assert_eq!(answer.outcome(), Outcome::Failed);
+    w.finish().await;
+}
+
+#[tokio::test]
+async fn a_held_name_has_no_successor_for_a_while() {
+    if cannot_run() {
+        return;
+    }
+    let mut w = World::new(&[]).await;
+    let next = |w: &World, name: &str| {
+        let mut config = w.container_config(name, SLEEP);
+        config.metadata.as_mut().unwrap().attempt = 1;
+        config
+    };
+    let (pod, id) = running(&w, "held", SLEEP).await;
+    let held = |seconds| FailContainerRequest {
+        hold_seconds: seconds,
+        ..request("held", &id)
+    };
+    w.fail(held(2)).await.unwrap();
+    w.kill9();
+    w.restart(&[]).await;
+    let error = w.create(&pod, next(&w, "main")).await.unwrap_err();
+    assert_eq!(error.code(), Code::Unavailable, "{error}");
+    assert!(
+        error.message().contains(REASON) && error.message().contains(&id),
+        "{error}"
+    );
+    // Nobody else is held back.
+    w.create(&pod, next(&w, "side")).await.unwrap();
+    until("it may be created again", &w, async || {
+        w.create(&pod, next(&w, "main")).await.is_ok()
+    })
+    .await;
+    // Longer, from now on; but not longer than there is the container.
+    w.fail(held(600)).await.unwrap();
+    let third = || {
+        let mut config = next(&w, "main");
+        config.metadata.as_mut().unwrap().attempt = 2;
+        config
+    };
+    assert_eq!(
+        w.create(&pod, third()).await.unwrap_err().code(),
+        Code::Unavailable
+    );
+    w.remove(&id).await.unwrap();
+    w.create(&pod, third()).await.unwrap();
     w.finish().await;
 }
 

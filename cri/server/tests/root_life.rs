@@ -157,6 +157,7 @@ async fn whole_life(w: &World, name: &str) -> Result<(), tonic::Status> {
         reason: "GpuXid79".into(),
         message: "the GPU is gone".into(),
         only_announce: false,
+        hold_seconds: 0,
     });
     assert_eq!(failed.await?.reason, "GpuXid79");
     w.remove(&side).await?;

@@ -15,7 +15,7 @@ use slipway_image::Image;
 use slipway_shim_client::{CreateContainer, Output, Shim, Stdin};
 
 use super::bundle::Bundle;
-use super::{Container, exit, mounts, remove, spec, volumes};
+use super::{Container, exit, fault, mounts, remove, spec, volumes};
 use crate::daemon::Daemon;
 use crate::error::Error;
 use crate::events::{self, What};
@@ -36,6 +36,7 @@ pub async fn create(
     let pod = daemon.registry.pod(pod_id)?;
     let (_inside, shim) = pod.enter(VERB).await?;
     check(daemon, &pod, &config)?;
+    fault::check_hold(daemon, &pod, &config.metadata.name)?;
     let image = resolve(daemon, &config.image.image).await?;
 
     let record = ContainerRecord {

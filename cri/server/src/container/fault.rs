@@ -3,6 +3,7 @@
 //! until somebody stops it, without a grace period.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use slipway_shim_client::pod as wire;
 
@@ -10,6 +11,7 @@ use super::{Container, exit, stop};
 use crate::daemon::Daemon;
 use crate::error::Error;
 use crate::fail;
+use crate::pod::Pod;
 use crate::records::{ContainerPhase, Exited, Fault};
 
 const VERB: &str = "FailContainer";
@@ -47,16 +49,12 @@ pub async fn fail(daemon: &Arc<Daemon>, target: &Target, fault: Fault) -> Result
                 ContainerPhase::Created | ContainerPhase::Running { .. }
             );
             recorded = match &mut state.fault {
-                _ if !live => false,
-                Some(old) if !old.kill && fault.kill => {
-                    old.kill = true;
-                    true
-                }
-                Some(_) => false,
-                none => {
+                Some(old) => old.join(&fault),
+                none if live => {
                     *none = Some(fault);
                     true
                 }
+                None => false,
             };
             recorded
         })
@@ -86,6 +84,30 @@ pub async fn finish(daemon: &Arc<Daemon>, container: &Container) -> Result<(), E
     }
     if container.live() {
         stop::kill(daemon, container).await?;
+    }
+    Ok(())
+}
+
+/// That no container of this name is held back from a pod.
+///
+/// # Errors
+/// [`Error::Held`].
+pub fn check_hold(daemon: &Daemon, pod: &Pod, name: &str) -> Result<(), Error> {
+    let now = crate::time::now_ns();
+    for container in daemon.registry.containers_of(pod.id()) {
+        let Some(fault) = container.state().fault else {
+            continue;
+        };
+        let left = fault.held_until_ns.saturating_sub(now);
+        if left > 0 && container.record().config.metadata.name == name {
+            return Err(Error::Held {
+                name: name.to_owned(),
+                id: container.id().to_string(),
+                left: Duration::from_nanos(left.unsigned_abs()),
+                reason: fault.reason,
+                message: fault.message,
+            });
+        }
     }
     Ok(())
 }

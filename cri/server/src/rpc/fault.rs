@@ -5,7 +5,7 @@ use std::sync::Arc;
 use slipway_fault_api::v1::fail_container_response::Outcome as WireOutcome;
 use slipway_fault_api::v1::fault_server::{Fault as Service, FaultServer};
 use slipway_fault_api::v1::{FailContainerRequest, FailContainerResponse};
-use slipway_fault_api::{MAX_MESSAGE, MAX_REASON};
+use slipway_fault_api::{MAX_HOLD, MAX_MESSAGE, MAX_REASON};
 use tonic::transport::server::UdsConnectInfo;
 use tonic::{Request, Response, Status, async_trait};
 use tracing::info_span;
@@ -86,10 +86,12 @@ fn decoded(request: FailContainerRequest) -> Result<(Target, Fault), Error> {
         container: given("container", request.container)?,
         id: decode::id("container_id", request.container_id)?,
     };
+    let at_ns = crate::time::now_ns();
     let fault = Fault {
         reason: reason(request.reason)?,
         message: message(request.message)?,
-        at_ns: crate::time::now_ns(),
+        at_ns,
+        held_until_ns: hold(request.hold_seconds)?.map_or(0, |hold| at_ns.saturating_add(hold)),
         kill: !request.only_announce,
     };
     Ok((target, fault))
@@ -130,6 +132,17 @@ fn message(text: String) -> Result<String, Error> {
     Ok(text)
 }
 
+/// In nanoseconds; none: it is not asked for.
+fn hold(seconds: u32) -> Result<Option<i64>, Error> {
+    if seconds > MAX_HOLD {
+        return Err(Error::invalid(
+            "hold_seconds",
+            format!("{seconds} is more than {MAX_HOLD}"),
+        ));
+    }
+    Ok((seconds > 0).then(|| i64::from(seconds) * 1_000_000_000))
+}
+
 fn answer(outcome: Outcome) -> FailContainerResponse {
     let (outcome, exit) = match outcome {
         Outcome::Failed(exit) => (WireOutcome::Failed, exit),
@@ -157,6 +170,7 @@ mod tests {
             reason: "GpuXid79".into(),
             message: "GPU 0 (GPU-1): XID 79, “lost”".into(),
             only_announce: false,
+            hold_seconds: 0,
         }
     }
 
@@ -164,7 +178,8 @@ mod tests {
     fn each_field_that_cannot_be_is_named() {
         decoded(request()).unwrap();
         type Harm = fn(&mut FailContainerRequest);
-        let harms: [(&str, Harm); 12] = [
+        let harms: [(&str, Harm); 13] = [
+            ("hold_seconds", |r| r.hold_seconds = 3601),
             ("pod_uid", |r| r.pod_uid.clear()),
             ("pod_uid", |r| r.pod_uid = "x".repeat(5000)),
             ("container:", |r| r.container.clear()),

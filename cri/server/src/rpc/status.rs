@@ -23,6 +23,7 @@ fn code(error: &Error) -> Code {
         Error::NameTaken { .. } => Code::AlreadyExists,
         Error::InProgress { .. }
         | Error::Busy { .. }
+        | Error::Held { .. }
         | Error::NetworkNotReady { .. }
         | Error::ShuttingDown => Code::Unavailable,
         Error::State { .. }
