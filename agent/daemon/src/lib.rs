@@ -4,7 +4,8 @@
 //!  NVML ─ child process ─ slipway_gpu::Supervisor ─▶ run ─▶ node (what may be handed out) ─▶ board ─▶ plugin ─▶ kubelet
 //!                                                     └─▶ cdi ─▶ /var/run/cdi/*.json ─▶ slipwayd, containerd, CRI-O
 //! ```
-//! `run` is the story of the daemon; `node` and `prefer` are pure. The agent and the runtime meet in CDI files only.
+//! `run` is the story of the daemon; `node` and `prefer` are pure. The agent and the runtime meet in CDI files, and where a GPU
+//! is condemned under a container (`fault`), in slipwayd's service for that.
 
 #![forbid(unsafe_code)]
 
@@ -14,6 +15,7 @@ pub mod cdi;
 mod cli;
 pub mod config;
 mod control;
+mod fault;
 mod gone;
 mod hook;
 mod http;

@@ -23,6 +23,7 @@ use crate::board::Posted;
 use crate::cdi::{self, Roots};
 use crate::config::{Config, LabelsBy};
 use crate::control;
+use crate::fault::Faults;
 use crate::gone::{self, Gone};
 use crate::http::{self, Gather, Seen};
 use crate::ill::{self, Ill};
@@ -124,6 +125,18 @@ impl Sides {
             );
             tasks.push(tokio::spawn(http::serve(listen, Arc::clone(&status), gather)));
         }
+        let (note, notes) = mpsc::channel(gone::MAX_WAITING);
+        let kubernetes = &config.kubernetes;
+        let client = kubernetes.source().map(Client::of);
+        let faults = Faults::of(
+            config.faults.clone(),
+            (&config.paths.state, &boot_id(&config.paths.proc)),
+            board.subscribe(),
+            Arc::clone(&pods),
+            (client.clone(), kubernetes.node()),
+            note.clone(),
+        );
+        tasks.push(tokio::spawn(faults.run()));
         let inquiry = incident::Inquiry {
             log: Log::follow(&config.paths.kmsg),
             pods: Arc::clone(&pods),
@@ -133,11 +146,9 @@ impl Sides {
         let (xids, heard) = mpsc::channel(incident::MAX_WAITING);
         let (to, incidents) = mpsc::channel(incident::MAX_WAITING);
         let (gone, vanished) = mpsc::channel(gone::MAX_WAITING);
-        let (note, notes) = mpsc::channel(gone::MAX_WAITING);
-        let kubernetes = &config.kubernetes;
-        if let Some(source) = kubernetes.source() {
+        if let Some(client) = client {
             let report = Report {
-                client: Client::of(source),
+                client,
                 node: kubernetes.node(),
                 wanted: config.resources.clone(),
                 labels: kubernetes.labels == LabelsBy::Api,

@@ -22,6 +22,7 @@ impl Config {
             ("paths.pod_resources", &self.paths.pod_resources),
             ("paths.pods", &self.paths.pods),
             ("paths.kmsg", &self.paths.kmsg),
+            ("faults.socket", &self.faults.socket),
         ] {
             if !path.is_absolute() {
                 return bad(key, &path.display(), "it is not an absolute path");
@@ -91,6 +92,15 @@ impl Config {
                 "it is not from 100 to 600000",
             );
         }
+        for (key, seconds, most) in [
+            ("faults.wait_seconds", self.faults.wait_seconds, 600),
+            ("faults.evict_seconds", self.faults.evict_seconds, 86_400),
+        ] {
+            if seconds > most {
+                let reason = "it is more than 600 (wait_seconds) or 86400 (evict_seconds)";
+                return bad(key, &seconds, reason);
+            }
+        }
         let api = self.kubernetes.api.as_str();
         if !["auto", "in-cluster", "none"].contains(&api) && !api.starts_with('/') {
             return bad(
@@ -147,6 +157,9 @@ mod tests {
             ("[http]\nlisten = \"9400\"\n", "listen"),
             ("[cdi]\nhook = \"/bin/true\"\n", "cdi.hook"),
             ("[cdi]\nhook = \"slipway-agent\"\n", "cdi.hook"),
+            ("[faults]\naction = \"kill\"\n", "kill"),
+            ("[faults]\nsocket = \"fault.sock\"\n", "faults.socket"),
+            ("[faults]\nwait_seconds = 601\n", "faults.wait_seconds"),
             ("[log]\nlevel = \"loud\"\n", "log.level"),
             ("[health]\nwell_after = 0\n", "health.well_after"),
             ("[health.signs]\nheat = \"warn\"\n", "heat"),

@@ -65,6 +65,8 @@ pub struct Config {
     pub cdi: Cdi,
     /// When a GPU is well.
     pub health: Health,
+    /// What is done about those who have a sick GPU.
+    pub faults: Faults,
     /// The agent's own server.
     pub http: Http,
     /// What Kubernetes is told.
@@ -174,6 +176,46 @@ pub struct Health {
     pub signs: BTreeMap<Sign, Action>,
     /// How much of something is a sign.
     pub limits: Limits,
+}
+
+/// What is done about the containers that have a GPU which an XID has condemned.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum FaultAction {
+    /// They are ended, and their pods evicted where kubelet would start them again.
+    FailAndEvict,
+    /// They are ended.
+    Fail,
+    /// Nothing.
+    None,
+}
+
+/// What is done about those who have a sick GPU.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Faults {
+    /// What.
+    pub action: FaultAction,
+    /// slipwayd's socket for it.
+    pub socket: PathBuf,
+    /// How long the node may take to hand out less.
+    pub wait_seconds: u64,
+    /// How long a disruption budget is heeded; 0: for ever.
+    pub evict_seconds: u64,
+    /// Whether containers are kept from starting on a sick GPU.
+    pub refuse_start: bool,
+}
+
+impl Default for Faults {
+    fn default() -> Faults {
+        Faults {
+            action: FaultAction::FailAndEvict,
+            socket: slipway_fault_api::SOCKET.into(),
+            wait_seconds: 15,
+            evict_seconds: 300,
+            refuse_start: true,
+        }
+    }
 }
 
 /// The agent's own server.

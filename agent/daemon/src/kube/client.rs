@@ -120,6 +120,14 @@ impl Client {
         self.call(Method::PATCH, path, kind, Some(patch)).await
     }
 
+    /// Deletes an object.
+    ///
+    /// # Errors
+    /// As [`Client::get`].
+    pub async fn delete(&self, path: &str, options: &Value) -> Result<Value, KubeError> {
+        self.call(Method::DELETE, path, JSON, Some(options)).await
+    }
+
     async fn call(
         &self,
         method: Method,

@@ -2,7 +2,8 @@
 //! is worked off beside everything else: an API server that is gone is tried again with growing pauses, and nobody waits for it.
 //!
 //! What has to be so (labels, condition) is sent as it is now; what happened (Events) is kept in order, [`MAX_NOTES`] at most.
-//! Rights: get and patch `nodes`, patch `nodes/status`, create `events`, and get `pods` where kubelet tells no UIDs.
+//! Rights: get and patch `nodes`, patch `nodes/status`, create `events`, and get `pods` where kubelet tells no UIDs. What is done
+//! about pods on sick GPUs (`fault`) has its own: get and delete `pods`, create `pods/eviction`.
 
 mod access;
 mod client;
@@ -11,6 +12,6 @@ mod labels;
 mod report;
 
 pub use access::Source;
-pub use client::Client;
+pub use client::{Client, KubeError};
 pub use events::Note;
 pub use report::{Report, keep_features};

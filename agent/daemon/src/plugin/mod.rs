@@ -32,6 +32,8 @@ pub struct Plugin {
     pub kind: String,
     /// How things are handed out.
     pub settings: Resources,
+    /// Whether containers are kept from starting on a sick device.
+    pub refuse_start: bool,
     /// What is handed out.
     pub board: Board,
     /// Where it is told whether kubelet has it.

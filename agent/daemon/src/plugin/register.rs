@@ -372,6 +372,7 @@ mod tests {
             folder: folder.clone(),
             kind: "nvidia.com/gpu".into(),
             settings: Resources::default(),
+            refuse_start: true,
             board: posted,
             status: Arc::clone(&status),
             pace: Pace {

@@ -170,9 +170,11 @@ impl DevicePlugin for Served {
             let item = item.ok_or_else(|| {
                 Status::not_found(format!("{} {id} is not there any more", self.plugin.resource))
             })?;
-            if let Some(reason) = &item.unhealthy {
+            if let Some(reason) = &item.unhealthy
+                && self.plugin.refuse_start
+            {
                 return Err(Status::failed_precondition(format!(
-                    "{} {id} is unhealthy: {reason}",
+                    "{} {id} is unhealthy: {reason}; nothing is started on it before it is well again (slipway-agent, faults.refuse_start)",
                     self.plugin.resource
                 )));
             }

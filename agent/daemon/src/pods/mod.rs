@@ -74,6 +74,14 @@ impl Snapshot {
         self.holders.get(device).map_or(&[], Vec::as_slice)
     }
 
+    /// The id of a holder's container, where kubelet tells.
+    pub fn id_of(&self, holder: &Holder) -> Option<&str> {
+        let pod = self.pods.get(holder.uid.as_ref()?)?;
+        let mut all = pod.containers.iter();
+        all.find(|(id, name)| **name == holder.container && !id.is_empty())
+            .map(|(id, _)| id.as_str())
+    }
+
     /// The container that a process is in: by its cgroup, and where kubelet tells no UIDs, by being the only one that has
     /// one of the devices.
     pub fn of_process(&self, proc: &Path, pid: u32, devices: &[&str]) -> Option<Holder> {

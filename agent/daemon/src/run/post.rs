@@ -92,6 +92,7 @@ impl Agent {
                 folder: self.config.paths.kubelet.clone(),
                 kind: self.config.cdi.kind.clone(),
                 settings: self.config.resources.clone(),
+                refuse_start: self.config.faults.refuse_start,
                 board: self.board.subscribe(),
                 status: Arc::clone(&self.sides.status),
                 pace: Pace::default(),

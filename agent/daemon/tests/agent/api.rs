@@ -1,5 +1,6 @@
-//! A stand-in for the API server: one node, pods without end, and the Events that it was told.
+//! A stand-in for the API server: one node, pods without end, the Events that it was told, and the pods that were evicted.
 
+use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
@@ -20,6 +21,12 @@ struct State {
     /// Refuses everything with this.
     refuses: Option<u16>,
     requests: usize,
+    /// Pods that are not as any other, by name.
+    pods: BTreeMap<String, Value>,
+    /// "evict NAME UID", "delete NAME UID".
+    taken: Vec<String>,
+    /// A disruption budget lets nobody go.
+    blocked: bool,
 }
 
 pub struct Api {
@@ -70,11 +77,26 @@ fn answer(state: &mut State, method: &Method, path: &str, kind: &str, body: &Val
         }
         ("GET", ["api", "v1", "namespaces", namespace, "pods", name]) => {
             let uid = format!("uid-of-{name}");
-            (
-                200,
-                json!({ "metadata": { "name": name, "namespace": namespace, "uid": uid } }),
-            )
+            let any = json!({ "metadata": { "name": name, "namespace": namespace, "uid": uid } });
+            let pod = state.pods.get(*name).cloned().unwrap_or(any);
+            match pod {
+                Value::Null => (404, json!({ "message": "no such pod" })),
+                pod => (200, pod),
+            }
         }
+        ("POST", ["api", "v1", "namespaces", _, "pods", name, "eviction"]) => {
+            if body["kind"] != "Eviction" || body["metadata"]["name"] != *name {
+                return (400, json!({ "message": "it is no eviction of this pod" }));
+            }
+            if state.blocked {
+                return (
+                    429,
+                    json!({ "message": "Cannot evict pod as it would violate the budget" }),
+                );
+            }
+            take(state, "evict", name, &body["deleteOptions"])
+        }
+        ("DELETE", ["api", "v1", "namespaces", _, "pods", name]) => take(state, "delete", name, body),
         ("POST", ["api", "v1", "namespaces", namespace, "events"]) => {
             if body["metadata"]["namespace"] != *namespace || body["involvedObject"]["uid"] == "" {
                 return (
@@ -91,6 +113,20 @@ fn answer(state: &mut State, method: &Method, path: &str, kind: &str, body: &Val
         }
         _ => (404, json!({ "message": format!("{method} {path} {kind}") })),
     }
+}
+
+/// Takes a pod away.
+fn take(state: &mut State, verb: &str, name: &str, options: &Value) -> (u16, Value) {
+    let Some(pod) = state.pods.get_mut(name) else {
+        return (404, json!({ "message": "no such pod" }));
+    };
+    let uid = pod["metadata"]["uid"].as_str().unwrap().to_owned();
+    if options["preconditions"]["uid"] != *uid || !options["gracePeriodSeconds"].is_null() {
+        return (409, json!({ "message": "another UID" }));
+    }
+    pod["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:00:00Z");
+    state.taken.push(format!("{verb} {name} {uid}"));
+    (201, json!({}))
 }
 
 impl Api {
@@ -182,6 +218,31 @@ impl Api {
         all.find(|e| e["involvedObject"]["name"] == object)
             .cloned()
             .unwrap_or_default()
+    }
+
+    /// A pod with one container, "main"; `id`: of the container.
+    pub fn pod(&self, name: &str, uid: &str, policy: &str, id: &str) {
+        let pod = json!({
+            "metadata": { "name": name, "namespace": "jobs", "uid": uid },
+            "spec": { "restartPolicy": policy, "containers": [{ "name": "main" }] },
+            "status": { "phase": "Running", "containerStatuses": [{ "name": "main", "containerID": format!("slipway://{id}") }] },
+        });
+        self.state.lock().unwrap().pods.insert(name.to_owned(), pod);
+    }
+
+    /// What the node says that it can hand out.
+    pub fn allocatable(&self, resource: &str, count: usize) {
+        let mut state = self.state.lock().unwrap();
+        state.node["status"]["allocatable"][resource] = json!(count.to_string());
+    }
+
+    /// Which pods were taken away, how, in order.
+    pub fn taken(&self) -> Vec<String> {
+        self.state.lock().unwrap().taken.clone()
+    }
+
+    pub fn block(&self, blocked: bool) {
+        self.state.lock().unwrap().blocked = blocked;
     }
 
     pub fn refuse(&self, code: Option<u16>) {

@@ -14,7 +14,7 @@ const UID: &str = "0b1c4f6e-2a35-4d7e-9f10-8a6b5c4d3e2f";
 const ID: &str = "3f1e0d9c8b7a69584736251403f2e1d0c9b8a7968574635241302f1e0d9c8b7a";
 
 /// A node that tells the API server of this port.
-fn telling(topology: &Topology, port: u16, more: &str) -> Node {
+pub fn telling(topology: &Topology, port: u16, more: &str) -> Node {
     let node = Node::of(topology, "");
     let file = node.dir.path().join("kubeconfig");
     Api::kubeconfig(&file, port);

@@ -4,6 +4,7 @@
 mod api;
 mod bad;
 mod cdi;
+mod faults;
 mod files;
 mod kubelet;
 mod kubernetes;

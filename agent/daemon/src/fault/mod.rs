@@ -1,0 +1,23 @@
+//! What is done about the containers that have a GPU which an XID has condemned. Kubelet does nothing: it only stops handing the
+//! GPU out, and a container that fails on it is started on it again.
+//!
+//! ```text
+//! an XID condemns ─▶ who has it ─▶ announced to slipwayd ─▶ the node's allocatable falls ─▶ evicted ─▶ killed
+//!                    (on disk)      (an end that comes by      (else the replacement          unless     its status has
+//!                                   itself has the reason,     could be put on the            it ends    the XID
+//!                                   nothing starts anew)       same GPU)                      by itself
+//! ```
+//! A [`case::Case`] is one GPU that is sick since a moment; what is to be done about whom is on disk before it is done, by the id
+//! of the container, so that an agent that is started in the middle goes on and meets nobody who came later. Every step can be
+//! done again. A GPU that is well again before anything was announced is left alone with whoever has it; after that the
+//! container has lost what it had on the GPU, and is ended.
+//!
+//! `case` is pure but for its file; `runtime` speaks to slipwayd, `evict` to the API server.
+
+mod act;
+mod book;
+mod case;
+mod evict;
+mod runtime;
+
+pub use act::Faults;
