@@ -236,7 +236,7 @@ impl Cluster {
     pub fn agent_places(&self, n: usize, driver: &Driver) -> String {
         let dir = self.node_dir(n);
         format!(
-            "[driver]\nroot = {:?}\ndev = {:?}\n[paths]\nproc = {:?}\nsys = {:?}\nstate = {:?}\nkubelet = {:?}\ncdi = {:?}\npod_resources = {:?}\npods = {:?}\n[health]\nprobe_seconds = 2\n",
+            "[driver]\nroot = {:?}\ndev = {:?}\n[paths]\nproc = {:?}\nsys = {:?}\nstate = {:?}\nkubelet = {:?}\ncdi = {:?}\npod_resources = {:?}\npods = {:?}\n[health]\nprobe_seconds = 2\n[faults]\nsocket = {:?}\n",
             driver.root(),
             driver.dev(),
             driver.proc(),
@@ -246,6 +246,7 @@ impl Cluster {
             dir.join("cdi"),
             dir.join("kubelet/pod-resources/kubelet.sock"),
             dir.join("kubelet/pods-api/pods-api.sock"),
+            dir.join("state/fault/fault.sock"),
         )
     }
 
@@ -257,8 +258,8 @@ impl Cluster {
         self.start_gpus_with(n, topology, "")
     }
 
-    /// The same with `more` at the end of the agent's configuration. An agent that was there before is ended, and nothing is
-    /// left of its driver and of what it knew.
+    /// The same with `more` at the end of the agent's configuration, which is that of its `[faults]`. An agent that was there
+    /// before is ended, and nothing is left of its driver and of what it knew.
     ///
     /// # Errors
     /// As [`Cluster::start_gpus`].
@@ -275,11 +276,11 @@ impl Cluster {
         }
         let driver = Driver::lay_out(&dir.join("driver"), topology)?;
         let config = format!(
-            "{}[http]\nlisten = \"{}:0\"\n[kubernetes]\napi = {:?}\nnode = \"node{n}\"\n{more}",
-            self.agent_places(n, &driver),
+            "[http]\nlisten = \"{}:0\"\n[kubernetes]\napi = {:?}\nnode = \"node{n}\"\n{}{more}",
             self.net().node(n),
             // With kubelet's own rights; a DaemonSet has fewer.
             self.dir().join(format!("pki/node{n}.conf")),
+            self.agent_places(n, &driver),
         );
         std::fs::write(dir.join("agent.toml"), config)?;
         self.start_agent(n)?;

@@ -21,7 +21,7 @@ const SPACE: &str = "slipway-system";
 const NODE_IMAGE: &str = "slipway.local/node:1";
 const SOON: Duration = Duration::from_secs(60);
 /// What is a Kubernetes before 1.37's, or for a sick GPU's pods only: of this account's rights those that a test need not see used.
-const NOT_ALWAYS_USED: [&str; 2] = ["get pods", "create pods/eviction"];
+const NOT_ALWAYS_USED: [&str; 3] = ["get pods", "delete pods", "create pods/eviction"];
 
 /// Builds the image that the DaemonSets run, into node 1's store, as manifests/images/node says; once, whoever asks.
 pub fn node_image(cluster: &Cluster) -> Result<()> {

@@ -91,7 +91,8 @@ pub fn container(k: &Kube, pod: &str) -> Result<(String, String)> {
 pub async fn pods_get_gpus_of_their_own_and_a_sick_one_is_not_given_again(k: Kube) -> Result<()> {
     let mut topology = Topology::named("h100x8")?;
     topology.gpus.truncate(2);
-    let driver = k.cluster.start_gpus(1, &topology)?;
+    // What becomes of the pods by kubelet alone.
+    let driver = k.cluster.start_gpus_with(1, &topology, "action = \"none\"\n")?;
     let took = k.cluster.wait_allocatable(1, GPU, 2, SOON).await?;
     println!("agent's start to the node's allocatable: {took:?}");
 

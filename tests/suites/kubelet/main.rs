@@ -19,6 +19,7 @@ mod daemonset;
 mod devices;
 mod events;
 mod eviction;
+mod faults;
 mod features;
 mod follow;
 mod gpu;
@@ -110,6 +111,9 @@ fn all() -> Vec<Test> {
         gpu_shares::slices_of_a_gpu_are_pods_own_and_follow_the_geometry,
         gpu_shares::slices_of_one_profile_are_handed_out_as_gpus,
         gpu_shares::four_pods_share_a_gpu_and_none_is_given_two_shares,
+        faults::a_training_goes_on_on_another_gpu_when_its_own_falls_sick,
+        faults::a_training_without_a_spare_gpu_waits_until_its_own_is_well,
+        faults::a_sick_gpu_ends_all_who_have_a_slice_of_it,
         eviction::unused_images_are_collected_when_the_disk_is_full,
     ]);
     list.extend(tests![Some(SECOND);
