@@ -108,10 +108,19 @@ impl Devices {
     /// What the devices change in a container, in order.
     ///
     /// # Errors
-    /// One has gone, or a node of it.
+    /// One has gone, or a node or file of it.
     pub fn edits(&self, names: &[String]) -> Result<Vec<ContainerEdits>, StepError> {
         let edits = self.cache.resolve(names, &slipway_cdi::host::lookup);
-        edits.map_err(|source| DeviceError::new(source).into())
+        let edits = edits.map_err(DeviceError::new)?;
+        // The container's error would not say whose they are.
+        let mounts = edits.iter().flat_map(|e| &e.mounts);
+        for mount in mounts.filter(|m| matches!(m.kind.as_str(), "" | "none" | "bind")) {
+            std::fs::metadata(&mount.host_path).map_err(|source| StepError::DeviceFile {
+                path: mount.host_path.clone().into(),
+                source,
+            })?;
+        }
+        Ok(edits)
     }
 
     fn listed(&self) -> &[ListedDevice] {

@@ -296,6 +296,18 @@ pub enum StepError {
     /// A device that the step requires is not there.
     #[error(transparent)]
     Device(#[from] DeviceError),
+    /// A file of a device's is not there.
+    #[error(
+        "the CDI file of the step's device names {}, which cannot be had: was the driver changed since it was written?",
+        path.display()
+    )]
+    DeviceFile {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
     /// Work in the background ended without an answer.
     #[error("a task of the build ended unexpectedly: {reason}")]
     Task {

@@ -261,3 +261,33 @@ fn the_folders_of_devices_are_those_of_slipwayds_configuration() {
     let built = crate::lab::Said::from(out).ok();
     assert_eq!(said(&built.out), ["x=here"]);
 }
+
+#[test]
+fn a_hook_that_fails_says_why_and_a_build_that_is_killed_with_a_device_is_undone() {
+    let Some(lab) = Lab::new() else { return };
+    devices(&lab);
+    let hook = serde_json::json!({"hookName": "createContainer", "path": "/bin/sh",
+        "args": ["sh", "-c", "echo no such card >&2; exit 3"]});
+    let node = serde_json::json!({"path": "/dev/w0", "type": "c", "major": MAJOR, "minor": 9});
+    let spec = serde_json::json!({"cdiVersion": "0.6.0", "kind": "w.com/card", "devices": [
+        {"name": "0", "containerEdits": {"deviceNodes": [node], "hooks": [hook]}}]});
+    lab.write("cdi/w.json", &spec.to_string());
+    let dir = lab.context(
+        "c",
+        &format!("FROM {BASE}\nRUN --device=w.com/card,required true\n"),
+    );
+    let built = lab.build(&["--allow=device", &dir]).failed();
+    let want = "createContainer hook /bin/sh ended with exit code 3: no such card";
+    assert!(built.err.contains(want), "{}", built.err);
+    lab.clean();
+
+    let text = format!("FROM {BASE}\nRUN echo begun; sleep 600\n");
+    let dir = lab.context("c2", &text);
+    let mut build = lab.start(&["--device=v.com/gpu=*", &dir], "out");
+    lab.wait_for("out", "begun");
+    build.kill().unwrap();
+    build.wait().unwrap();
+    assert!(!lab.leftovers().is_empty());
+    lab.run(&["images"]).ok();
+    lab.clean();
+}
