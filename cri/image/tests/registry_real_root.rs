@@ -28,10 +28,12 @@ fn build(node: &Node, name: &Reference, salt: &str, long: usize) -> Image {
         let key = format!("build-{salt}-{file}");
         let active = node.store.prepare(&key, chains.last(), &lease).unwrap();
         std::fs::write(active.upper.join(file), contents).unwrap();
+        let layers = [(&active, &LayerOptions::default())];
         let layer = node
             .store
-            .seal_layer(active, &LayerOptions::default(), chains.last(), &lease)
-            .unwrap();
+            .seal_layers(chains.last(), &layers, &lease)
+            .unwrap()
+            .remove(0);
         chains.push(layer.chain);
         diffs.push(layer.diff_id.to_string());
     }

@@ -196,3 +196,103 @@ spec:
     ensure!(k.logs(&pods)? == "ticked\n");
     k.ok(&["delete", "cronjob", "tick"]).map(drop)
 }
+
+/// Pages of 2 MiB that the kernel sets apart for the time of a test.
+struct HugePages {
+    before: String,
+}
+
+impl HugePages {
+    const FILE: &str = "/proc/sys/vm/nr_hugepages";
+
+    /// `None`: this machine has none to give.
+    fn set(count: usize) -> Result<Option<HugePages>> {
+        let Ok(before) = std::fs::read_to_string(HugePages::FILE) else {
+            return Ok(None);
+        };
+        let had: usize = before.trim().parse()?;
+        let pages = HugePages { before };
+        if std::fs::write(HugePages::FILE, (had + count).to_string()).is_err() {
+            return Ok(None);
+        }
+        let have: usize = std::fs::read_to_string(HugePages::FILE)?.trim().parse()?;
+        Ok((have >= had + count).then_some(pages))
+    }
+}
+
+impl Drop for HugePages {
+    fn drop(&mut self) {
+        if let Err(e) = std::fs::write(HugePages::FILE, self.before.trim()) {
+            eprintln!("{} stays as it is: {e}", HugePages::FILE);
+        }
+    }
+}
+
+pub async fn huge_pages_are_counted_limited_and_mounted(k: Kube) -> Result<()> {
+    let Some(pages) = HugePages::set(4)? else {
+        println!("SKIPPED huge pages: this machine has none to set apart");
+        return Ok(());
+    };
+    // kubelet counts them when it starts.
+    let anew = async || -> Result<()> {
+        k.cluster
+            .processes()
+            .end("kubelet2", std::time::Duration::from_secs(10))?;
+        k.cluster.start_kubelet(2)?;
+        k.cluster.wait_ready(2, std::time::Duration::from_secs(30)).await
+    };
+    anew().await?;
+    let allocatable = ".status.allocatable.hugepages-2Mi";
+    k.until_true("kubelet to count the huge pages", |k| {
+        Ok(!matches!(k.field("node/node2", allocatable)?.as_str(), "" | "0"))
+    })
+    .await?;
+    k.pod(
+        "huge",
+        "mount | grep ' /pages '; exec sleep 1000",
+        json!({ "nodeSelector": { "kubernetes.io/hostname": "node2" },
+                "volumes": [{ "name": "pages", "emptyDir": { "medium": "HugePages" } }] }),
+        json!({ "volumeMounts": [{ "name": "pages", "mountPath": "/pages" }],
+                "resources": { "limits": { "hugepages-2Mi": "4Mi", "memory": "32Mi", "cpu": "100m" } } }),
+    )?;
+    if hugetlb_is_handed_down() {
+        are_mounted_and_limited(&k).await?;
+    } else {
+        // A limit that cannot be kept is no limit: the pod waits, and says for what.
+        k.until_true("an event that names the limit", |k| {
+            let events = k.ok(&["get", "events", "--field-selector", "involvedObject.name=huge"])?;
+            Ok(events.contains("hugepageLimits.2MB cannot be set"))
+        })
+        .await?;
+    }
+    k.ok(&["delete", "pod", "huge"])?;
+    drop(pages);
+    anew().await
+}
+
+/// Whether containers' cgroups can limit huge pages: v1 has the controller, or v2's root gives it to those below.
+fn hugetlb_is_handed_down() -> bool {
+    let down = |root: &str| {
+        let file = format!("/sys/fs/cgroup/{root}cgroup.subtree_control");
+        std::fs::read_to_string(file).is_ok_and(|down| down.contains("hugetlb"))
+    };
+    std::path::Path::new("/sys/fs/cgroup/hugetlb").exists() || down("") || down("unified/")
+}
+
+async fn are_mounted_and_limited(k: &Kube) -> Result<()> {
+    k.ready("huge").await?;
+    k.until_true("the mount to be told", |k| {
+        Ok(k.logs("huge")?.contains("hugetlbfs"))
+    })
+    .await?;
+    let mount = k.logs("huge")?;
+    ensure!(mount.contains("pagesize=2M"), "{mount}");
+    let id = k.field("pod/huge", ".status.containerStatuses[0].containerID")?;
+    let id = id.strip_prefix("slipway://").context("whose container is it?")?;
+    let find = format!(
+        "find /sys/fs/cgroup -type d -name '*{id}*' -exec sh -c 'cat \"$1\"/hugetlb.2MB.max \"$1\"/hugetlb.2MB.limit_in_bytes 2>/dev/null' sh {{}} \\;"
+    );
+    let limits = harness::cmd::sh(&find)?;
+    ensure!(limits.lines().any(|l| l == (4 << 20).to_string()), "{limits:?}");
+    Ok(())
+}

@@ -267,6 +267,8 @@ const EXPECTED: &[&str] = &[
     "slipway.test/not-here",
     "/private/busybox:1",
     "is not known here",
+    // Where no hierarchy has the controller.
+    "hugepageLimits.2MB cannot be set",
     "CrashLoopBackOff",
     // It is being ended, with requests under way: the words are its own.
     "rpc error: code = Canceled desc = context canceled",

@@ -93,6 +93,7 @@ fn all() -> Vec<Test> {
         features::handlers_are_told_with_what_they_can_and_a_runtime_class_names_one,
         volumes::config_maps_secrets_projections_and_the_downward_api_are_mounted,
         volumes::host_paths_and_empty_directories_are_mounted,
+        volumes::an_empty_directory_takes_no_more_than_its_limit,
         network::host_namespaces_and_a_shared_pid_namespace,
         network::host_ports_aliases_and_dns_policies,
         streaming::exec_with_terminal_input_and_exit_codes,
@@ -121,6 +122,7 @@ fn all() -> Vec<Test> {
         events::pods_go_on_as_they_should_where_kubelet_hears_of_ends_by_events,
         streaming::a_file_goes_through_cp_and_port_forward_whole_with_memory_bounded,
         power::a_node_that_lost_its_power_brings_every_pod_back,
+        features::huge_pages_are_counted_limited_and_mounted,
         eviction::memory_pressure_evicts_the_pod_that_holds_most_beyond_its_request,
         eviction::disk_pressure_evicts_the_pod_that_has_written_most_into_its_root,
     ]);

@@ -1,6 +1,6 @@
 //! Volumes as kubelet hands them over: files of the API, of the host, and scratch space.
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use serde_json::json;
 
 use crate::kube::Kube;
@@ -66,6 +66,16 @@ pub async fn config_maps_secrets_projections_and_the_downward_api_are_mounted(k:
     .await
 }
 
+/// A block device of the host's: nobody opens it.
+fn block_device() -> Result<std::path::PathBuf> {
+    use std::os::unix::fs::FileTypeExt as _;
+    let names = std::fs::read_dir("/sys/block")?.flatten().map(|e| e.file_name());
+    names
+        .map(|name| std::path::Path::new("/dev").join(name))
+        .find(|node| std::fs::metadata(node).is_ok_and(|m| m.file_type().is_block_device()))
+        .context("this machine has no block device")
+}
+
 pub async fn host_paths_and_empty_directories_are_mounted(k: Kube) -> Result<()> {
     let dir = k.cluster.node_dir(1).join("paths");
     std::fs::create_dir_all(dir.join("there"))?;
@@ -73,7 +83,7 @@ pub async fn host_paths_and_empty_directories_are_mounted(k: Kube) -> Result<()>
     let path = |p: &str, kind: &str| json!({ "path": dir.join(p), "type": kind });
     k.pod(
         "paths",
-        "cat /file; echo back > /dir/back; touch /made/x; touch /made-file; df -k /memory | tail -1; mount | grep ' /memory '; touch /disk/x && echo disk; ls -l /sock; test -b /dev/null || test -c /null && echo device; touch /ro/x 2>&1; mkdir /disk/sub; exec sleep 1000",
+        "cat /file; echo back > /dir/back; touch /made/x; touch /made-file; df -k /memory | tail -1; mount | grep ' /memory '; touch /disk/x && echo disk; ls -l /sock; test -c /null && test -b /block && echo devices; touch /ro/x 2>&1; mkdir /disk/sub; exec sleep 1000",
         json!({ "volumes": [
             { "name": "file", "hostPath": path("file", "File") },
             { "name": "dir", "hostPath": path("there", "Directory") },
@@ -81,6 +91,7 @@ pub async fn host_paths_and_empty_directories_are_mounted(k: Kube) -> Result<()>
             { "name": "made-file", "hostPath": path("made-file", "FileOrCreate") },
             { "name": "sock", "hostPath": { "path": k.cluster.socket(1), "type": "Socket" } },
             { "name": "null", "hostPath": { "path": "/dev/null", "type": "CharDevice" } },
+            { "name": "block", "hostPath": { "path": block_device()?, "type": "BlockDevice" } },
             { "name": "memory", "emptyDir": { "medium": "Memory", "sizeLimit": "8Mi" } },
             { "name": "disk", "emptyDir": {} } ] }),
         json!({ "volumeMounts": [
@@ -88,6 +99,7 @@ pub async fn host_paths_and_empty_directories_are_mounted(k: Kube) -> Result<()>
             { "name": "dir", "mountPath": "/ro", "readOnly": true },
             { "name": "made", "mountPath": "/made" }, { "name": "made-file", "mountPath": "/made-file" },
             { "name": "sock", "mountPath": "/sock" }, { "name": "null", "mountPath": "/null" },
+            { "name": "block", "mountPath": "/block", "readOnly": true },
             { "name": "memory", "mountPath": "/memory" }, { "name": "disk", "mountPath": "/disk" },
             { "name": "disk", "mountPath": "/below", "subPath": "one/two" } ] }),
     )?;
@@ -103,7 +115,7 @@ pub async fn host_paths_and_empty_directories_are_mounted(k: Kube) -> Result<()>
         "type tmpfs",
         "disk\n",
         "srw-",
-        "device\n",
+        "devices\n",
         "Read-only file system",
     ] {
         ensure!(log.contains(want), "{want:?} is not in\n{log}");
@@ -125,4 +137,47 @@ pub async fn host_paths_and_empty_directories_are_mounted(k: Kube) -> Result<()>
         Ok(k.ok(&["get", "events"])?.contains("hostPath type check failed"))
     })
     .await
+}
+
+pub async fn an_empty_directory_takes_no_more_than_its_limit(k: Kube) -> Result<()> {
+    let script =
+        "dd if=/dev/zero of=/scratch/x bs=1M count=12; wc -c < /scratch/x; echo written; exec sleep 1000";
+    let with = |volume: serde_json::Value| {
+        (
+            json!({ "volumes": [{ "name": "scratch", "emptyDir": volume }] }),
+            json!({ "volumeMounts": [{ "name": "scratch", "mountPath": "/scratch" }] }),
+        )
+    };
+    let pods = [
+        ("memory", json!({ "medium": "Memory", "sizeLimit": "8Mi" })),
+        ("within", json!({ "sizeLimit": "16Mi" })),
+        ("over", json!({ "sizeLimit": "8Mi" })),
+    ];
+    for (name, volume) in pods {
+        let (spec, container) = with(volume);
+        k.pod(name, script, spec, container)?;
+    }
+    // On a disk it is kubelet that looks and ends the pod.
+    k.phase("over", "Failed").await?;
+    ensure!(k.field("pod/over", ".status.reason")? == "Evicted");
+    let message = k.field("pod/over", ".status.message")?;
+    ensure!(
+        message.contains("Usage of EmptyDir volume \"scratch\" exceeds the limit"),
+        "{message}"
+    );
+    // In memory it is a file system of that size.
+    let log = k.logs("memory")?;
+    let eight = format!("{}\nwritten", 8 << 20);
+    ensure!(
+        log.contains("No space left on device") && log.contains(&eight),
+        "{log}"
+    );
+    for pod in ["memory", "within"] {
+        ensure!(
+            k.field(&format!("pod/{pod}"), ".status.phase")? == "Running",
+            "{pod}"
+        );
+        ensure!(k.logs(pod)?.ends_with("written\n"), "{pod}");
+    }
+    Ok(())
 }

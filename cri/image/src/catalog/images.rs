@@ -242,6 +242,7 @@ pub(crate) fn manifest(c: &Connection, digest: &Digest) -> Result<Option<(Vec<u8
 }
 
 /// Sets one of the flags of an image; `false` when there is no such image.
+#[cfg(test)]
 pub(crate) fn set_pinned(c: &Connection, id: &ImageId, pinned: bool) -> Result<bool> {
     let changed = c
         .execute(

@@ -173,7 +173,8 @@ impl Store {
     ///
     /// # Errors
     /// What the catalog answers.
-    pub fn untag(&self, name: &Reference) -> Result<bool> {
+    #[cfg(test)]
+    pub(crate) fn untag(&self, name: &Reference) -> Result<bool> {
         let text = name.canonical().to_string();
         let inner = &self.inner;
         inner.with_reserve(|| {
@@ -278,7 +279,8 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError::NoImage`].
-    pub fn set_pinned(&self, id: &ImageId, pinned: bool) -> Result<()> {
+    #[cfg(test)]
+    pub(crate) fn set_pinned(&self, id: &ImageId, pinned: bool) -> Result<()> {
         let found = self
             .inner
             .catalog

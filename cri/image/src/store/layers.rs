@@ -137,7 +137,8 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError::NoSnapshot`], [`StoreError::NoLayer`], [`StoreError::LeaseGone`], a full disk.
-    pub fn commit_layers(
+    #[cfg(test)]
+    pub(crate) fn commit_layers(
         &self,
         base: Option<&ChainId>,
         layers: Vec<(Active, HashedLayer)>,
@@ -170,27 +171,11 @@ impl Store {
         self.commit_ready(base, ready, lease, written)
     }
 
-    /// Makes one active snapshot a layer on `base`.
-    ///
-    /// # Errors
-    /// As [`Store::commit_layers`].
-    pub fn commit_layer(
-        &self,
-        active: Active,
-        hashed: HashedLayer,
-        base: Option<&ChainId>,
-        lease: &Lease,
-    ) -> Result<Layer> {
-        let key = active.key.clone();
-        let layers = self.commit_layers(base, vec![(active, hashed)], lease)?;
-        layers.into_iter().next().ok_or(StoreError::NoSnapshot { key })
-    }
-
     /// Hashes active snapshots (nobody writes to them any more) and syncs them at the same time, then commits them as
     /// layers, each on the one before it and the first on `base`: the shortest way from a step's end to a layer.
     ///
     /// # Errors
-    /// As [`Store::hash_layer`] and [`Store::commit_layers`].
+    /// As [`Store::hash_layer`]; [`StoreError::NoSnapshot`], [`StoreError::NoLayer`], [`StoreError::LeaseGone`], a full disk.
     pub fn seal_layers(
         &self,
         base: Option<&ChainId>,
@@ -224,7 +209,8 @@ impl Store {
     ///
     /// # Errors
     /// As [`Store::seal_layers`].
-    pub fn seal_layer(
+    #[cfg(test)]
+    pub(crate) fn seal_layer(
         &self,
         active: Active,
         options: &LayerOptions,

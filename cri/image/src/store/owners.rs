@@ -161,7 +161,8 @@ impl Store {
     ///
     /// # Errors
     /// When its lock cannot be asked.
-    pub fn owner_alive(&self, id: &str) -> Result<bool> {
+    #[cfg(test)]
+    pub(crate) fn owner_alive(&self, id: &str) -> Result<bool> {
         if id == self.owner_id() {
             return Ok(true);
         }
