@@ -381,7 +381,8 @@ mod tests {
     fn links_that_were_up_in_this_boot_are_missed_after_a_restart_too() {
         let dir = tempfile::tempdir().expect("a directory");
         let path = dir.path().join("health.json");
-        let (mut h, p) = (Health::load(&path, "boot-1").0, Policy::default());
+        let (mut h, mut p) = (Health::load(&path, "boot-1").0, Policy::default());
+        p.rules.actions.insert(Sign::LinksDown, Action::Condemn);
         let links = |n| Reading {
             links: Some(n),
             ..Reading::default()

@@ -38,9 +38,11 @@ pub struct Reading {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Sign {
-    /// Memory errors that could not be corrected, since the driver was loaded.
+    /// Memory errors that could not be corrected, since the driver was loaded, of a card that does not contain them.
     EccVolatile,
-    /// The same, in the card's life.
+    /// The same, of a card that contains them, and remaps the row (since Ampere): whoever had the memory is gone.
+    EccContained,
+    /// The same of either, in the card's life.
     EccAggregate,
     /// A row of memory is to be remapped at the next reset.
     RemapPending,
@@ -62,8 +64,9 @@ pub enum Sign {
 
 impl Sign {
     /// All of them.
-    pub const ALL: [Sign; 10] = [
+    pub const ALL: [Sign; 11] = [
         Sign::EccVolatile,
+        Sign::EccContained,
         Sign::EccAggregate,
         Sign::RemapPending,
         Sign::RemapFailed,
@@ -79,6 +82,7 @@ impl Sign {
     pub fn name(self) -> &'static str {
         match self {
             Sign::EccVolatile => "ecc_volatile",
+            Sign::EccContained => "ecc_contained",
             Sign::EccAggregate => "ecc_aggregate",
             Sign::RemapPending => "remap_pending",
             Sign::RemapFailed => "remap_failed",
@@ -91,12 +95,14 @@ impl Sign {
         }
     }
 
-    /// What is done about it unless the configuration says otherwise.
+    /// What is done about it unless the configuration says otherwise: what the XID of the same thing does. Links warn, since
+    /// a GPU that is gone takes its neighbours' with it.
     pub fn usual(self) -> Action {
         match self {
             Sign::EccAggregate => Action::Ignore,
-            Sign::LinkErrors | Sign::Slowdown => Action::Warn,
-            _ => Action::Condemn,
+            Sign::EccContained | Sign::RemapPending | Sign::RetirementPending => Action::Warn,
+            Sign::LinksDown | Sign::LinkErrors | Sign::Slowdown => Action::Warn,
+            Sign::EccVolatile | Sign::RemapFailed | Sign::RetiredPages | Sign::Shutdown => Action::Condemn,
         }
     }
 
@@ -104,7 +110,7 @@ impl Sign {
     fn drivers_own(self) -> bool {
         matches!(
             self,
-            Sign::EccVolatile | Sign::RemapPending | Sign::RetirementPending
+            Sign::EccVolatile | Sign::EccContained | Sign::RemapPending | Sign::RetirementPending
         )
     }
 }
@@ -220,9 +226,9 @@ impl Rules {
             link_errors,
         } = self.limits;
         match sign {
-            Sign::EccVolatile => r
+            Sign::EccVolatile | Sign::EccContained => r
                 .ecc_volatile
-                .filter(|n| *n > ecc_volatile)
+                .filter(|n| *n > ecc_volatile && r.rows.is_some() == (sign == Sign::EccContained))
                 .map(|n| format!("{n} memory errors could not be corrected since the driver was loaded")),
             Sign::EccAggregate => r
                 .ecc_aggregate
@@ -323,7 +329,18 @@ mod tests {
             links: 18,
             link_errors: Some(1),
         };
-        assert_eq!(signs(&rules, &sick, before, false), Sign::ALL);
+        // Of a card that contains errors, and of one that does not and has no rows either.
+        let contains: Vec<Sign> = Sign::ALL
+            .into_iter()
+            .filter(|s| *s != Sign::EccVolatile)
+            .collect();
+        assert_eq!(signs(&rules, &sick, before, false), contains);
+        let other = Reading {
+            rows: None,
+            ..sick.clone()
+        };
+        let found = signs(&rules, &other, before, false);
+        assert!(found.contains(&Sign::EccVolatile) && !found.contains(&Sign::EccContained));
         let told: Vec<Sign> = Sign::ALL.into_iter().filter(|s| !s.drivers_own()).collect();
         assert_eq!(signs(&rules, &sick, before, true), told);
         // Each is named as in the configuration, and says what is wrong.

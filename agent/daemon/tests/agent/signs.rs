@@ -9,6 +9,9 @@ use crate::node::root;
 /// A look a second, and a sign that was gone twice is gone.
 const QUICK: &str = "[health]\nprobe_seconds = 1\nwell_after = 2\n";
 
+/// Everything that can condemn does.
+const STRICT: &str = "[health.signs]\necc_contained = \"condemn\"\nremap_pending = \"condemn\"\nretirement_pending = \"condemn\"\nlinks_down = \"condemn\"\n";
+
 /// GPUs of a driver that does not say what is to be done about them.
 fn silent_driver(name: &str) -> Topology {
     let mut topology = Topology::named(name).unwrap();
@@ -22,7 +25,7 @@ async fn root_a_gpu_with_a_sign_of_illness_is_kept_back_until_it_is_gone() {
         return;
     }
     let topology = silent_driver("h100x8");
-    let (mut node, kubelet, _) = ready(&topology, QUICK, 8).await;
+    let (mut node, kubelet, _) = ready(&topology, &format!("{QUICK}{STRICT}"), 8).await;
     let uuid = |n: usize| topology.gpus[n].uuid.clone();
     let signs = [
         (
@@ -82,8 +85,15 @@ async fn root_cards_that_retire_pages_are_looked_at_for_them() {
     let mut topology = silent_driver("h100x8");
     topology.gpus.truncate(2);
     topology.gpus.iter_mut().for_each(|g| g.rows = None);
-    let (node, kubelet, _) = ready(&topology, QUICK, 2).await;
+    let (node, kubelet, _) = ready(&topology, &format!("{QUICK}{STRICT}"), 2).await;
     let uuid = |n: usize| topology.gpus[n].uuid.clone();
+    // Nor do they contain errors.
+    node.driver.raise("1 set ecc_volatile 1").unwrap();
+    node.wait("one unhealthy", || kubelet.ids(GPU, false) == [uuid(1)])
+        .await;
+    node.driver.raise("1 reset").unwrap();
+    node.wait("both healthy", || kubelet.ids(GPU, true).len() == 2)
+        .await;
     node.driver.raise("0 set retirement_pending 1").unwrap();
     node.driver.raise("1 set retired_pages 60").unwrap();
     node.wait("one unhealthy", || kubelet.ids(GPU, false) == [uuid(0)])
@@ -94,6 +104,31 @@ async fn root_cards_that_retire_pages_are_looked_at_for_them() {
     node.driver.raise("0 reset").unwrap();
     node.wait("the first healthy", || kubelet.ids(GPU, true) == [uuid(0)])
         .await;
+}
+
+/// What the XIDs of the same things leave alone, a look leaves alone; and a neighbour's links are not one's own fault.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn root_signs_that_a_gpu_can_live_with_are_told_and_take_none_away() {
+    if !root() {
+        return;
+    }
+    let (node, kubelet, _) = ready(&silent_driver("h100x8"), QUICK, 8).await;
+    let all = [
+        ("0 set ecc_volatile 1", "ecc_contained"),
+        ("1 set remap_pending 1", "remap_pending"),
+        ("2 set links_down 4", "links_down"),
+    ];
+    for (line, _) in all {
+        node.driver.raise(line).unwrap();
+    }
+    for (_, sign) in all {
+        node.wait(sign, || {
+            let page = get(&node, "/metrics").1;
+            page.contains(&format!("sign=\"{sign}\""))
+        })
+        .await;
+    }
+    assert_eq!(kubelet.ids(GPU, true).len(), 8);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -130,7 +165,7 @@ async fn root_what_is_done_about_a_sign_is_configured_and_a_warning_is_told_only
         node.log().contains("6 errors of its NVLinks since the last look")
     })
     .await;
-    for (gpu, sign) in [(0, "ecc_volatile"), (1, "remap_pending"), (2, "remap_failed")] {
+    for (gpu, sign) in [(0, "ecc_contained"), (1, "remap_pending"), (2, "remap_failed")] {
         assert!(!told(gpu, sign), "{sign}");
     }
     assert_eq!(kubelet.ids(GPU, true).len(), 8);
