@@ -59,7 +59,30 @@ pub fn gather(lab: &Lab) -> Result<PathBuf> {
     copy(&lab::cni_bin(), "cni")?;
     copy(&cache.join("lab-images"), "images")?;
     copy(&repo.join("tests/vm/."), ".")?;
+    copy(&repo.join("manifests/node"), "node")?;
+    copy(&repo.join("manifests/images/node/Dockerfile"), "node.Dockerfile")?;
+    std::fs::write(dir.join("set-up.json"), set_up_pod(&repo.join("manifests/base"))?)?;
     Ok(dir)
+}
+
+/// The pod of the DaemonSet slipway-node-setup as one that kubelet reads from a file, called `NAME`.
+fn set_up_pod(base: &Path) -> Result<String> {
+    // kubectl writes JSON of what it knows without a server.
+    let json = cmd::sh(&format!(
+        "'{0}' kustomize '{1}' | '{0}' label --local -f - written=out -o json",
+        lab::tool("kubectl").display(),
+        base.display()
+    ))?;
+    let all = serde_json::Deserializer::from_str(&json).into_iter::<serde_json::Value>();
+    let daemon_set = all
+        .flatten()
+        .find(|o| o["kind"] == "DaemonSet" && o["metadata"]["name"] == "slipway-node-setup")
+        .context("no DaemonSet slipway-node-setup")?;
+    let pod = serde_json::json!({
+        "apiVersion": "v1", "kind": "Pod", "metadata": { "name": "NAME", "namespace": "default" },
+        "spec": daemon_set["spec"]["template"]["spec"],
+    });
+    Ok(pod.to_string())
 }
 
 /// A disk with what [`gather`] gathered; guests that go on run `phase`.

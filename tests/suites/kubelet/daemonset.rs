@@ -17,8 +17,8 @@ use crate::OURS;
 use crate::kube::Kube;
 
 const GPU: &str = "nvidia.com/gpu";
-const SPACE: &str = "slipway-system";
-const NODE_IMAGE: &str = "slipway.local/node:1";
+pub const SPACE: &str = "slipway-system";
+pub const NODE_IMAGE: &str = "slipway.local/node:1";
 const SOON: Duration = Duration::from_secs(60);
 /// What is a Kubernetes before 1.37's, or for a sick GPU's pods only: of this account's rights those that a test need not see used.
 const NOT_ALWAYS_USED: [&str; 3] = ["get pods", "delete pods", "create pods/eviction"];
@@ -131,9 +131,13 @@ impl Agent<'_> {
         patch.push(json!({ "op": "add", "path": "/spec/template/spec/containers/0/env/-", "value": env }));
         patch.push(json!({ "op": "add", "path": "/spec/template/spec/nodeSelector",
             "value": { "kubernetes.io/hostname": format!("node{OURS}") } }));
+        // The other DaemonSet works on the machine itself, wherever a node has its label.
+        let gone = json!({ "$patch": "delete", "apiVersion": "apps/v1", "kind": "DaemonSet",
+            "metadata": { "name": "slipway-node-setup" } });
         let more = json!({
             "configMapGenerator": [{ "name": "slipway-agent", "behavior": "replace", "files": ["agent.toml"] }],
-            "patches": [{ "target": { "kind": "DaemonSet", "name": "slipway-agent" }, "patch": json!(patch).to_string() }],
+            "patches": [{ "target": { "kind": "DaemonSet", "name": "slipway-agent" }, "patch": json!(patch).to_string() },
+                        { "patch": gone.to_string() }],
         });
         let name = format!("{}-{tag}", of.replace('/', "-"));
         let at = overlay(cluster, &name, of, tag, &more)?;
@@ -280,7 +284,12 @@ pub async fn the_agents_daemon_set_hands_out_gpus_with_its_own_rights_alone(k: K
     let verdict = as_they_are(&agent, &topology).await;
     // Whatever became of it: other tests want the node.
     k.run(&["delete", "pods", "--all", "--wait"], Duration::from_secs(60))?;
-    let gone = agent.kubectl(&["delete", "daemonset", "--all", "--wait", "--cascade=foreground"]);
+    let gone = agent.kubectl(&[
+        "delete",
+        "daemonset/slipway-agent",
+        "--wait",
+        "--cascade=foreground",
+    ]);
     let gone = gone.and_then(|_| agent.root.remove());
     verdict?;
     gone
@@ -409,7 +418,37 @@ async fn as_they_are(agent: &Agent<'_>, topology: &Topology) -> Result<()> {
         "its container is another one: {} and was {two}",
         incarnation(k, "two")?
     );
-    agent.uses_its_rights_and_no_others()
+    agent.uses_its_rights_and_no_others()?;
+    // One of the two GPUs is in a pod's hands.
+    k.ok(&["delete", "pod", "two", "--wait"])?;
+    the_examples_have_one_gpu(k).await
+}
+
+/// The examples with one GPU, of which the first names an image that has to be pulled.
+async fn the_examples_have_one_gpu(k: &Kube) -> Result<()> {
+    crate::training::image(k)?;
+    let debian = (
+        "image: debian:12-slim",
+        "image: slipway.local/python:3\n        imagePullPolicy: Never",
+    );
+    k.example("gpu-check.yaml", &[debian])?;
+    k.example("gpu-job.yaml", &[])?;
+    k.complete("gpu-check", SOON).await?;
+    k.complete("train-gpu", SOON).await?;
+    let log = k.ok(&["logs", "job/gpu-check"])?;
+    ensure!(
+        log.contains("libcuda.so.1") && log.contains("a fake driver"),
+        "{log}"
+    );
+    let log = k.ok(&["logs", "job/train-gpu"])?;
+    let is_card = |l: &&str| l.starts_with("nvidia") && l.ends_with(|c: char| c.is_ascii_digit());
+    ensure!(
+        log.lines().filter(is_card).count() == 1
+            && log.contains("libcuda is there")
+            && log.contains("accuracy "),
+        "{log}"
+    );
+    Ok(())
 }
 
 /// The machine's root as a mount that is shared, which it is where systemd started it; with a /run of its own, so that the

@@ -30,6 +30,7 @@ mod kube;
 mod lifecycle;
 mod manifests;
 mod network;
+mod node_setup;
 mod power;
 mod restarts;
 mod secrets;
@@ -83,7 +84,7 @@ fn all() -> Vec<Test> {
         lifecycle::a_pod_ends_gracefully_and_is_killed_after_its_grace_period,
         lifecycle::a_static_pod_runs,
         manifests::the_api_server_takes_every_overlay_and_example,
-        manifests::the_node_image_puts_the_programs_on_a_node,
+        node_setup::the_set_up_daemon_set_installs_upgrades_and_leaves_a_wrong_node_alone,
         eviction::a_pod_that_uses_more_of_the_disk_than_its_limit_is_evicted,
         compare::statistics_and_metrics_are_those_that_containerd_gives,
         secrets::a_private_image_is_pulled_with_the_secrets_of_its_pod_alone,

@@ -5,7 +5,6 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use harness::{cmd, lab};
-use serde_json::json;
 
 use crate::kube::Kube;
 
@@ -94,38 +93,5 @@ fn the_agent_can_read_its_configurations(overlays: &[PathBuf]) -> Result<()> {
             .ok()
             .with_context(|| file.display().to_string())?;
     }
-    Ok(())
-}
-
-/// What the DaemonSets' init containers do, to a directory in place of the node's root; systemd is not asked.
-pub async fn the_node_image_puts_the_programs_on_a_node(k: Kube) -> Result<()> {
-    crate::daemonset::node_image(&k.cluster)?;
-    let host = k.cluster.dir().join("host");
-    std::fs::create_dir_all(&host)?;
-    let script = "CNI=no sh /slipway/node/install.sh /slipway/bin /host /usr/local /etc /etc/systemd/system && nsenter --help 2>&1 | head -1";
-    let volume = json!({ "name": "host", "hostPath": { "path": host, "type": "Directory" } });
-    k.pod(
-        "install",
-        script,
-        json!({ "restartPolicy": "Never", "nodeName": "node1", "volumes": [volume] }),
-        json!({ "image": "slipway.local/node:1", "imagePullPolicy": "Never", "volumeMounts": [{ "name": "host", "mountPath": "/host" }] }),
-    )?;
-    k.phase("install", "Succeeded").await?;
-    // The cluster has a network.
-    ensure!(!host.join("etc/cni").exists(), "{}", k.logs("install")?);
-    for file in [
-        "usr/local/bin/slipwayd",
-        "usr/local/bin/slipway-agent",
-        "etc/systemd/system/slipwayd.service",
-        "etc/kubernetes/kubelet.conf.d/20-slipway.conf",
-        "etc/slipway/config.toml",
-    ] {
-        ensure!(
-            host.join(file).is_file(),
-            "{file} is not there: {}",
-            k.logs("install")?
-        );
-    }
-    ensure!(k.logs("install")?.contains("BusyBox"), "{}", k.logs("install")?);
     Ok(())
 }

@@ -4,8 +4,10 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use harness::cmd;
 use serde_json::json;
 
+use crate::OURS;
 use crate::follow::Followed;
 use crate::kube::Kube;
 
@@ -44,6 +46,10 @@ pub async fn an_image_is_built_in_the_cluster_and_trains_on_two_nodes(k: Kube) -
     )?;
     k.complete("build-digits", Duration::from_secs(100)).await?;
 
+    // The nightly build, tonight's now, and a training with PyTorch's environment, beside the one that is looked at.
+    k.example("build-cronjob.yaml", &[])?;
+    k.ok(&["create", "job", "--from=cronjob/build-digits-nightly", "tonight"])?;
+    k.example("pytorch-job.yaml", &[])?;
     k.example("train-job.yaml", &[])?;
     let worker = |n: usize| format!("job-name=train-digits,batch.kubernetes.io/job-completion-index={n}");
     let pod = |n: usize| {
@@ -128,5 +134,36 @@ pub async fn an_image_is_built_in_the_cluster_and_trains_on_two_nodes(k: Kube) -
         .with_context(|| format!("no accuracy in\n{log}"))?;
     ensure!(accuracy > 0.85, "accuracy {accuracy}");
     println!("{}", log.trim_end());
+    ranks_have_their_environment(&k).await?;
+    k.complete("tonight", Duration::from_secs(60)).await?;
+    let schedule = k.field("cronjob/build-digits-nightly", ".spec.suspend")?;
+    ensure!(
+        schedule == "false",
+        "the nightly build is suspended: {schedule:?}"
+    );
+    Ok(())
+}
+
+async fn ranks_have_their_environment(k: &Kube) -> Result<()> {
+    k.complete("train-ranks", Duration::from_secs(60)).await?;
+    for rank in 0..2 {
+        let of = format!("job-name=train-ranks,batch.kubernetes.io/job-completion-index={rank}");
+        let log = k.ok(&["logs", "-l", &of, "--tail=-1"])?;
+        let said = format!("rank {rank} of 2, rendezvous at train-ranks-0.train-ranks:29500\n");
+        ensure!(
+            log.starts_with(&said) && log.contains("step   100/100"),
+            "rank {rank} says\n{log}"
+        );
+    }
+    Ok(())
+}
+
+/// The image of the examples' trainings on node 1: from the build's cache, where a Job has built it.
+pub fn image(k: &Kube) -> Result<()> {
+    k.cluster.prepare_examples()?;
+    let source = harness::lab::repo().join("tests/fixtures/train-digits");
+    let source = source.display().to_string();
+    let args = ["build", "-q", "--network", "host", "-t", BUILT, &source];
+    cmd::run(&mut k.cluster.slipway(OURS, &args), Duration::from_secs(200))?.ok()?;
     Ok(())
 }
