@@ -129,6 +129,12 @@ fn examples(dir: &Path) -> Result<()> {
     kubectl("wait --for=condition=complete --timeout=300s job/build-digits");
     kubectl(&format!("apply -f {}/train-job.yaml", at.display()));
     kubectl("logs -f -l job-name=train-digits --prefix");
+    println!("And where the cluster has GPUs, with the image that was built:");
+    for (file, job) in [("gpu-job", "train-gpu"), ("gpu-train-job", "train-gpus")] {
+        kubectl(&format!("apply -f {}/{file}.yaml", at.display()));
+        kubectl(&format!("wait --for=condition=complete --timeout=300s job/{job}"));
+    }
+    kubectl("logs -l job-name=train-gpus --prefix");
     Ok(())
 }
 
