@@ -4,7 +4,7 @@
 //! A device is allocated before a pod's containers are made, and those change the pod's status: so a pod's devices are asked for
 //! again after each change that kubelet tells, and not otherwise.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use prost::Message;
@@ -60,14 +60,25 @@ pub fn told(bytes: &[u8]) -> Option<Told> {
     })
 }
 
+/// A pod whose devices are to be asked for.
+pub struct Unasked {
+    pub uid: String,
+    pub namespace: String,
+    pub name: String,
+    /// The change since which.
+    pub since: u64,
+}
+
 /// What kubelet has told.
 #[derive(Debug, Default)]
 pub struct Live {
     /// Whether everything has been told: before that, and when the stream has ended, nothing is known.
     complete: bool,
     pods: BTreeMap<String, Pod>,
-    /// Pods whose devices are to be asked for.
-    unasked: BTreeSet<String>,
+    /// Changes told so far.
+    changes: u64,
+    /// Pods whose devices are to be asked for, and the change since which.
+    unasked: BTreeMap<String, u64>,
     /// The devices of those that have some.
     devices: BTreeMap<String, PodResources>,
     /// Of all of this, until it changes.
@@ -77,7 +88,11 @@ pub struct Live {
 impl Live {
     /// The stream has ended.
     pub fn forget(&mut self) {
-        *self = Live::default();
+        // Counted on: an answer to what was asked before is not one to what is told after.
+        *self = Live {
+            changes: self.changes + 1,
+            ..Live::default()
+        };
     }
 
     /// Takes an event in; whether it could be.
@@ -95,13 +110,14 @@ impl Live {
             return false;
         };
         self.snapshot = None;
+        self.changes += 1;
         if kind == EventType::Deleted {
             self.pods.remove(&uid);
         } else {
             self.pods.insert(uid.clone(), pod);
         }
         if kind != EventType::Deleted && may_have {
-            self.unasked.insert(uid);
+            self.unasked.insert(uid, self.changes);
         } else {
             self.unasked.remove(&uid);
             self.devices.remove(&uid);
@@ -110,27 +126,39 @@ impl Live {
     }
 
     /// Pods whose devices have to be asked for before anything can be said; none: nothing can be said.
-    pub fn unasked(&self) -> Option<Vec<(String, String, String)>> {
-        let one = |uid: &String| {
+    pub fn unasked(&self) -> Option<Vec<Unasked>> {
+        let one = |(uid, since): (&String, &u64)| {
             let pod = self.pods.get(uid)?;
-            Some((uid.clone(), pod.namespace.clone(), pod.name.clone()))
+            Some(Unasked {
+                uid: uid.clone(),
+                namespace: pod.namespace.clone(),
+                name: pod.name.clone(),
+                since: *since,
+            })
         };
         self.complete
             .then(|| self.unasked.iter().filter_map(one).collect())
     }
 
-    /// A pod's devices, as they were when it was asked; kubelet may have told of another change since.
-    pub fn asked(&mut self, uid: &str, devices: PodResources) {
-        if self.unasked.remove(uid) {
+    /// A pod's devices, asked for after the change `since`. Where kubelet has told of another one meanwhile, they may be older
+    /// than that, and are asked for again.
+    pub fn asked(&mut self, uid: &str, since: u64, devices: PodResources) {
+        if self.unasked.get(uid) == Some(&since) {
+            self.unasked.remove(uid);
             self.snapshot = None;
             self.devices.insert(uid.to_owned(), devices);
         }
     }
 
-    /// Everybody's devices.
-    pub fn listed(&mut self, list: Vec<PodResources>) {
+    /// How many changes have been told.
+    pub fn changes(&self) -> u64 {
+        self.changes
+    }
+
+    /// Everybody's devices, asked for when so many changes had been told.
+    pub fn listed(&mut self, changes: u64, list: Vec<PodResources>) {
         self.snapshot = None;
-        self.unasked.clear();
+        self.unasked.retain(|_, since| *since > changes);
         self.devices.clear();
         for devices in list {
             let is =
@@ -249,7 +277,27 @@ mod tests {
 
     fn names(live: &Live) -> Vec<String> {
         let all = live.unasked().expect("it is complete");
-        all.into_iter().map(|(_, _, name)| name).collect()
+        all.into_iter().map(|u| u.name).collect()
+    }
+
+    /// kubelet's answer for "one", to what is asked now.
+    fn answer(live: &mut Live, id: &str) {
+        let unasked = live.unasked().expect("it is complete").remove(0);
+        live.asked(&unasked.uid, unasked.since, devices("one", id));
+    }
+
+    #[test]
+    fn what_was_answered_before_a_change_is_asked_for_again() {
+        let mut live = complete();
+        let (asked, changes) = (live.unasked().expect("complete").remove(0), live.changes());
+        // Between the question and its answer.
+        live.heard(&event(EventType::Modified, "one", "nvidia.com/gpu", "Running"));
+        live.asked(&asked.uid, asked.since, PodResources::default());
+        assert_eq!(names(&live), ["one"]);
+        live.listed(changes, Vec::new());
+        assert_eq!(names(&live), ["one"]);
+        answer(&mut live, "GPU-1");
+        assert_eq!(live.snapshot().expect("all is known").holders("GPU-1").len(), 1);
     }
 
     #[test]
@@ -257,7 +305,7 @@ mod tests {
         let mut live = complete();
         assert_eq!(names(&live), ["one"]);
         assert!(live.snapshot().is_none());
-        live.asked("uid-one", devices("one", "GPU-1::3"));
+        answer(&mut live, "GPU-1::3");
         let snapshot = live.snapshot().expect("all is known");
         assert_eq!(snapshot.holders("GPU-1")[0].1.uid.as_deref(), Some("uid-one"));
         assert!(names(&live).is_empty());
@@ -267,7 +315,7 @@ mod tests {
         );
         live.heard(&event(EventType::Modified, "one", "nvidia.com/gpu", "Running"));
         assert_eq!(names(&live), ["one"]);
-        live.asked("uid-one", devices("one", "GPU-1::3"));
+        answer(&mut live, "GPU-1::3");
         live.heard(&event(EventType::Modified, "web", "memory", "Running"));
         assert!(names(&live).is_empty());
     }
@@ -279,7 +327,7 @@ mod tests {
             event(EventType::Deleted, "one", "", ""),
         ] {
             let mut live = complete();
-            live.asked("uid-one", devices("one", "GPU-1"));
+            answer(&mut live, "GPU-1");
             live.heard(&last);
             let snapshot = live.snapshot().expect("all is known");
             assert!(snapshot.holders("GPU-1").is_empty());
@@ -289,7 +337,10 @@ mod tests {
     #[test]
     fn what_is_not_understood_or_of_an_older_kubelet_is_nothing_to_go_by() {
         let mut live = complete();
-        live.listed(vec![devices("one", "GPU-1"), devices("stranger", "GPU-2")]);
+        live.listed(
+            live.changes(),
+            vec![devices("one", "GPU-1"), devices("stranger", "GPU-2")],
+        );
         let snapshot = live.snapshot().expect("all is known");
         assert_eq!(snapshot.holders("GPU-1").len(), 1);
         assert!(

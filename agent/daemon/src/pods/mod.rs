@@ -196,15 +196,15 @@ impl Pods {
         };
         let mut client = self.lister();
         let mut whole = unasked.len() > MAX_SINGLE;
-        for (uid, pod_namespace, pod_name) in unasked.iter().take(MAX_SINGLE).filter(|_| !whole).cloned() {
+        for pod in unasked.iter().filter(|_| unasked.len() <= MAX_SINGLE) {
             let request = GetPodResourcesRequest {
-                pod_name,
-                pod_namespace,
+                pod_name: pod.name.clone(),
+                pod_namespace: pod.namespace.clone(),
             };
             match client.get(request).await {
                 Ok(answer) => {
                     let devices = answer.into_inner().pod_resources.unwrap_or_default();
-                    lock(&self.live).asked(&uid, devices);
+                    lock(&self.live).asked(&pod.uid, pod.since, devices);
                 }
                 // It is gone, or kubelet answers no such question: the list tells.
                 Err(_) => {
@@ -214,8 +214,9 @@ impl Pods {
             }
         }
         if whole {
+            let changes = lock(&self.live).changes();
             let list = client.list(ListPodResourcesRequest {}).await?.into_inner();
-            lock(&self.live).listed(list.pod_resources);
+            lock(&self.live).listed(changes, list.pod_resources);
         }
         // None: kubelet has told of another change meanwhile.
         Ok(lock(&self.live).snapshot())
