@@ -58,8 +58,9 @@ ROUNDS ?= 300000
 SEED ?= $(shell date +%s)
 
 .PHONY: fuzz
-fuzz: ## Damaged and made-up SPDY, WebSocket and headers for the streaming server (ROUNDS=…, SEED=…), longer than the tests do it
+fuzz: ## Damaged and made-up SPDY, WebSocket and headers for the streaming server (ROUNDS=…, SEED=…), longer than the tests do it, then libFuzzer on each framing (FUZZ_SECONDS=60)
 	NOISE_ROUNDS=$(ROUNDS) NOISE_SEED=$(SEED) cargo test --release -p slipway-stream --lib -- no_bytes --nocapture
+	cri/stream/fuzz/run.sh $(FUZZ_SECONDS)
 
 # Where the cluster of `make cluster` lies.
 CLUSTER := /var/tmp/slipway-cluster

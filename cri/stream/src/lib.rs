@@ -33,7 +33,9 @@ mod urls;
 mod violation;
 mod websocket;
 
-#[cfg(test)]
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
+#[cfg(any(test, feature = "fuzzing"))]
 mod noise;
 
 pub use config::Config;

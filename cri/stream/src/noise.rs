@@ -7,11 +7,13 @@ pub(crate) struct Noise(pub u64);
 
 impl Noise {
     /// The noise of one test.
+    #[cfg(test)]
     pub fn of(test: u64) -> Noise {
         Noise(test ^ number("NOISE_SEED").unwrap_or(0).rotate_left(32))
     }
 
     /// How many rounds a test makes that usually makes so many.
+    #[cfg(test)]
     pub fn rounds(usually: u64) -> u64 {
         number("NOISE_ROUNDS").unwrap_or(usually)
     }
@@ -29,11 +31,13 @@ impl Noise {
         (self.next() % bound.max(1) as u64) as usize
     }
 
+    #[cfg(test)]
     pub fn bytes(&mut self, count: usize) -> Vec<u8> {
         (0..count).map(|_| self.next() as u8).collect()
     }
 
     /// `bytes` with a few of them changed, removed, repeated or made up.
+    #[cfg(test)]
     pub fn damage(&mut self, bytes: &[u8]) -> Vec<u8> {
         let mut damaged = bytes.to_vec();
         for _ in 0..=self.below(4) {
@@ -54,6 +58,22 @@ impl Noise {
     }
 }
 
+/// Writes what a fuzzer starts from into a folder of this name below `CORPUS`.
+#[cfg(test)]
+pub(crate) fn corpus(name: &str, mut make: impl FnMut(&mut Noise) -> Vec<u8>) {
+    let dir = std::env::var_os("CORPUS").expect("CORPUS names a folder");
+    let dir = std::path::Path::new(&dir).join(name);
+    std::fs::create_dir_all(&dir).expect("a folder");
+    for n in 0..64 {
+        let mut noise = Noise(n);
+        let mut bytes = make(&mut noise);
+        // How it is cut, read and answered.
+        bytes.extend(noise.bytes(8));
+        std::fs::write(dir.join(format!("{n:02}")), bytes).expect("a file");
+    }
+}
+
+#[cfg(test)]
 fn number(variable: &str) -> Option<u64> {
     let text = std::env::var(variable).ok()?;
     Some(text.parse().expect("a number"))

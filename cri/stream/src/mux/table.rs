@@ -269,7 +269,7 @@ impl Table {
     }
 
     /// What the streams hold, for tests of the bounds.
-    #[cfg(test)]
+    #[cfg(any(test, feature = "fuzzing"))]
     pub fn buffered(&self) -> usize {
         assert_eq!(
             self.buffered,
@@ -287,9 +287,23 @@ impl Table {
         self.opened.iter().map(|(id, headers)| (*id, headers))
     }
 
-    #[cfg(test)]
+    #[cfg(any(test, feature = "fuzzing"))]
     pub fn is_blocked(&self) -> bool {
         self.blocked
+    }
+
+    /// The next stream that was opened, which is accepted or not by whoever asks.
+    #[cfg(feature = "fuzzing")]
+    pub fn next_opened(&mut self) -> Option<StreamId> {
+        self.opened.pop_front().map(|(id, _)| id)
+    }
+
+    /// Every stream, in order.
+    #[cfg(feature = "fuzzing")]
+    pub fn ids(&self) -> Vec<StreamId> {
+        let mut ids: Vec<_> = self.streams.keys().copied().collect();
+        ids.sort_unstable();
+        ids
     }
 }
 

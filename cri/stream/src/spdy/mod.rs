@@ -497,4 +497,4 @@ fn pair(payload: &[u8]) -> Option<(u32, u32)> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -485,11 +485,16 @@ fn a_header_bomb_ends_the_connection_with_memory_bounded() {
 
 /// A session with something of everything.
 fn conversation(noise: &mut Noise) -> Vec<u8> {
+    conversation_of(noise, 5000)
+}
+
+/// With so many bytes in a frame at most.
+pub(crate) fn conversation_of(noise: &mut Noise, most: usize) -> Vec<u8> {
     let mut client = Client::new();
     let mut next = 1;
     for _ in 0..30 {
         let stream = 1 + 2 * noise.below(10) as u32;
-        let size = noise.below(5000);
+        let size = noise.below(most);
         match noise.below(8) {
             0 | 1 => {
                 client.syn(
@@ -573,4 +578,10 @@ fn how_the_bytes_are_cut_changes_nothing() {
         };
         assert_eq!(whole(usize::MAX), whole(1));
     }
+}
+
+#[test]
+#[ignore = "make fuzz: it writes files"]
+fn a_corpus_of_conversations_is_written() {
+    crate::noise::corpus("spdy", |noise| conversation_of(noise, 60));
 }

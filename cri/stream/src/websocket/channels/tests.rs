@@ -122,20 +122,32 @@ fn a_channel_that_is_not_read_holds_up_the_connection_at_its_bound() {
     assert_eq!(pair.read(0), [&vec![7; 1000][..], b"!"].concat());
 }
 
+/// Messages of every kind, with so many bytes at most.
+fn messages(noise: &mut Noise, most: usize) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    for _ in 0..noise.below(12) {
+        let first = [0x82, 0x02, 0x00, 0x80, 0x89, 0x8a, 0x88][noise.below(7)];
+        let count = noise.below(most);
+        let mut payload = noise.bytes(if first & 8 == 0 { count } else { count % 126 });
+        if let Some(channel) = payload.first_mut() {
+            *channel = [0, 1, 4, 255][noise.below(4)];
+        }
+        bytes.extend(client(first, &payload));
+    }
+    bytes
+}
+
+#[test]
+#[ignore = "make fuzz: it writes files"]
+fn a_corpus_of_messages_is_written() {
+    crate::noise::corpus("channels", |noise| [vec![1], messages(noise, 60)].concat());
+}
+
 #[test]
 fn no_bytes_whatever_break_the_server_or_its_bounds() {
     let mut noise = Noise::of(4);
     for round in 0..Noise::rounds(3000) {
-        let mut bytes = Vec::new();
-        for _ in 0..noise.below(12) {
-            let first = [0x82, 0x02, 0x00, 0x80, 0x89, 0x8a, 0x88][noise.below(7)];
-            let count = noise.below(3000);
-            let mut payload = noise.bytes(if first & 8 == 0 { count } else { count % 126 });
-            if let Some(channel) = payload.first_mut() {
-                *channel = [0, 1, 4, 255][noise.below(4)];
-            }
-            bytes.extend(client(first, &payload));
-        }
+        let mut bytes = messages(&mut noise, 3000);
         if round % 2 == 0 && !bytes.is_empty() {
             bytes = noise.damage(&bytes);
         }

@@ -80,3 +80,13 @@ fn no_bytes_whatever_break_the_server() {
         assert!(out.len() < 64 + 2 * bytes.len());
     }
 }
+
+#[test]
+#[ignore = "make fuzz: it writes files"]
+fn a_corpus_of_tunnels_is_written() {
+    crate::noise::corpus("tunnel", |noise| {
+        let spdy = crate::spdy::tests::conversation_of(noise, 40);
+        let parts = spdy.chunks(1 + noise.below(60));
+        parts.flat_map(|part| client(0x82, part)).collect()
+    });
+}
