@@ -148,7 +148,10 @@ impl Agent<'_> {
         } else {
             lab::repo().join("manifests/base/agent.toml")
         };
-        let places = cluster.agent_places(OURS, &self.driver);
+        // Kubelet's list of pods is that of 1.37: of an older one the agent has to ask the API server for their UIDs.
+        let places = cluster
+            .agent_places(OURS, &self.driver)
+            .replace("pods-api.sock", "of-no-older-kubelet.sock");
         std::fs::write(
             at.join("agent.toml"),
             std::fs::read_to_string(own)? + "\n" + &places,
