@@ -305,8 +305,14 @@ async fn as_they_are(agent: &Agent<'_>, topology: &Topology) -> Result<()> {
     agent.allocatable(GPU, 2).await?;
     println!("`kubectl apply` to the node's allocatable: {:?}", began.elapsed());
     agent.rolled_out()?;
-    for name in ["one", "two"] {
-        gpu_pod(k, name, GPU, "exec sleep 1000")?;
+    for (name, restarts) in [("one", "Always"), ("two", "Never")] {
+        let resources = json!({ "resources": { "limits": { GPU: 1 } } });
+        k.pod(
+            name,
+            "exec sleep 1000",
+            json!({ "restartPolicy": restarts }),
+            resources,
+        )?;
     }
     for name in ["one", "two"] {
         k.ready(name).await?;
@@ -335,16 +341,11 @@ async fn as_they_are(agent: &Agent<'_>, topology: &Topology) -> Result<()> {
     .await?;
     // Everything that can happen has.
     the_dashboard_asks_for_what_there_is(agent, &agent.http("/metrics")?)?;
-    // Evicted or not: it is another test's what becomes of it.
-    k.ok(&[
-        "delete",
-        "pod",
-        "one",
-        "--ignore-not-found",
-        "--wait",
-        "--grace-period=0",
-        "--force",
-    ])?;
+    // Kubelet would start its container again and again on the sick GPU.
+    k.until_true("the pod to be evicted", |k| {
+        Ok(k.ok(&["get", "pods", "--ignore-not-found", "one"])?.is_empty())
+    })
+    .await?;
 
     let two = incarnation(k, "two")?;
     let (name, restarts) = (".metadata.name", ".status.containerStatuses[0].restartCount");
