@@ -68,6 +68,27 @@ fn action_name(action: u32) -> &'static str {
     }
 }
 
+/// What an XID makes of work, with what the driver says after it: "drain" means that work may end before the GPU is reset.
+fn work_after(recovery: Option<u32>) -> Work {
+    match recovery {
+        Some(3 | 4) => Work::GoesOn,
+        _ => Work::Over,
+    }
+}
+
+/// What becomes of the work that a GPU has when it falls sick.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Work {
+    /// It may come to its end.
+    #[default]
+    GoesOn,
+    /// The GPU does not answer; the work is over if that stays so.
+    Silent,
+    /// It is over.
+    Over,
+}
+
 /// Why a GPU may not be handed out.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Unhealthy {
@@ -80,6 +101,9 @@ pub struct Unhealthy {
     /// The sign, when it was one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sign: Option<Sign>,
+    /// What that makes of whoever has it.
+    #[serde(default)]
+    pub work: Work,
 }
 
 /// What the looks since the agent's start have found of a GPU.
@@ -156,14 +180,15 @@ impl Health {
     /// An XID came; whether that changed anything.
     pub fn xid(&mut self, policy: &Policy, gpu: &str, xid: u64, recovery: Option<u32>, now: u64) -> bool {
         match policy.judge(xid, recovery) {
-            Some(reason) => self.condemn(gpu, reason, Some(xid), None, now),
+            Some(reason) => self.condemn(gpu, reason, Some(xid), None, work_after(recovery), now),
             None => false,
         }
     }
 
     /// The GPU can be watched no longer; whether that changed anything.
     pub fn lost(&mut self, gpu: &str, error: &str, now: u64) -> bool {
-        self.condemn(gpu, format!("it cannot be watched: {error}"), None, None, now)
+        let reason = format!("it cannot be watched: {error}");
+        self.condemn(gpu, reason, None, None, Work::Silent, now)
     }
 
     /// The signs that the last look found of a GPU, those that only warn too.
@@ -176,7 +201,14 @@ impl Health {
         if let Some(error) = &probe.error {
             // Nothing was read: what is known of signs stays.
             self.seen.entry(gpu.to_owned()).or_default().clean = 0;
-            return self.condemn(gpu, format!("it does not answer: {error}"), None, None, now);
+            let reason = format!("it does not answer: {error}");
+            return self.condemn(gpu, reason, None, None, Work::Silent, now);
+        }
+        // It answers: whatever else is wrong with it, that is not.
+        let silent = |u: &Unhealthy| u.xid.is_none() && u.work == Work::Silent;
+        let answers = self.unhealthy.get(gpu).is_some_and(silent);
+        if answers {
+            self.unhealthy.remove(gpu);
         }
         let more_links = self.links_of(gpu, probe);
         let before = Before {
@@ -192,14 +224,14 @@ impl Health {
         let condemned = match (probe.recovery, worst) {
             (Some(action @ 1..), _) => {
                 let reason = format!("the driver asks for {}", action_name(action));
-                Some((reason, None))
+                Some((reason, None, work_after(Some(action))))
             }
-            (_, Some(Found { sign, text, .. })) => Some((text, Some(sign))),
+            (_, Some(Found { sign, text, .. })) => Some((text, Some(sign), Work::GoesOn)),
             (None | Some(0), None) => None,
         };
-        if let Some((reason, sign)) = condemned {
+        if let Some((reason, sign, work)) = condemned {
             seen.clean = 0;
-            return self.condemn(gpu, reason, None, sign, now) || more_links;
+            return self.condemn(gpu, reason, None, sign, work, now) || more_links || answers;
         }
         seen.clean = seen.clean.saturating_add(1);
         let clean = seen.clean;
@@ -212,7 +244,7 @@ impl Health {
         if over {
             self.unhealthy.remove(gpu);
         }
-        over || more_links
+        over || more_links || answers
     }
 
     /// Remembers how many links a GPU has had up; whether they are more than before.
@@ -225,12 +257,23 @@ impl Health {
         true
     }
 
-    /// The first reason stays: what follows is its consequence. An XID says more than a symptom does.
-    fn condemn(&mut self, gpu: &str, reason: String, xid: Option<u64>, sign: Option<Sign>, now: u64) -> bool {
+    /// The first reason stays: what follows is its consequence. An XID says more than a symptom does, and of two of a kind the
+    /// one that leaves less of the work.
+    fn condemn(
+        &mut self,
+        gpu: &str,
+        reason: String,
+        xid: Option<u64>,
+        sign: Option<Sign>,
+        work: Work,
+        now: u64,
+    ) -> bool {
         match self.unhealthy.get_mut(gpu) {
-            Some(old) if old.xid.is_some() || xid.is_none() => false,
+            Some(old) if xid.is_none() && old.xid.is_some() => false,
+            Some(old) if old.xid.is_some() == xid.is_some() && work <= old.work => false,
             Some(old) => {
-                (old.reason, old.xid, old.sign) = (reason, xid, None);
+                (old.reason, old.xid, old.sign) = (reason, xid, sign);
+                old.work = work.max(old.work);
                 true
             }
             None => {
@@ -239,6 +282,7 @@ impl Health {
                     xid,
                     since: now,
                     sign,
+                    work,
                 };
                 self.unhealthy.insert(gpu.to_owned(), unhealthy);
                 true
@@ -400,6 +444,28 @@ mod tests {
         h.save(&path).expect("saved");
         let mut h = Health::load(&path, "boot-2").0;
         assert!(h.probed(&p, "GPU-1", &answers(Some(0), links(11)), 2) && h.of("GPU-1").is_none());
+    }
+
+    #[test]
+    fn what_becomes_of_the_work_is_the_worst_that_was_heard_and_a_drain_lets_it_end() {
+        let (mut h, p) = (health(), Policy::default());
+        let work = |h: &Health| h.of("GPU-1").map(|u| (u.work, u.xid));
+        h.xid(&p, "GPU-1", 63, Some(4), 1);
+        assert_eq!(work(&h), Some((Work::GoesOn, Some(63))));
+        assert!(!h.probed(&p, "GPU-1", &silent("timeout"), 2), "an XID says more");
+        assert!(h.xid(&p, "GPU-1", 79, None, 3));
+        assert_eq!(work(&h), Some((Work::Over, Some(79))));
+        assert!(!h.xid(&p, "GPU-1", 63, Some(4), 4));
+        let mut h = health();
+        h.probed(&p, "GPU-1", &silent("timeout"), 1);
+        assert_eq!(work(&h), Some((Work::Silent, None)));
+        // It answers, and asks for a reset.
+        assert!(h.probed(&p, "GPU-1", &answers(Some(1), Reading::default()), 2));
+        assert_eq!(work(&h), Some((Work::Over, None)));
+        assert!(h.of("GPU-1").is_some_and(|u| u.reason.contains("reset")));
+        assert!(!h.probed(&p, "GPU-1", &silent("timeout"), 3));
+        assert!(h.probed(&p, "GPU-1", &answers(Some(0), Reading::default()), 4));
+        assert_eq!(work(&h), None);
     }
 
     #[test]

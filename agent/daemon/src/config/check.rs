@@ -92,12 +92,27 @@ impl Config {
                 "it is not from 100 to 600000",
             );
         }
-        for (key, seconds, most) in [
-            ("faults.wait_seconds", self.faults.wait_seconds, 600),
-            ("faults.evict_seconds", self.faults.evict_seconds, 86_400),
+        for (key, seconds, most, reason) in [
+            (
+                "faults.wait_seconds",
+                self.faults.wait_seconds,
+                600,
+                "it is more than 600",
+            ),
+            (
+                "faults.lost_seconds",
+                self.faults.lost_seconds,
+                86_400,
+                "it is more than 86400",
+            ),
+            (
+                "faults.evict_seconds",
+                self.faults.evict_seconds,
+                86_400,
+                "it is more than 86400",
+            ),
         ] {
             if seconds > most {
-                let reason = "it is more than 600 (wait_seconds) or 86400 (evict_seconds)";
                 return bad(key, &seconds, reason);
             }
         }

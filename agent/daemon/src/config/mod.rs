@@ -200,10 +200,19 @@ pub struct Faults {
     pub socket: PathBuf,
     /// How long the node may take to hand out less.
     pub wait_seconds: u64,
+    /// How long a GPU does not answer until it is lost; 0: for ever.
+    pub lost_seconds: u64,
     /// How long a disruption budget is heeded; 0: for ever.
     pub evict_seconds: u64,
     /// Whether containers are kept from starting on a sick GPU.
     pub refuse_start: bool,
+}
+
+impl Faults {
+    /// After what time of silence a GPU is lost; none: never.
+    pub fn lost(&self) -> Option<Duration> {
+        (self.lost_seconds > 0).then(|| Duration::from_secs(self.lost_seconds))
+    }
 }
 
 impl Default for Faults {
@@ -212,6 +221,7 @@ impl Default for Faults {
             action: FaultAction::FailAndEvict,
             socket: slipway_fault_api::SOCKET.into(),
             wait_seconds: 15,
+            lost_seconds: 120,
             evict_seconds: 300,
             refuse_start: true,
         }

@@ -1,12 +1,13 @@
 //! Acting on cases: one task a case, one story a container.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime};
 
 use futures_util::future::join_all;
 use slipway_fault_api::v1::FailContainerRequest;
+use slipway_gpu::health::Work;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
@@ -83,11 +84,13 @@ impl Faults {
         let mut tasks = JoinSet::new();
         // By GPU and since when.
         let mut open: BTreeSet<(String, u64)> = BTreeSet::new();
+        let mut silent = Silent::default();
         loop {
             let posted = Arc::clone(&board.borrow_and_update());
             // Before that, nothing is known.
             if !posted.inventory.driver.is_empty() {
-                this.take_up(&posted, &open).await;
+                silent.look(&posted, Instant::now());
+                this.take_up(&posted, &open, &silent).await;
                 for case in this.book.cases().await {
                     let key = (case.gpu.clone(), case.since);
                     if !case.is_done() && open.insert(key.clone()) {
@@ -101,6 +104,7 @@ impl Faults {
             }
             tokio::select! {
                 changed = board.changed() => if changed.is_err() { return },
+                () = until(silent.next(this.config.lost())) => {}
                 Some(ended) = tasks.join_next() => if let Ok(key) = ended {
                     open.remove(&key);
                 },
@@ -109,7 +113,7 @@ impl Faults {
     }
 
     /// Opens cases of what has become sick, and forgets those that are over.
-    async fn take_up(&self, posted: &Posted, open: &BTreeSet<(String, u64)>) {
+    async fn take_up(&self, posted: &Posted, open: &BTreeSet<(String, u64)>, silent: &Silent) {
         let sick: Vec<_> = posted.health.unhealthy().collect();
         self.book
             .keep_only(|c| {
@@ -125,7 +129,8 @@ impl Faults {
             }
             let index = posted.inventory.gpus.iter().find(|g| g.uuid == uuid);
             let index = index.map_or(0, |g| g.index);
-            if let Some(case) = Case::of(uuid, index, unhealthy, now()) {
+            let lost = silent.is_lost(uuid, self.config.lost());
+            if let Some(case) = Case::of(uuid, index, unhealthy, lost, now()) {
                 self.book.put(case).await;
             }
         }
@@ -437,6 +442,42 @@ impl Faults {
         };
         // Nobody listens: there is no API server to tell.
         let _ = self.notes.try_send(note);
+    }
+}
+
+/// GPUs that do not answer, and since when that is seen.
+#[derive(Debug, Default)]
+struct Silent(BTreeMap<String, Instant>);
+
+impl Silent {
+    /// Where none answers, it is the driver that does not: work on them may well go on. Of one that an XID has condemned it is
+    /// not known.
+    fn look(&mut self, posted: &Posted, now: Instant) {
+        let silent = |gpu: &str| posted.health.of(gpu).is_some_and(|u| u.work == Work::Silent);
+        let answers = |gpu: &str| posted.health.of(gpu).is_none_or(|u| u.sign.is_some());
+        let driver = posted.inventory.gpus.iter().any(|g| answers(&g.uuid));
+        self.0.retain(|gpu, _| driver && silent(gpu));
+        for gpu in posted.inventory.gpus.iter().filter(|g| driver && silent(&g.uuid)) {
+            self.0.entry(gpu.uuid.clone()).or_insert(now);
+        }
+    }
+
+    fn is_lost(&self, gpu: &str, patience: Option<Duration>) -> bool {
+        let since = self.0.get(gpu).zip(patience);
+        since.is_some_and(|(since, patience)| since.elapsed() >= patience)
+    }
+
+    /// When the next of them is lost.
+    fn next(&self, patience: Option<Duration>) -> Option<Instant> {
+        let all = self.0.values().map(|since| Some(*since + patience?));
+        all.flatten().filter(|at| *at > Instant::now()).min()
+    }
+}
+
+async fn until(at: Option<Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at).await,
+        None => std::future::pending().await,
     }
 }
 

@@ -131,8 +131,9 @@ mod tests {
             xid: Some(79),
             since,
             sign: None,
+            work: slipway_gpu::health::Work::Over,
         };
-        Case::of(gpu, 0, &sick, since).expect("a case")
+        Case::of(gpu, 0, &sick, false, since).expect("a case")
     }
 
     #[tokio::test]

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use slipway_fault_api::MAX_MESSAGE;
-use slipway_gpu::health::Unhealthy;
+use slipway_gpu::health::{Unhealthy, Work};
 
 use crate::pods::{Holder, Snapshot};
 
@@ -18,8 +18,8 @@ pub struct Case {
     pub since: u64,
     /// When the case was opened.
     pub opened: u64,
-    /// What condemned it.
-    pub xid: u64,
+    /// The XID that condemned it; none: it is lost.
+    pub xid: Option<u64>,
     /// The same, for people.
     pub why: String,
     /// The containers that have it; none: not known yet.
@@ -43,14 +43,15 @@ pub struct Target {
 }
 
 impl Case {
-    /// That a GPU is sick; none: not because of an XID.
-    pub fn of(gpu: &str, index: u32, sick: &Unhealthy, now: u64) -> Option<Case> {
-        Some(Case {
+    /// That a GPU is sick; none: work on it can go on. `lost`: it has not answered for long.
+    pub fn of(gpu: &str, index: u32, sick: &Unhealthy, lost: bool, now: u64) -> Option<Case> {
+        let over = sick.work == Work::Over || sick.work == Work::Silent && lost;
+        over.then(|| Case {
             gpu: gpu.to_owned(),
             index,
             since: sick.since,
             opened: now,
-            xid: sick.xid?,
+            xid: sick.xid,
             why: sick.reason.clone(),
             targets: None,
         })
@@ -70,7 +71,10 @@ impl Case {
 
     /// In one word: what the container's status says.
     pub fn reason(&self) -> String {
-        format!("GpuXid{}", self.xid)
+        match self.xid {
+            Some(xid) => format!("GpuXid{xid}"),
+            None => "GpuLost".to_owned(),
+        }
     }
 
     /// What the container's status says beside it.
@@ -233,14 +237,26 @@ mod tests {
             xid: Some(79),
             since: 5,
             sign: None,
+            work: Work::Over,
         };
-        let case = Case::of("GPU-1", 3, &sick, 7).expect("a case");
+        let case = Case::of("GPU-1", 3, &sick, false, 7).expect("a case");
         assert_eq!(case.reason(), "GpuXid79");
         let message = case.message();
         assert!(message.starts_with("GPU 3 (GPU-1) is sick: XID 79"), "{message}");
         assert!(message.len() <= MAX_MESSAGE && !message.chars().any(char::is_control));
         assert!(case.is_about("GPU-1", &sick) && !case.is_about("GPU-2", &sick));
-        let symptom = Unhealthy { xid: None, ..sick };
-        assert_eq!(Case::of("GPU-1", 3, &symptom, 7), None);
+        let lost = Unhealthy {
+            xid: None,
+            work: Work::Silent,
+            ..sick
+        };
+        assert_eq!(Case::of("GPU-1", 3, &lost, false, 7), None, "it may answer again");
+        let case = Case::of("GPU-1", 3, &lost, true, 7).expect("a case");
+        assert_eq!(case.reason(), "GpuLost");
+        let sign = Unhealthy {
+            work: Work::GoesOn,
+            ..lost
+        };
+        assert_eq!(Case::of("GPU-1", 3, &sign, true, 7), None);
     }
 }

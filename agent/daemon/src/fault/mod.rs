@@ -1,5 +1,6 @@
-//! What is done about the containers that have a GPU which an XID has condemned. Kubelet does nothing: it only stops handing the
-//! GPU out, and a container that fails on it is started on it again.
+//! What is done about the containers that have a GPU on which work is over: an XID has condemned it, the driver asks for a reset,
+//! or it has not answered for long. Kubelet does nothing: it only stops handing the GPU out, and a container that fails on it is
+//! started on it again.
 //!
 //! ```text
 //! an XID condemns ─▶ who has it ─▶ announced to slipwayd ─▶ the node's allocatable falls ─▶ evicted ─▶ killed

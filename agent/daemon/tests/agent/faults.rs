@@ -456,3 +456,53 @@ async fn root_nothing_is_done_and_nothing_refused_where_that_is_not_wanted() {
         assert!(w.asked().is_empty() && w.api.taken().is_empty());
     }
 }
+
+#[tokio::test]
+async fn root_a_gpu_that_does_not_answer_is_lost_after_a_while_and_one_that_is_to_be_drained_is_left_its_work()
+ {
+    if !root() {
+        return;
+    }
+    let mut w = world("OnFailure", "lost_seconds = 3\nwait_seconds = 1\n", true).await;
+    // Drained: whoever has it may end by itself.
+    w.topology.gpus[4].recovery_action = Some(4);
+    w.node.driver.set_topology(&w.topology).unwrap();
+    w.node.driver.raise("4 63").unwrap();
+    w.node
+        .wait("one unhealthy", || w.kubelet.ids(GPU, false).len() == 1)
+        .await;
+    // None answers: that is the driver.
+    w.node.driver.override_with(&["* 999"]).unwrap();
+    w.node
+        .wait("none healthy", || w.kubelet.ids(GPU, false).len() == 8)
+        .await;
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    w.node.driver.override_with(&[]).unwrap();
+    w.node
+        .wait("the others to be well", || w.kubelet.ids(GPU, false).len() == 1)
+        .await;
+    assert!(
+        w.asked().is_empty() && w.api.taken().is_empty(),
+        "{:?}",
+        w.asked()
+    );
+    // One does not.
+    w.api.allocatable(GPU, 6);
+    w.node
+        .driver
+        .override_with(&["nvmlDeviceGetMemoryInfo_v2 15 3"])
+        .unwrap();
+    w.node
+        .wait("two unhealthy", || w.kubelet.ids(GPU, false).len() == 2)
+        .await;
+    let took = w
+        .node
+        .wait("the container to be ended", || w.asked().len() == 2)
+        .await;
+    assert!(took > Duration::from_secs(2), "{took:?}");
+    assert_eq!(w.asked(), ["announce a", "kill a"]);
+    let request = w.runtime.as_ref().unwrap().last();
+    assert_eq!(request.reason, "GpuLost");
+    assert!(request.message.contains("does not answer"), "{}", request.message);
+    assert_eq!(w.api.taken(), [format!("evict train-0 {}", UIDS[0])]);
+}
