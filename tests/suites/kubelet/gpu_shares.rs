@@ -238,8 +238,11 @@ pub async fn slices_of_one_profile_are_handed_out_as_gpus(k: Kube) -> Result<()>
     slices(&mut t)?.push(other.clone());
     driver.set_topology(&t)?;
     devices.until(GPU, &BTreeSet::new(), BOUND).await?;
-    let log = std::fs::read_to_string(k.cluster.processes().log("agent1"))?;
-    ensure!(log.contains("needs devices of one kind, and there are"), "{log}");
+    k.until_true("word of it in the agent's log", |k| {
+        let log = std::fs::read_to_string(k.cluster.processes().log("agent1"))?;
+        Ok(log.contains("needs devices of one kind, and there are"))
+    })
+    .await?;
     slices(&mut t)?.retain(|s| s.uuid != other.uuid);
     driver.set_topology(&t)?;
     devices.until(GPU, &three, BOUND).await?;

@@ -272,6 +272,8 @@ const EXPECTED: &[&str] = &[
     "CrashLoopBackOff",
     // It is being ended, with requests under way: the words are its own.
     "rpc error: code = Canceled desc = context canceled",
+    // A container that is not to start on a sick GPU.
+    "device plugin PreStartContainer rpc failed",
     // While slipwayd is down.
     "connect: no such file or directory",
     "connect: connection refused",
