@@ -375,6 +375,28 @@ async fn a_frozen_container_is_ended_too() {
     w.finish().await;
 }
 
+#[tokio::test]
+async fn a_full_disk_keeps_no_container_from_being_failed() {
+    if cannot_run() {
+        return;
+    }
+    let mut w = World::with(&[], Some("40m")).await;
+    let (_, id) = running(&w, "full", SLEEP).await;
+    let fill = &["sh", "-c", "cat /dev/zero > /fill; true"];
+    let _ = w.exec(&id, fill, 30).await.unwrap();
+    let filler = w.path().join("root/filler");
+    let mut n = 0;
+    while std::fs::write(filler.with_extension(n.to_string()), [0u8; 4096]).is_ok() {
+        n += 1;
+    }
+    let answer = w.fail(request("full", &id)).await.unwrap();
+    assert_eq!(answer.outcome(), Outcome::Failed);
+    w.kill9();
+    w.restart(&[]).await;
+    assert_failed(&w, &id).await;
+    w.finish().await;
+}
+
 /// Asks as nobody, from a thread that has become it.
 fn as_nobody(socket: &Path, request: FailContainerRequest) -> Result<FailContainerResponse, Status> {
     let socket = socket.to_owned();
