@@ -46,10 +46,6 @@ pub async fn an_image_is_built_in_the_cluster_and_trains_on_two_nodes(k: Kube) -
     )?;
     k.complete("build-digits", Duration::from_secs(100)).await?;
 
-    // The nightly build, tonight's now, and a training with PyTorch's environment, beside the one that is looked at.
-    k.example("build-cronjob.yaml", &[])?;
-    k.ok(&["create", "job", "--from=cronjob/build-digits-nightly", "tonight"])?;
-    k.example("pytorch-job.yaml", &[])?;
     k.example("train-job.yaml", &[])?;
     let worker = |n: usize| format!("job-name=train-digits,batch.kubernetes.io/job-completion-index={n}");
     let pod = |n: usize| {
@@ -134,7 +130,21 @@ pub async fn an_image_is_built_in_the_cluster_and_trains_on_two_nodes(k: Kube) -
         .with_context(|| format!("no accuracy in\n{log}"))?;
     ensure!(accuracy > 0.85, "accuracy {accuracy}");
     println!("{}", log.trim_end());
+    // With the same image, all at once: the nightly build, tonight's now, a training with PyTorch's environment, and one of two
+    // kinds of parts.
+    k.example("build-cronjob.yaml", &[])?;
+    k.ok(&["create", "job", "--from=cronjob/build-digits-nightly", "tonight"])?;
+    k.example("pytorch-job.yaml", &[])?;
+    k.example("jobset.yaml", &[])?;
     ranks_have_their_environment(&k).await?;
+    for job in ["train-set-leader", "train-set-workers"] {
+        k.complete(job, Duration::from_secs(60)).await?;
+    }
+    let led = k.ok(&["logs", "job/train-set-leader"])?;
+    ensure!(
+        led.contains("worker 1 joins") && led.contains("worker 2 joins") && led.contains("accuracy "),
+        "{led}"
+    );
     k.complete("tonight", Duration::from_secs(60)).await?;
     let schedule = k.field("cronjob/build-digits-nightly", ".spec.suspend")?;
     ensure!(
