@@ -183,6 +183,8 @@ pub struct Fault {
     pub at_ns: i64,
     /// Its end is brought about by whoever finds it alive; else it is announced only.
     pub kill: bool,
+    /// Until when it counts although it is only announced: whoever announced it may never come back.
+    pub stands_until_ns: i64,
     /// Until when its pod gets no other container of its name.
     pub held_until_ns: i64,
 }
@@ -190,7 +192,7 @@ pub struct Fault {
 impl Fault {
     /// An end as it is told: with this reason, unless it had come before.
     pub fn told(&self, exit: Exited) -> Exited {
-        if self.was_before(&exit) {
+        if self.caused(&exit) {
             return Exited {
                 reason: self.reason.clone(),
                 message: self.message.clone(),
@@ -202,15 +204,21 @@ impl Fault {
 
     /// Takes up what another request asks for; the first reason stays. Whether that changes anything.
     pub fn join(&mut self, other: &Fault) -> bool {
-        let before = (self.kill, self.held_until_ns);
+        let before = self.clone();
         self.kill |= other.kill;
+        self.stands_until_ns = self.stands_until_ns.max(other.stands_until_ns);
         self.held_until_ns = self.held_until_ns.max(other.held_until_ns);
-        before != (self.kill, self.held_until_ns)
+        before != *self
     }
 
-    /// Whether the end came after it.
-    pub fn was_before(&self, exit: &Exited) -> bool {
-        exit.finished_at_ns >= self.at_ns
+    /// Whether it still counts then.
+    pub fn stands_at(&self, at_ns: i64) -> bool {
+        self.kill || at_ns < self.stands_until_ns
+    }
+
+    /// Whether the end came after it, and while it counted.
+    pub fn caused(&self, exit: &Exited) -> bool {
+        exit.finished_at_ns >= self.at_ns && self.stands_at(exit.finished_at_ns)
     }
 }
 
@@ -462,6 +470,39 @@ impl Unreadable {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_announcement_counts_for_its_time_and_a_kill_for_ever() {
+        let exited = |finished_at_ns| Exited {
+            finished_at_ns,
+            reason: "Completed".into(),
+            ..Exited::default()
+        };
+        let mut fault = Fault {
+            reason: "GpuXid79".into(),
+            message: "m".into(),
+            at_ns: 10,
+            kill: false,
+            stands_until_ns: 20,
+            held_until_ns: 0,
+        };
+        let told = |fault: &Fault, at| fault.told(exited(at)).reason;
+        assert_eq!(
+            [9, 10, 19, 20].map(|at| told(&fault, at)),
+            ["Completed", "GpuXid79", "GpuXid79", "Completed"]
+        );
+        let again = Fault {
+            stands_until_ns: 30,
+            ..fault.clone()
+        };
+        assert!(fault.join(&again) && !fault.join(&again) && told(&fault, 29) == "GpuXid79");
+        let kill = Fault {
+            kill: true,
+            stands_until_ns: 0,
+            ..fault.clone()
+        };
+        assert!(fault.join(&kill) && fault.stands_at(i64::MAX) && told(&fault, 31) == "GpuXid79");
+    }
 
     #[test]
     fn a_record_of_a_later_version_or_none_is_not_read_and_the_reason_is_told() {

@@ -38,7 +38,15 @@ impl Classes {
         };
         let mut text = String::new();
         std::fs::File::open(file)
-            .and_then(|f| f.take(FILE_LIMIT).read_to_string(&mut text))
+            .and_then(|f| f.take(FILE_LIMIT + 1).read_to_string(&mut text))
+            .and_then(|read| match read as u64 {
+                // Half of it may well be a file of fewer classes.
+                ..=FILE_LIMIT => Ok(()),
+                _ => Err(std::io::Error::new(
+                    std::io::ErrorKind::FileTooLarge,
+                    format!("it is longer than {} MiB", FILE_LIMIT >> 20),
+                )),
+            })
             .map_err(Error::io("read the block IO classes in", file))?;
         let classes = BlockIoClasses::from_yaml(&text).map_err(|source| Error::BlockIo {
             path: file.to_owned(),
@@ -172,6 +180,10 @@ mod tests {
             error.contains("blockio.yaml") && error.contains("outside 10 to 1000"),
             "{error}"
         );
+        let long = format!("Classes:\n  slow:\n  - Weight: 50\n{}", "#\n".repeat(1 << 19));
+        std::fs::write(&file, long).unwrap();
+        let error = Classes::load(Some(&file)).unwrap_err().chain();
+        assert!(error.contains("longer than 1 MiB"), "{error}");
         std::fs::write(&file, "Classes:\n  slow:\n  - Weight: 50\n").unwrap();
         assert_eq!(Classes::load(Some(&file)).unwrap().classes.names().count(), 1);
         assert!(Classes::load(None).unwrap().file.is_none());

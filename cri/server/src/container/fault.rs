@@ -49,12 +49,12 @@ pub async fn fail(daemon: &Arc<Daemon>, target: &Target, fault: Fault) -> Result
                 ContainerPhase::Created | ContainerPhase::Running { .. }
             );
             recorded = match &mut state.fault {
-                Some(old) => old.join(&fault),
-                none if live => {
-                    *none = Some(fault);
+                Some(old) if old.stands_at(fault.at_ns) => old.join(&fault),
+                other if live => {
+                    *other = Some(fault);
                     true
                 }
-                None => false,
+                _ => false,
             };
             recorded
         })
@@ -110,6 +110,12 @@ pub fn check_hold(daemon: &Daemon, pod: &Pod, name: &str) -> Result<(), Error> {
         }
     }
     Ok(())
+}
+
+/// Why it must not go on now.
+pub fn standing(container: &Container) -> Option<Fault> {
+    let fault = container.state().fault?;
+    fault.stands_at(crate::time::now_ns()).then_some(fault)
 }
 
 /// Whether it was failed and lives.
@@ -180,7 +186,7 @@ fn outcome(container: &Container) -> Option<Outcome> {
         ContainerPhase::Creating | ContainerPhase::Removing(None) => return None,
     };
     Some(match state.fault {
-        Some(fault) if fault.was_before(&exit) => Outcome::Failed(exit),
+        Some(fault) if fault.caused(&exit) => Outcome::Failed(exit),
         _ => Outcome::Before(exit),
     })
 }

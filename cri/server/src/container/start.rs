@@ -13,7 +13,7 @@ use std::time::Duration;
 use slipway_shim_client::{Code as ShimCode, Error as ShimError, Shim, pod as wire};
 use tracing::Instrument;
 
-use super::{Container, exit};
+use super::{Container, exit, fault};
 use crate::daemon::Daemon;
 use crate::error::Error;
 use crate::events::{self, What};
@@ -58,7 +58,7 @@ pub async fn start(daemon: &Arc<Daemon>, id: &str) -> Result<(), Error> {
 
 /// That it waits for its start, or why it cannot be started.
 fn startable(container: &Container) -> Result<(), Error> {
-    if let Some(fault) = container.state().fault {
+    if let Some(fault) = fault::standing(container) {
         let why = format!(
             "container {} was failed ({}): {}",
             container.id(),

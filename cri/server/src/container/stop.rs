@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use slipway_shim_client::{Error as ShimError, Shim, pod as wire};
 
-use super::{Container, exit};
+use super::{Container, exit, fault};
 use crate::daemon::Daemon;
 use crate::error::Error;
 use crate::op::Held;
@@ -65,7 +65,7 @@ pub async fn end(daemon: &Arc<Daemon>, container: &Container, grace: Duration) -
         return wait(container).await;
     };
     // What is failed is not asked to end: its answer could look like success.
-    let grace = match container.state().fault {
+    let grace = match fault::standing(container) {
         Some(_) => Duration::ZERO,
         None => grace,
     };

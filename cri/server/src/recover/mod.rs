@@ -26,7 +26,7 @@ use std::time::Duration;
 use slipway_shim_client::{Shim, pod as wire};
 use tokio::task::JoinSet;
 
-use crate::container::{Container, exit, fault, remove as remove_container};
+use crate::container::{Container, exit, remove as remove_container};
 use crate::daemon::Daemon;
 use crate::error::Error;
 use crate::fail;
@@ -279,22 +279,25 @@ async fn after_reboot(daemon: &Arc<Daemon>, pod: &Arc<Pod>) -> Result<(), Error>
     network::hand_over(daemon, pod).await
 }
 
-/// Undoes containers that never came to be, finishes removals, settles the ended, ends those that were failed.
+/// Undoes containers that never came to be, finishes removals, settles the ended. One that cannot be seen to keeps no other
+/// from it. Those that were failed and live are the janitor's: what hangs in a driver may take long to die.
 async fn finish_containers(daemon: &Arc<Daemon>, pod: &Arc<Pod>) -> Result<(), Error> {
+    let mut finished = Ok(());
     for container in daemon.registry.containers_of(pod.id()) {
-        match container.phase() {
-            ContainerPhase::Creating | ContainerPhase::Removing(_) => {
-                let _turn = container.begin("its recovery").await?;
-                remove_container::remove_held(daemon, &container).await?;
-            }
-            ContainerPhase::Exited(_) => exit::settle(daemon, &container).await?,
-            // A crash came between the reason and the kill.
-            ContainerPhase::Created | ContainerPhase::Running { .. } => {
-                fault::finish(daemon, &container).await?
-            }
-        }
+        finished = finished.and(finish_container(daemon, &container).await);
     }
-    Ok(())
+    finished
+}
+
+async fn finish_container(daemon: &Arc<Daemon>, container: &Arc<Container>) -> Result<(), Error> {
+    match container.phase() {
+        ContainerPhase::Creating | ContainerPhase::Removing(_) => {
+            let _turn = container.begin("its recovery").await?;
+            remove_container::remove_held(daemon, container).await
+        }
+        ContainerPhase::Exited(_) => exit::settle(daemon, container).await,
+        ContainerPhase::Created | ContainerPhase::Running { .. } => Ok(()),
+    }
 }
 
 /// Containers whose pod is gone: its removal was interrupted. One whose pod cannot be read is not among them.

@@ -16,6 +16,8 @@ use crate::daemon::Daemon;
 use crate::error::Error;
 use crate::records::{Exited, Fault};
 
+/// How long an announcement counts, in nanoseconds: an hour, as `fault.proto` says.
+const ANNOUNCED: i64 = 3_600_000_000_000;
 /// The largest request: the longest values, with room.
 const LARGEST_MESSAGE: usize = 16 << 10;
 /// What containers end with by themselves: as a fault's reason it would say something else.
@@ -93,6 +95,7 @@ fn decoded(request: FailContainerRequest) -> Result<(Target, Fault), Error> {
         at_ns,
         held_until_ns: hold(request.hold_seconds)?.map_or(0, |hold| at_ns.saturating_add(hold)),
         kill: !request.only_announce,
+        stands_until_ns: at_ns.saturating_add(ANNOUNCED),
     };
     Ok((target, fault))
 }
