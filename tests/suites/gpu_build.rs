@@ -145,6 +145,7 @@ async fn a_gpu_that_is_not_there_or_not_granted_is_refused_and_nothing_is_left()
     assert!(output.stderr.contains(&want), "{}", output.stderr);
     let want = "No such file or directory";
     assert!(output.stderr.contains(want), "{}", output.stderr);
+    assert!(!output.stdout.contains("begun\n"), "{}", output.stdout);
     let images = harness::image::run_slipway(&w.lab, &["images", "-q"])?.ok()?;
     assert_eq!(images.stdout.lines().count(), 2, "{}", images.stdout);
     let builds = w.lab.join("state/builds");

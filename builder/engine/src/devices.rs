@@ -6,10 +6,11 @@
 //! BuildKit, and so do the annotations.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
 use slipway_cdi::{Cache, ContainerEdits, ListedDevice, ResolveError};
-use slipway_dockerfile::instruction::DeviceName;
+use slipway_dockerfile::instruction::{DeviceName, Mount, MountKind};
 use slipway_dockerfile::step::RunStep;
 
 use crate::error::{DeviceError, StepError};
@@ -88,12 +89,14 @@ impl Devices {
                 false => self.matching(wanted),
             };
             if found.is_empty() {
-                absent.push(self.cache.unknown(&wanted.to_string()).to_string());
+                absent.push(self.missing(wanted).to_string());
             }
             let free = |name: &String| {
                 grants.all || alias.is_some() || granted.contains(name) || self.is_for_everybody(name)
             };
-            refused.extend(found.iter().filter(|name| !free(name)).cloned());
+            if !found.iter().all(free) {
+                refused.push(device.name.to_string());
+            }
             names.extend(found);
         }
         match once(refused) {
@@ -105,6 +108,40 @@ impl Devices {
         }
     }
 
+    /// Why what the build grants is of no use: each grant that names nothing here.
+    pub fn empty_grants(&self, request: &BuildRequest) -> Vec<String> {
+        let grants = &request.allow_devices;
+        let names = grants.names.iter().chain(grants.aliases.values());
+        names
+            .filter(|name| self.matching(name).is_empty())
+            .map(|name| format!("--allow=device={name}: {}", self.missing(name)))
+            .collect()
+    }
+
+    /// That a step can have its devices, as far as that can be known before it runs.
+    ///
+    /// # Errors
+    /// One has gone, or a node or file of it, or brings what a step cannot have.
+    pub fn check(&self, names: &[String], step: &RunStep) -> Result<(), StepError> {
+        let edits = self.edits(names)?;
+        let mounts = edits.iter().flat_map(|e| &e.mounts).map(|m| &m.container_path);
+        let nodes = edits.iter().flat_map(|e| &e.device_nodes).map(|n| &n.path);
+        let kept = |mount: &&Mount| matches!(mount.kind, MountKind::Cache { .. }) && !mount.read_only;
+        for cache in step.mounts.iter().filter(kept).filter_map(|m| m.target.as_ref()) {
+            if let Some(path) = mounts
+                .clone()
+                .chain(nodes.clone())
+                .find(|p| Path::new(p).starts_with(cache))
+            {
+                return Err(StepError::DeviceInCache {
+                    path: path.into(),
+                    cache: cache.into(),
+                });
+            }
+        }
+        Ok(())
+    }
+
     /// What the devices change in a container, in order.
     ///
     /// # Errors
@@ -112,6 +149,19 @@ impl Devices {
     pub fn edits(&self, names: &[String]) -> Result<Vec<ContainerEdits>, StepError> {
         let edits = self.cache.resolve(names, &slipway_cdi::host::lookup);
         let edits = edits.map_err(DeviceError::new)?;
+        // They would stay in the stage's network, where other steps are.
+        if edits.iter().any(|e| !e.net_devices.is_empty()) {
+            let brings = |name: &&String| {
+                let own = self
+                    .cache
+                    .resolve(std::slice::from_ref(*name), &slipway_cdi::host::lookup);
+                own.is_ok_and(|own| own.iter().any(|e| !e.net_devices.is_empty()))
+            };
+            let name = names.iter().find(brings).map_or("", String::as_str);
+            return Err(StepError::Unsupported {
+                what: format!("RUN with {name}, a device that brings a network interface,"),
+            });
+        }
         // The container's error would not say whose they are.
         let mounts = edits.iter().flat_map(|e| &e.mounts);
         for mount in mounts.filter(|m| matches!(m.kind.as_str(), "" | "none" | "bind")) {
@@ -132,6 +182,11 @@ impl Devices {
         if !found.is_empty() {
             return Ok(found);
         }
+        Err(DeviceError::new(self.missing(wanted)))
+    }
+
+    /// Why a name means nothing.
+    fn missing(&self, wanted: &DeviceName) -> ResolveError {
         let name = wanted.to_string();
         let why = match wanted {
             // It may be there twice.
@@ -141,7 +196,7 @@ impl Devices {
                 .err(),
             _ => None,
         };
-        Err(DeviceError::new(why.unwrap_or_else(|| self.cache.unknown(&name))))
+        why.unwrap_or_else(|| self.cache.unknown(&name))
     }
 
     /// The full names of the devices that a name means; none where there are none.
@@ -177,22 +232,30 @@ impl Devices {
     }
 }
 
+/// `refused` are as the Dockerfile has them: granted so, they mean the same devices.
 fn not_granted(refused: &[String]) -> StepError {
-    let flags: Vec<_> = refused
-        .iter()
-        .map(|name| format!("--allow=device={name}"))
-        .collect();
-    let one = refused.len() == 1;
+    // A shell would take a star for a pattern.
+    let quoted = |flag: String| match flag.contains('*') {
+        true => format!("'{flag}'"),
+        false => flag,
+    };
+    let flags = |flag: &str| {
+        let flags = refused.iter().map(|name| quoted(format!("{flag}={name}")));
+        flags.collect::<Vec<_>>().join(" ")
+    };
     StepError::NotGranted {
         what: format!(
             "{} {} (RUN --device)",
-            if one { "the device" } else { "each of the devices" },
+            match refused {
+                [_] => "the device",
+                _ => "each of the devices",
+            },
             refused.join(", ")
         ),
         flag: format!(
-            "{} (or --device={}, for all its steps)",
-            flags.join(" "),
-            refused.first().map_or("", String::as_str)
+            "{} (or {}, for all its steps)",
+            flags("--allow=device"),
+            flags("--device")
         ),
     }
 }
@@ -217,8 +280,8 @@ impl DeviceError {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use slipway_dockerfile::instruction::{Device, Network, Security};
-    use std::path::Path;
+    use slipway_dockerfile::instruction::{Device, Network, Security, Sharing};
+    use slipway_dockerfile::step::Source;
 
     struct Machine {
         dir: tempfile::TempDir,
@@ -251,13 +314,13 @@ mod tests {
     }
 
     impl Machine {
-        /// What a step that asks for these (with a `!`: requires) gets, or why not.
-        fn ask(&self, asked: &[&str]) -> Result<Given, String> {
+        /// A step that asks for these; with a `!`: requires.
+        fn step(asked: &[&str]) -> RunStep {
             let devices = asked.iter().map(|name| Device {
                 name: name.trim_end_matches('!').parse().unwrap(),
                 required: name.ends_with('!'),
             });
-            let step = RunStep {
+            RunStep {
                 argv: vec!["true".into()],
                 env: vec![],
                 proxy_env: vec![],
@@ -268,7 +331,12 @@ mod tests {
                 security: Security::Sandbox,
                 devices: devices.collect(),
                 script: None,
-            };
+            }
+        }
+
+        /// What such a step gets, or why not.
+        fn ask(&self, asked: &[&str]) -> Result<Given, String> {
+            let step = Machine::step(asked);
             let given = self.devices.of_step(&self.request, &step);
             given.map_err(|e| crate::chain(&e).to_string())
         }
@@ -312,11 +380,19 @@ mod tests {
             "the device v.com/gpu=1 (RUN --device) is not granted to this build; give slipway build \
              --allow=device=v.com/gpu=1 (or --device=v.com/gpu=1, for all its steps) to allow it"
         );
-        let refused = machine.ask(&["v.com/gpu=*!"]).unwrap_err();
-        assert!(
-            refused.contains("--allow=device=v.com/gpu=0 --allow=device=v.com/gpu=1 (or"),
-            "{refused}"
+        // As it is asked for, however many that are; and a grant of that is enough.
+        let refused = machine.ask(&["v.com/gpu=*!", "fast", "v.com/gpu"]).unwrap_err();
+        assert_eq!(
+            refused,
+            "each of the devices v.com/gpu=*, fast, v.com/gpu (RUN --device) is not granted to this build; give slipway \
+             build '--allow=device=v.com/gpu=*' --allow=device=fast --allow=device=v.com/gpu (or '--device=v.com/gpu=*' \
+             --device=fast --device=v.com/gpu, for all its steps) to allow it"
         );
+        for name in ["v.com/gpu=*", "fast", "v.com/gpu"] {
+            machine.request.allow_devices.names = BTreeSet::from([name.parse().unwrap()]);
+            assert!(!machine.names(&[name]).is_empty(), "{name}");
+        }
+        machine.request.allow_devices.names.clear();
         assert_eq!(machine.names(&["v.com/gpu=free!"]), ["v.com/gpu=free"]);
         let grants = &mut machine.request.allow_devices;
         grants.names.insert("v.com/gpu".parse().unwrap());
@@ -358,10 +434,89 @@ mod tests {
             assert!(said.contains(name.trim_end_matches('!')), "{said}");
             assert!(said.contains("--cdi-spec-dir"), "{said}");
         }
+        // What is there twice is not what is not there.
         let said = machine.ask(&["v.com/nic=0!"]).unwrap_err();
         assert!(said.contains("b.json") && said.contains("c.json"), "{said}");
+        assert!(!said.contains("--cdi-spec-dir"), "{said}");
+        let absent = machine.ask(&["v.com/nic=0"]).unwrap().absent;
+        assert!(
+            absent[0].contains("b.json") && absent[0].contains("c.json"),
+            "{absent:?}"
+        );
         std::fs::write(machine.dir.path().join("bad.json"), "{").unwrap();
         let said = machine.ask(&["v.com/gpu=7!"]).unwrap_err();
         assert!(said.contains("bad.json cannot be used"), "{said}");
+    }
+
+    #[test]
+    fn a_grant_that_names_nothing_is_told() {
+        let mut machine = machine();
+        assert!(machine.devices.empty_grants(&machine.request).is_empty());
+        let grants = &mut machine.request.allow_devices;
+        for name in ["v.com/gpu=0", "v.com/gpu=7", "v.com/nic=0", "fast"] {
+            grants.names.insert(name.parse().unwrap());
+        }
+        grants.aliases.insert("mine".into(), "slow".parse().unwrap());
+        let said = machine.devices.empty_grants(&machine.request);
+        assert_eq!(said.len(), 3, "{said:?}");
+        let all = said.join("\n");
+        assert!(
+            all.contains("--allow=device=v.com/gpu=7: CDI device v.com/gpu=7 is not defined in "),
+            "{all}"
+        );
+        assert!(
+            all.contains("--allow=device=v.com/nic=0: ") && all.contains("c.json"),
+            "{all}"
+        );
+        assert!(all.contains("--allow=device=slow: "), "{all}");
+    }
+
+    #[test]
+    fn what_a_step_cannot_have_of_a_device_is_refused_before_it_runs() {
+        let machine = machine();
+        let file = r#"{"cdiVersion":"1.1.0","kind":"w.com/x","devices":[
+            {"name":"lib","containerEdits":{"mounts":[{"hostPath":"/etc/passwd","containerPath":"/usr/lib/v/libv.so.1"}]}},
+            {"name":"gone","containerEdits":{"mounts":[{"hostPath":"/no/such/file","containerPath":"/opt/f"}]}},
+            {"name":"node","containerEdits":{"deviceNodes":[{"path":"/opt/null","hostPath":"/dev/null"}]}},
+            {"name":"nic","containerEdits":{"netDevices":[{"hostInterfaceName":"eth7","name":"net1"}]}}]}"#;
+        std::fs::write(machine.dir.path().join("w.json"), file).unwrap();
+        let check = |names: &[&str], cache: &str, read_only: bool| {
+            let names: Vec<_> = names.iter().map(|n| format!("w.com/x={n}")).collect();
+            let mut step = Machine::step(&[]);
+            step.mounts.push(Mount {
+                target: Some(cache.to_owned()),
+                read_only,
+                kind: MountKind::Cache {
+                    id: "c".into(),
+                    sharing: Sharing::Shared,
+                    from: Source::Scratch,
+                    source: "/".into(),
+                    mode: None,
+                    uid: None,
+                    gid: None,
+                },
+            });
+            let checked = machine.devices.check(&names, &step);
+            checked.map_err(|e| crate::chain(&e).to_string())
+        };
+        check(&["lib", "node"], "/usr/lib/vv", false).unwrap();
+        check(&["lib"], "/usr/lib/v", true).unwrap();
+        for (names, cache, wanted) in [
+            (
+                &["lib"][..],
+                "/usr/lib/v",
+                &["/usr/lib/v/libv.so.1 ", " cache mount /usr/lib/v,"][..],
+            ),
+            (&["node"], "/opt", &["/opt/null ", " cache mount /opt,"]),
+            (&["lib", "gone"], "/c", &["/no/such/file", "No such file"]),
+            (
+                &["lib", "nic"],
+                "/c",
+                &["w.com/x=nic, a device that brings a network interface, is not built yet"],
+            ),
+        ] {
+            let said = check(names, cache, false).unwrap_err();
+            assert!(wanted.iter().all(|part| said.contains(part)), "{said}");
+        }
     }
 }

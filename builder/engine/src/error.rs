@@ -96,14 +96,23 @@ pub enum BuildError {
     Cancelled,
 }
 
-/// A device that was asked for is not there.
+/// A device that was asked for cannot be had.
 #[derive(Debug, thiserror::Error)]
-#[error(
-    "this machine does not have the device (slipway build --cdi-spec-dir names other folders to look in)"
-)]
+#[error("a device that was asked for cannot be had{}", self.hint())]
 pub struct DeviceError {
     /// Which, and where it was looked for.
     pub source: Box<slipway_cdi::ResolveError>,
+}
+
+impl DeviceError {
+    fn hint(&self) -> &'static str {
+        match *self.source {
+            slipway_cdi::ResolveError::Unknown { .. } => {
+                " (slipway build --cdi-spec-dir names other folders to look in)"
+            }
+            _ => "",
+        }
+    }
 }
 
 /// Why a base image cannot be had.
@@ -307,6 +316,18 @@ pub enum StepError {
         /// Why.
         #[source]
         source: io::Error,
+    },
+    /// What is put into a cache mount stays there.
+    #[error(
+        "a device of the step has {} inside the cache mount {}, which would keep the point that it is mounted on; \
+         give the cache another target",
+        path.display(), cache.display()
+    )]
+    DeviceInCache {
+        /// Where the device's mount or node is.
+        path: PathBuf,
+        /// The cache mount's target.
+        cache: PathBuf,
     },
     /// Work in the background ended without an answer.
     #[error("a task of the build ended unexpectedly: {reason}")]

@@ -119,6 +119,9 @@ pub(crate) async fn solve(
 
 /// Nothing runs if something later cannot.
 fn refuse_what_cannot_run(build: &Build, program: &Program) -> Result<(), BuildError> {
+    for text in build.devices.empty_grants(&build.request) {
+        build.progress.event(Event::Warning { text });
+    }
     for stage in &program.stages {
         if let PlanBase::Named(name) = &stage.base {
             return Err(BuildError::Unsupported {
@@ -157,7 +160,7 @@ fn without_devices(build: &Build, step: &Step) -> Option<StepError> {
                 );
                 build.progress.event(Event::Warning { text });
             }
-            None
+            build.devices.check(&given.names, run).err()
         }
         Err(error) => Some(error),
     }
