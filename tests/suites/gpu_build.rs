@@ -158,13 +158,7 @@ async fn a_gpu_that_is_not_there_or_not_granted_is_refused_and_nothing_is_left()
 async fn a_loaders_cache_that_the_command_makes_names_nothing_of_the_driver() -> Result<()> {
     let (w, _driver, _) = world("gpu-build4", "workstation").await?;
     // As a package's installation does.
-    let ldconfig = ["/sbin/ldconfig.real", "/sbin/ldconfig"];
-    let ldconfig = ldconfig.into_iter().find(|p| std::path::Path::new(p).exists());
-    std::fs::create_dir_all(w.lab.join("gpu-context"))?;
-    std::fs::copy(
-        ldconfig.context("no ldconfig")?,
-        w.lab.join("gpu-context/ldconfig"),
-    )?;
+    ldconfig(&w.lab)?;
     let base = format!("FROM {WITH_LIBC}\nCOPY ldconfig /sbin/ldconfig\n");
     build(&w.lab, &base, &["-t", "gpu/ldconfig:1"])?.ok()?;
     let look = "for l in libcuda.so.1 libc.so.6; do grep -c $l /etc/ld.so.cache; done; true";
@@ -179,6 +173,90 @@ async fn a_loaders_cache_that_the_command_makes_names_nothing_of_the_driver() ->
     let of_driver = names.iter().find(|n| n.contains("nv") || n.contains("cuda"));
     assert_eq!(of_driver, None);
     w.finish().await
+}
+
+#[tokio::test]
+async fn what_a_commands_ldconfig_finds_and_counts_on_stays_in_the_image() -> Result<()> {
+    let (w, _driver, _) = world("gpu-build5", "workstation").await?;
+    ldconfig(&w.lab)?;
+    for (library, soname) in [
+        ("liba.so.1.2", "liba.so.1"),
+        ("libb.so.1.1", "libb.so.1"),
+        ("libb.so.1.2", "libb.so.1"),
+        ("libd.so.1.0", "libd.so.1"),
+    ] {
+        let to = w.lab.join("gpu-context").join(library).display().to_string();
+        harness::cmd::sh(&format!(
+            "echo | cc -shared -nostdlib -x c - -Wl,-soname,{soname} -o {to}"
+        ))?;
+    }
+    // The device's own ldconfig has made the links before the command's looks for them; no configuration names /opt/d.
+    let text = format!(
+        "FROM {WITH_LIBC}\nCOPY ldconfig /sbin/ldconfig\nCOPY liba.so.1.2 libb.so.1.1 /usr/lib/\nCOPY libd.so.1.0 /opt/d/\n\
+         RUN ln -s libb.so.1.1 /usr/lib/libb.so.1\nCOPY libb.so.1.2 /usr/lib/\n\
+         RUN --device=nvidia.com/gpu=0 /sbin/ldconfig /opt/d && echo /opt/own >> /etc/ld.so.conf && chmod 0 /sbin/ldconfig\n\
+         RUN for l in /usr/lib/liba.so.1 /usr/lib/libb.so.1 /opt/d/libd.so.1; do readlink $l; grep -c $l /etc/ld.so.cache; done; \
+         grep -c -e libcuda -e libnvidia /etc/ld.so.cache; cat /etc/ld.so.conf; ls /var/cache/ldconfig 2>/dev/null; true\n"
+    );
+    let built = build(&w.lab, &text, &["-t", "gpu/links:1", "--allow", "device"])?.ok()?;
+    assert_eq!(
+        said(&built),
+        [
+            "liba.so.1.2",
+            "1",
+            "libb.so.1.2",
+            "1",
+            "libd.so.1.0",
+            "1",
+            "0",
+            "/opt/own"
+        ],
+        "{}",
+        built.stdout
+    );
+    w.finish().await
+}
+
+#[tokio::test]
+async fn a_cache_mount_and_a_device_are_not_mixed() -> Result<()> {
+    let (w, _driver, _) = world("gpu-build6", "workstation").await?;
+    let library = w.lab.write("libv.so.1", "a library")?;
+    let file = format!(
+        r#"{{"cdiVersion":"0.6.0","kind":"v.com/gpu","devices":[{{"name":"0","containerEdits":{{"mounts":[
+            {{"hostPath":"{}","containerPath":"/usr/lib/v/libv.so.1","options":["ro","bind"]}}]}}}}]}}"#,
+        library.display()
+    );
+    w.lab.write("cdi-dynamic/v.json", file)?;
+    let ask = |target: &str| {
+        format!(
+            "FROM {WITH_LIBC}\nRUN --device=v.com/gpu=0 --mount=type=cache,target={target} ls {target}; \
+             cat /usr/lib/v/libv.so.1; echo; touch {target}/kept\nRUN --mount=type=cache,target={target} ls {target}\n"
+        )
+    };
+    let output = build(&w.lab, &ask("/usr/lib/v"), &["--allow", "device"])?;
+    ensure!(output.code != 0, "{output:?}");
+    let want = "/usr/lib/v/libv.so.1 inside the cache mount /usr/lib/v,";
+    assert!(output.stderr.contains(want), "{}", output.stderr);
+    let output = build(
+        &w.lab,
+        &ask("/cache"),
+        &["--allow=device", "--allow=device=v.com/gpu=7"],
+    )?
+    .ok()?;
+    assert_eq!(said(&output), ["a library", "kept"], "{}", output.stdout);
+    // A grant of nothing is told.
+    let told = "--allow=device=v.com/gpu=7: CDI device v.com/gpu=7 is not defined in";
+    assert!(output.stderr.contains(told), "{output:?}");
+    w.finish().await
+}
+
+/// A program that makes the loader's cache, for images to copy.
+fn ldconfig(lab: &Lab) -> Result<()> {
+    let ldconfig = ["/sbin/ldconfig.real", "/sbin/ldconfig"];
+    let ldconfig = ldconfig.into_iter().find(|p| std::path::Path::new(p).exists());
+    std::fs::create_dir_all(lab.join("gpu-context"))?;
+    std::fs::copy(ldconfig.context("no ldconfig")?, lab.join("gpu-context/ldconfig"))?;
+    Ok(())
 }
 
 /// What is in an image's last layers.

@@ -23,6 +23,7 @@ mod error;
 pub mod estate;
 mod key;
 mod layer;
+mod loader_cache;
 mod output;
 mod progress;
 mod pulling;

@@ -27,6 +27,20 @@ impl RootfsMount {
         self.upper_work.as_ref().map(|(upper, _)| upper.as_path())
     }
 
+    /// The same, read-only. It shows what is there when it is mounted, which is not to change while it is.
+    #[must_use]
+    pub fn to_read(&self) -> RootfsMount {
+        RootfsMount {
+            lower: self
+                .upper()
+                .map(Path::to_path_buf)
+                .into_iter()
+                .chain(self.lower.clone())
+                .collect(),
+            upper_work: None,
+        }
+    }
+
     /// Whether nothing can be written through it.
     pub fn read_only(&self) -> bool {
         self.upper_work.is_none()

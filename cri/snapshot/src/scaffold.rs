@@ -5,8 +5,9 @@
 //! Survey::of(upper) ─ mount points, links, caches are made ─▶ Survey::scaffold ─ the command runs ─▶ unmount ─▶ Scaffold::strike
 //! ```
 //! What was put there and still has the same contents goes again, whoever owns it by now, so that what lies below shows as
-//! it was. What the command changed of it, or put into its directories, stays; so does a file that it put in the place of
-//! one, be they alike. Refuses to know what made the scaffolding, and why.
+//! it was. What the command changed of it, or put into its directories, stays; so does a file or link that it put in the
+//! place of one, be they alike, and an empty directory to which it gave another owner or mode. Of a file that it only
+//! appended to, what it appended stays. What it took elsewhere is its own. Refuses to know what made the scaffolding, and why.
 
 use crate::attributes::{kind, mtime, stat_at, times, xattrs_of};
 use crate::error::{Result, at};
@@ -20,11 +21,13 @@ use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::ffi::OsStringExt;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
 /// Scaffolding of more entries than this is none.
 const MOST: usize = 100_000;
+/// More bytes than this are not moved within a file.
+const MOST_MOVED: i64 = 1 << 20;
 
 /// What is in an upper directory at a moment, by relative path; the directory itself is the empty one.
 #[derive(Debug)]
@@ -77,8 +80,7 @@ struct Put {
 impl Mark {
     /// Whether `now` is what this was, but for its owner, mode and times.
     fn is_still(&self, now: &Mark) -> bool {
-        let same = (self.inode, self.born) == (now.inode, now.born);
-        self.content == now.content && (same || !matches!(now.content, Content::File(_)))
+        (self.inode, self.born, &self.content) == (now.inode, now.born, &now.content)
     }
 }
 
@@ -135,23 +137,14 @@ impl Survey {
 }
 
 impl Scaffold {
-    /// Takes it away from the upper directory of `mount`, which must not be mounted.
+    /// Takes it away from the upper directory of `mount`, which must not be mounted. A link among `named` (relative paths)
+    /// that leads to a file beside it which stays, stays too: the command has found it there and counts on it.
     ///
     /// # Errors
     /// What cannot be removed or put back.
-    pub fn strike(&self, mount: &RootfsMount) -> Result<()> {
-        self.strike_in(&self.upper, mount, false)
+    pub fn strike(&self, mount: &RootfsMount, named: &BTreeSet<PathBuf>) -> Result<()> {
+        self.strike_in(mount, named)
             .map_err(at("take the scaffolding out of", &self.upper))
-    }
-
-    /// Takes away what hides nothing of the layers below, while `mount` is mounted at `merged`: the rest of it cannot go
-    /// without leaving a mark that it was deleted.
-    ///
-    /// # Errors
-    /// As [`Scaffold::strike`], which is still to be called.
-    pub fn strike_mounted(&self, mount: &RootfsMount, merged: &Path) -> Result<()> {
-        self.strike_in(merged, mount, true)
-            .map_err(at("take the scaffolding out of", merged))
     }
 
     /// Whether there is a file at `path` that is not, or not any more, the scaffolding's or of the layers below.
@@ -192,15 +185,28 @@ impl Scaffold {
         look().map_err(at("look at a file of", &self.upper))
     }
 
-    fn strike_in(&self, tree: &Path, mount: &RootfsMount, only_new: bool) -> io::Result<()> {
-        let root = open_root(tree)?;
+    fn strike_in(&self, mount: &RootfsMount, named: &BTreeSet<PathBuf>) -> io::Result<()> {
+        let root = open_root(&self.upper)?;
         let below = View::of_layers(mount.lower())?;
         // Before anything goes, since that changes them.
         let times = self.times_of_directories(root.as_fd())?;
+        let is_named = |path: &Path, put: &Put| put.mark.kind == FileType::Symlink && named.contains(path);
         for (path, put) in self.put.iter().rev() {
-            let stays = only_new && !matches!(below.find(path)?, Found::Nothing);
-            if !path.as_os_str().is_empty() && !stays {
+            if !path.as_os_str().is_empty() && !is_named(path, put) {
                 remove(root.as_fd(), path, put, &below)?;
+            }
+        }
+        // Then it is known what they lead to; and what has only them in it.
+        for (path, put) in self.put.iter().filter(|(path, put)| is_named(path, put)) {
+            if leads_beside(root.as_fd(), path, put, &below)? {
+                continue;
+            }
+            remove(root.as_fd(), path, put, &below)?;
+            let folders = path.ancestors().skip(1);
+            for (folder, put) in folders.filter_map(|f| Some((f, self.put.get(f)?))) {
+                if !folder.as_os_str().is_empty() {
+                    remove(root.as_fd(), folder, put, &below)?;
+                }
             }
         }
         for (path, now) in times {
@@ -251,6 +257,26 @@ impl Scaffold {
     }
 }
 
+/// Whether a link leads to a file in its own directory.
+fn leads_beside(root: BorrowedFd<'_>, path: &Path, put: &Put, below: &View) -> io::Result<bool> {
+    let (Content::Link(target), Some(parent)) = (&put.mark.content, path.parent()) else {
+        return Ok(false);
+    };
+    let target = OsStr::from_bytes(target);
+    if Path::new(target).file_name() != Some(target) {
+        return Ok(false);
+    }
+    let above = match open_dir(root, parent)? {
+        Some(dir) => stat_at(dir.as_fd(), target)?,
+        None => return Ok(false),
+    };
+    let stat = match (above, below.find(&parent.join(target))?) {
+        (Some(stat), _) | (None, Found::Entry { stat, .. }) => stat,
+        _ => return Ok(false),
+    };
+    Ok(kind(&stat) == FileType::RegularFile)
+}
+
 /// Removes an entry that is as it was put there.
 fn remove(root: BorrowedFd<'_>, path: &Path, put: &Put, below: &View) -> io::Result<()> {
     let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
@@ -262,14 +288,19 @@ fn remove(root: BorrowedFd<'_>, path: &Path, put: &Put, below: &View) -> io::Res
     let Some(stat) = stat_at(dir.as_fd(), name)? else {
         return Ok(());
     };
-    // What the command has made larger is not read: it may be of any size.
-    let resized = kind(&stat) == FileType::RegularFile && stat.st_size != put.mark.size;
-    if kind(&stat) != put.mark.kind || resized {
+    if kind(&stat) != put.mark.kind {
         return Ok(());
     }
+    // What the command has made larger is not read whole: it may be of any size.
+    if kind(&stat) == FileType::RegularFile && stat.st_size != put.mark.size {
+        return cut(&dir, name, &stat, path, put, below);
+    }
+    let owned_anew =
+        (stat.st_uid, stat.st_gid, stat.st_mode) != (put.mark.owner.0, put.mark.owner.1, put.mark.mode);
     if kind(&stat) == FileType::Directory {
         let own = put.before.is_none() && !matches!(below.find(path)?, Found::Directory { .. });
-        if !own {
+        // Who owns a directory anew wants it.
+        if !own || owned_anew {
             return Ok(());
         }
         return match rustix::fs::unlinkat(&dir, name, AtFlags::REMOVEDIR) {
@@ -282,7 +313,6 @@ fn remove(root: BorrowedFd<'_>, path: &Path, put: &Put, below: &View) -> io::Res
     if !put.mark.is_still(&now) {
         return Ok(());
     }
-    let owned_anew = (now.owner, now.mode) != (put.mark.owner, put.mark.mode);
     if owned_anew
         && now.kind == FileType::RegularFile
         && let Found::Entry { layer, stat: theirs } = below.find(path)?
@@ -291,6 +321,38 @@ fn remove(root: BorrowedFd<'_>, path: &Path, put: &Put, below: &View) -> io::Res
         return put_back(&dir, name, below, layer, path, &theirs);
     }
     Ok(rustix::fs::unlinkat(&dir, name, AtFlags::empty())?)
+}
+
+/// Of a file that the command has only appended to, puts what was there before the scaffolding in that one's place.
+fn cut(dir: &OwnedFd, name: &OsStr, stat: &Stat, path: &Path, put: &Put, below: &View) -> io::Result<()> {
+    let size = put.mark.size;
+    let same = (stat.st_ino, birth(dir.as_fd(), name)?) == (put.mark.inode, put.mark.born);
+    let appended = stat.st_size - size;
+    if !same || !(1..=MOST_MOVED).contains(&appended) {
+        return Ok(());
+    }
+    if put.mark.content != Content::File(digest(dir.as_fd(), name, size.unsigned_abs())?) {
+        return Ok(());
+    }
+    let mut content = Vec::new();
+    if let Found::Entry { layer, stat } = below.find(path)?
+        && kind(&stat) == FileType::RegularFile
+        && let Some(source) = below.open_at(layer, path, OFlags::RDONLY | OFlags::NOFOLLOW)?
+    {
+        if stat.st_size > MOST_MOVED {
+            return Ok(());
+        }
+        io::Read::read_to_end(&mut File::from(source), &mut content)?;
+    }
+    let flags = OFlags::RDWR | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let mut file = File::from(rustix::fs::openat(dir, name, flags, Mode::empty())?);
+    io::Seek::seek(&mut file, io::SeekFrom::Start(size.unsigned_abs()))?;
+    io::Read::read_to_end(&mut file, &mut content)?;
+    file.set_len(0)?;
+    io::Seek::rewind(&mut file)?;
+    io::Write::write_all(&mut file, &content)?;
+    let (seconds, nanos) = mtime(stat);
+    Ok(rustix::fs::futimens(&file, &times(seconds, nanos))?)
 }
 
 /// Gives a file that the command has taken over, or made another's to use, the contents that it had before.
@@ -314,13 +376,13 @@ fn put_back(
 }
 
 fn mark(stat: &Stat, entry: Option<(BorrowedFd<'_>, &OsStr)>) -> io::Result<Mark> {
-    let mut born = None;
+    let born = match entry {
+        Some((dir, name)) if kind(stat) != FileType::Directory => birth(dir, name)?,
+        _ => None,
+    };
     let content = match (kind(stat), entry) {
         (FileType::RegularFile, _) if stat.st_size == 0 => Content::Empty,
-        (FileType::RegularFile, Some((dir, name))) => {
-            born = birth(dir, name)?;
-            Content::File(digest(dir, name)?)
-        }
+        (FileType::RegularFile, Some((dir, name))) => Content::File(digest(dir, name, u64::MAX)?),
         (FileType::Symlink, Some((dir, name))) => {
             Content::Link(rustix::fs::readlinkat(dir, name, Vec::new())?.into_bytes())
         }
@@ -347,10 +409,10 @@ fn birth(dir: BorrowedFd<'_>, name: &OsStr) -> io::Result<Option<(i64, u32)>> {
     Ok(has.then_some((known.stx_btime.tv_sec, known.stx_btime.tv_nsec)))
 }
 
-/// Of a file's contents and of its own attributes.
-fn digest(dir: BorrowedFd<'_>, name: &OsStr) -> io::Result<[u8; 32]> {
+/// Of a file's contents, at most so many bytes of them, and of its own attributes.
+fn digest(dir: BorrowedFd<'_>, name: &OsStr, at_most: u64) -> io::Result<[u8; 32]> {
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
-    let mut file = File::from(rustix::fs::openat(dir, name, flags, Mode::empty())?);
+    let file = File::from(rustix::fs::openat(dir, name, flags, Mode::empty())?);
     let mut hash = Sha256::new();
     for (name, value) in xattrs_of(file.as_fd())? {
         for part in [name, value] {
@@ -358,6 +420,7 @@ fn digest(dir: BorrowedFd<'_>, name: &OsStr) -> io::Result<[u8; 32]> {
             hash.update(part);
         }
     }
+    let mut file = io::Read::take(file, at_most);
     let mut buffer = vec![0u8; 64 << 10];
     loop {
         match io::Read::read(&mut file, &mut buffer) {

@@ -66,46 +66,12 @@ pub(super) async fn execute(cx: &StepContext<'_>, step: &RunStep) -> Result<Step
             let ran = run(cx, step, point, &mounted, &inputs.env, &mut foreign).await;
             let unmounted = mounts::unmount(cx, mounted).await;
             ran.and(unmounted)?;
-            renew_loader_cache(cx, step, active, point, &foreign).await
+            foreign.look(cx, active, point).await
         });
         worked.await?;
         foreign.strike(cx, active).await
     })
     .await
-}
-
-/// Where the command has made the loader's cache, it is made again without the devices' libraries. Never a reason for the
-/// step to fail: names of libraries that are not there are in nobody's way.
-async fn renew_loader_cache(
-    cx: &StepContext<'_>,
-    step: &RunStep,
-    active: &Active,
-    point: &Path,
-    foreign: &Foreign,
-) -> Result<(), StepError> {
-    let Some(program) = foreign.loader_cache(cx, active, point).await? else {
-        return Ok(());
-    };
-    let again = RunStep {
-        argv: vec![program.to_owned()],
-        env: vec![("PATH".to_owned(), "/sbin:/usr/sbin:/bin:/usr/bin".to_owned())],
-        proxy_env: Vec::new(),
-        cwd: "/".to_owned(),
-        user: String::new(),
-        mounts: Vec::new(),
-        devices: Vec::new(),
-        script: None,
-        ..step.clone()
-    };
-    match run(cx, &again, point, &[], &[], &mut Foreign::of(&[], active)).await {
-        Err(StepError::Exit { code, .. }) => {
-            cx.remark(format!(
-                "{program} ended with exit code {code}: the loader's cache names libraries of the step's devices"
-            ));
-            Ok(())
-        }
-        other => other,
-    }
 }
 
 async fn run(

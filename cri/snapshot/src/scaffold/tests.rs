@@ -41,12 +41,18 @@ impl Bed {
 
     /// What is in the upper directory after scaffolding and command.
     fn left(self, scaffolding: impl FnOnce(&Path), command: impl FnOnce(&Path)) -> Bed {
+        self.left_but(&[], scaffolding, command)
+    }
+
+    /// Where the command counts on links.
+    fn left_but(self, named: &[&str], scaffolding: impl FnOnce(&Path), command: impl FnOnce(&Path)) -> Bed {
         let survey = Survey::of(self.upper()).unwrap();
         scaffolding(&self.root());
         let scaffold = survey.scaffold(self.upper()).unwrap();
         command(&self.root());
         unmount(&self.root()).unwrap();
-        scaffold.strike(&self.mount).unwrap();
+        let named = named.iter().map(PathBuf::from).collect();
+        scaffold.strike(&self.mount, &named).unwrap();
         self
     }
 }
@@ -148,8 +154,8 @@ fn root_what_the_command_made_of_it_stays() {
 }
 
 #[test]
-fn root_what_hides_nothing_can_go_while_the_tree_is_mounted() {
-    if !is_root("what_hides_nothing") {
+fn root_what_the_command_has_remade_is_known() {
+    if !is_root("what_the_command_has_remade") {
         return;
     }
     let bed = Bed::new(below);
@@ -166,13 +172,8 @@ fn root_what_hides_nothing_can_go_while_the_tree_is_mounted() {
     assert!(!is_remade(other));
     write(bed.root().join(other), "new");
     assert!(is_remade(other));
-    std::fs::remove_file(bed.root().join(other)).unwrap();
-    scaffold.strike_mounted(&bed.mount, &bed.root()).unwrap();
-    let seen = describe(&bed.root());
-    let names: Vec<_> = seen.keys().map(String::as_str).collect();
-    assert_eq!(names, ["etc", "etc/cache", "etc/deep", "etc/taken"]);
     unmount(&bed.root()).unwrap();
-    scaffold.strike(&bed.mount).unwrap();
+    scaffold.strike(&bed.mount, &BTreeSet::new()).unwrap();
     let left = describe(bed.upper());
     let names: Vec<_> = left.keys().map(String::as_str).collect();
     assert_eq!(names, ["etc", "etc/cache", "etc/deep", "etc/other"], "{left:?}");
@@ -180,6 +181,120 @@ fn root_what_hides_nothing_can_go_while_the_tree_is_mounted() {
         bed.upper().join("etc/deep").metadata().unwrap().mtime(),
         1_000_000
     );
+}
+
+/// What a loader's program makes: a link to the newest version.
+fn link(root: &Path, name: &str, target: &str) {
+    let path = root.join(name);
+    if std::fs::read_link(&path).is_ok_and(|there| there == Path::new(target)) {
+        return;
+    }
+    let _ = std::fs::remove_file(&path);
+    symlink(target, path).unwrap();
+}
+
+#[test]
+fn root_a_link_that_the_command_counts_on_stays_where_its_file_does() {
+    if !is_root("a_link_that_the_command_counts_on") {
+        return;
+    }
+    let base = |root: &Path| {
+        for file in ["liba.so.1.2", "libb.so.1.1", "libb.so.1.2", "libc.so.1.0"] {
+            write(root.join("lib").join(file), file);
+        }
+        link(root, "lib/libb.so.1", "libb.so.1.1");
+        link(root, "lib/libc.so.1", "libc.so.1.0");
+    };
+    let driver = |root: &Path| {
+        write(root.join("lib/libc.so.1.9"), "");
+        write(root.join("opt/d/libd.so.1.9"), "");
+        for (name, target) in [
+            ("lib/liba.so.1", "liba.so.1.2"),
+            ("lib/libb.so.1", "libb.so.1.2"),
+            ("lib/libc.so.1", "libc.so.1.9"),
+            ("opt/d/libd.so.1", "libd.so.1.9"),
+            ("lib/libe.so", "liba.so.1.2"),
+            ("lib/libf.so", "../lib/liba.so.1.2"),
+        ] {
+            link(root, name, target);
+        }
+    };
+    let named = [
+        "lib/liba.so.1",
+        "lib/libb.so.1",
+        "lib/libc.so.1",
+        "lib/libf.so",
+        "opt/d/libd.so.1",
+    ];
+    let bed = Bed::new(base).left_but(&named, driver, |_| {});
+    let left = describe(bed.upper());
+    let names: Vec<_> = left.keys().map(String::as_str).collect();
+    // The image's own link to its libc.so.1.0 shows again.
+    assert_eq!(names, ["lib", "lib/liba.so.1", "lib/libb.so.1"], "{left:?}");
+}
+
+#[test]
+fn root_a_link_or_an_empty_file_that_the_command_makes_anew_stays() {
+    if !is_root("a_link_or_an_empty_file") {
+        return;
+    }
+    let bed = Bed::new(below).left(driver, |root| {
+        for name in ["lib/lib.so", "lib/lib.so.1"] {
+            std::fs::remove_file(root.join(name)).unwrap();
+        }
+        symlink("lib.so.1", root.join("lib/lib.so")).unwrap();
+        write(root.join("lib/lib.so.1"), "");
+    });
+    let left = describe(bed.upper());
+    assert!(
+        left.contains_key("lib/lib.so") && left.contains_key("lib/lib.so.1"),
+        "{left:?}"
+    );
+}
+
+#[test]
+fn root_of_a_file_that_the_command_appends_to_only_that_stays() {
+    if !is_root("of_a_file_that_the_command_appends_to") {
+        return;
+    }
+    let append = |root: &Path, name: &str, text: &str| {
+        let file = std::fs::OpenOptions::new().append(true).open(root.join(name));
+        io::Write::write_all(&mut file.unwrap(), text.as_bytes()).unwrap();
+    };
+    let bed = Bed::new(below).left(
+        |root| {
+            driver(root);
+            append(root, "etc/other", "+driver's");
+            write(root.join("etc/edited"), "driver's");
+        },
+        |root| {
+            for name in ["etc/other", "etc/cache", "etc/parts/driver"] {
+                append(root, name, "+own");
+            }
+            write(root.join("etc/edited"), "own, of its own length");
+        },
+    );
+    let read = |path: &str| std::fs::read_to_string(bed.upper().join(path)).unwrap();
+    assert_eq!(read("etc/other"), "old+own");
+    assert_eq!(read("etc/cache"), "old+own");
+    assert_eq!(read("etc/parts/driver"), "+own");
+    assert_eq!(read("etc/edited"), "own, of its own length");
+}
+
+#[test]
+fn root_a_directory_that_the_command_gives_away_stays() {
+    if !is_root("a_directory_that_the_command_gives_away") {
+        return;
+    }
+    let bed = Bed::new(below).left(
+        |root| {
+            write(root.join("opt/a/lib.so.1"), "");
+            write(root.join("opt/b/lib.so.1"), "");
+        },
+        |root| std::os::unix::fs::lchown(root.join("opt/a"), Some(7), None).unwrap(),
+    );
+    let left = describe(bed.upper());
+    assert_eq!(left.keys().collect::<Vec<_>>(), ["opt", "opt/a"], "{left:?}");
 }
 
 #[test]
