@@ -193,10 +193,10 @@ async fn what_a_commands_ldconfig_finds_and_counts_on_stays_in_the_image() -> Re
     // The device's own ldconfig has made the links before the command's looks for them; no configuration names /opt/d.
     let text = format!(
         "FROM {WITH_LIBC}\nCOPY ldconfig /sbin/ldconfig\nCOPY liba.so.1.2 libb.so.1.1 /usr/lib/\nCOPY libd.so.1.0 /opt/d/\n\
-         RUN ln -s libb.so.1.1 /usr/lib/libb.so.1\nCOPY libb.so.1.2 /usr/lib/\n\
+         RUN ln -s libb.so.1.1 /usr/lib/libb.so.1; mkdir -p /var/cache\nCOPY libb.so.1.2 /usr/lib/\n\
          RUN --device=nvidia.com/gpu=0 /sbin/ldconfig /opt/d && echo /opt/own >> /etc/ld.so.conf && chmod 0 /sbin/ldconfig\n\
          RUN for l in /usr/lib/liba.so.1 /usr/lib/libb.so.1 /opt/d/libd.so.1; do readlink $l; grep -c $l /etc/ld.so.cache; done; \
-         grep -c -e libcuda -e libnvidia /etc/ld.so.cache; cat /etc/ld.so.conf; ls /var/cache/ldconfig 2>/dev/null; true\n"
+         grep -c -e libcuda -e libnvidia /etc/ld.so.cache; cat /etc/ld.so.conf; find /var/cache\n"
     );
     let built = build(&w.lab, &text, &["-t", "gpu/links:1", "--allow", "device"])?.ok()?;
     assert_eq!(
@@ -209,7 +209,9 @@ async fn what_a_commands_ldconfig_finds_and_counts_on_stays_in_the_image() -> Re
             "libd.so.1.0",
             "1",
             "0",
-            "/opt/own"
+            "/opt/own",
+            "/var/cache",
+            "/var/cache/ldconfig"
         ],
         "{}",
         built.stdout
