@@ -80,7 +80,7 @@ pub async fn run(config: Config) -> Result<()> {
     let kept = kept(&config)?;
     let (records, written) = record::keep(Folder(config.paths.state.clone()), kept.clone());
     let work = async move {
-        let board = watch::channel(Arc::default()).0;
+        let board = watch::channel(Arc::new(last(&kept))).0;
         let sides = Sides::start(&config, &board);
         let (supervisor, events) = driver(&config, &sides.status).await;
         sides.status.works(&supervisor);
@@ -136,7 +136,7 @@ impl Sides {
             (client.clone(), kubernetes.node()),
             note.clone(),
         );
-        tasks.push(tokio::spawn(faults.run()));
+        tasks.push(tokio::spawn(faults.run(2 * config.driver.deadline())));
         let inquiry = incident::Inquiry {
             log: Log::follow(&config.paths.kmsg),
             pods: Arc::clone(&pods),
@@ -200,6 +200,18 @@ fn kept(config: &Config) -> Result<Kept> {
     }
     let known = Known::load(&folder.known(), boot);
     Ok(Kept { health, known })
+}
+
+/// What is known before anything has been seen.
+fn last(kept: &Kept) -> Posted {
+    Posted {
+        inventory: Inventory {
+            gpus: kept.known.gpus.clone(),
+            ..Inventory::default()
+        },
+        health: kept.health.clone(),
+        ..Posted::default()
+    }
 }
 
 /// Waits until there is a driver. Each reason is logged once. The supervisor stays over all attempts, since it knows which

@@ -84,6 +84,31 @@ impl Book {
         .await;
     }
 
+    /// Writes down who has the GPU: the places of those who were not known.
+    pub async fn found(&self, case: &Case, holders: Vec<Target>) -> Vec<usize> {
+        let mut places = Vec::new();
+        self.change(|cases| {
+            let same = cases
+                .iter_mut()
+                .find(|c| c.gpu == case.gpu && c.since == case.since);
+            let Some(case) = same else { return };
+            let known = case.targets.get_or_insert_default();
+            for holder in holders {
+                match known.iter_mut().find(|t| t.is_of(&holder)) {
+                    // Kubelet has not told its UID before.
+                    Some(target) if target.uid.is_none() => (target.uid, target.id) = (holder.uid, holder.id),
+                    Some(_) => {}
+                    None => {
+                        places.push(known.len());
+                        known.push(holder);
+                    }
+                }
+            }
+        })
+        .await;
+        places
+    }
+
     async fn change(&self, change: impl FnOnce(&mut Vec<Case>)) {
         let mut page = self.page.lock().await;
         let before = page.clone();
@@ -162,6 +187,7 @@ mod tests {
             container: "c".into(),
             id: None,
             announced: false,
+            killed: false,
             done: false,
         };
         let with = |since| Case {

@@ -4,6 +4,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use slipway_fault_api::MAX_MESSAGE;
 use slipway_gpu::health::{Unhealthy, Work};
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
 
 use crate::pods::{Holder, Snapshot};
 
@@ -31,13 +33,16 @@ pub struct Case {
 pub struct Target {
     pub namespace: String,
     pub pod: String,
-    /// The pod's UID, when kubelet tells.
+    /// The pod's UID, as kubelet and the runtime have it; none: nobody has told it yet.
     pub uid: Option<String>,
     pub container: String,
     /// The container's id without its scheme; none: not known yet, or it is not there yet.
     pub id: Option<String>,
-    /// The runtime knows why it will end: it is ended, whatever becomes of the GPU.
+    /// The runtime knows why it will end: if it lives it is ended, whatever becomes of the GPU.
     pub announced: bool,
+    /// It has ended, or the runtime will not rest until it has.
+    #[serde(default)]
+    pub killed: bool,
     /// Nothing is left to be done.
     pub done: bool,
 }
@@ -69,6 +74,11 @@ impl Case {
             .is_some_and(|all| all.iter().all(|t| t.done))
     }
 
+    /// Whether somebody has been told of it.
+    pub fn is_announced(&self) -> bool {
+        self.targets.iter().flatten().any(|t| t.announced)
+    }
+
     /// In one word: what the container's status says.
     pub fn reason(&self) -> String {
         match self.xid {
@@ -96,8 +106,16 @@ impl Target {
             container: holder.container.clone(),
             id: snapshot.id_of(holder).map(str::to_owned),
             announced: false,
+            killed: false,
             done: false,
         }
+    }
+
+    /// Whether it is the same container of the same pod, as far as that is known.
+    pub fn is_of(&self, other: &Target) -> bool {
+        let names = |t: &Target| (t.namespace.clone(), t.pod.clone(), t.container.clone());
+        let uids = self.uid.is_none() || other.uid.is_none() || self.uid == other.uid;
+        names(self) == names(other) && uids
     }
 
     /// For Events.
@@ -114,7 +132,10 @@ impl Target {
 /// What the API server says of a target's pod, as far as it matters here.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Pod {
+    /// The object's UID.
     pub uid: String,
+    /// The UID that kubelet and the runtime know it by: of a pod from a file on the node, that of the file.
+    pub runs_as: String,
     /// The container's id without its scheme, when it has one.
     pub id: Option<String>,
     /// It is being deleted already.
@@ -125,13 +146,32 @@ pub struct Pod {
     pub is_static: bool,
     /// Kubelet would start the container again.
     pub restarts: bool,
+    /// The container has ended for good, though others of its pod go on.
+    pub is_over: bool,
+}
+
+/// A time as the API server writes it, in seconds since 1970.
+fn seconds(at: &Value) -> Option<u64> {
+    let at = OffsetDateTime::parse(at.as_str()?, &Rfc3339).ok()?;
+    u64::try_from(at.unix_timestamp()).ok()
 }
 
 impl Pod {
-    /// Reads a Pod; none: it is another one of the same name.
-    pub fn of(pod: &Value, target: &Target) -> Option<Pod> {
-        let uid = pod["metadata"]["uid"].as_str().unwrap_or_default();
-        if target.uid.as_ref().is_some_and(|known| known != uid) {
+    /// Reads a Pod; none: it is another one of the same name. Where the target's UID is not known, it is the pod that this node
+    /// had when the case was opened, by kubelet's clock, which is ours.
+    pub fn of(pod: &Value, target: &Target, (node, opened): (&str, u64)) -> Option<Pod> {
+        let (meta, spec, status) = (&pod["metadata"], &pod["spec"], &pod["status"]);
+        let uid = meta["uid"].as_str().unwrap_or_default();
+        let mirrors = meta["annotations"]["kubernetes.io/config.mirror"].as_str();
+        let runs_as = mirrors.unwrap_or(uid);
+        let same = match &target.uid {
+            Some(known) => known == runs_as,
+            None => {
+                let began = seconds(&status["startTime"]).or_else(|| seconds(&meta["creationTimestamp"]));
+                spec["nodeName"] == node && began.is_some_and(|began| began <= opened)
+            }
+        };
+        if !same {
             return None;
         }
         let named = |list: &Value| -> Option<Value> {
@@ -139,7 +179,6 @@ impl Pod {
             all.find(|c| c["name"] == *target.container).cloned()
         };
         let either = |a: &Value, b: &Value| named(a).or_else(|| named(b)).unwrap_or_default();
-        let (spec, status) = (&pod["spec"], &pod["status"]);
         let wanted = either(&spec["containers"], &spec["initContainers"]);
         let told = either(&status["containerStatuses"], &status["initContainerStatuses"]);
         let id = told["containerID"]
@@ -152,13 +191,17 @@ impl Pod {
         let rules = wanted["restartPolicyRules"]
             .as_array()
             .is_some_and(|r| !r.is_empty());
+        let restarts = policy != "Never" || rules;
+        let code = &told["state"]["terminated"]["exitCode"];
         Some(Pod {
             uid: uid.to_owned(),
+            runs_as: runs_as.to_owned(),
             id: id.filter(|id| !id.is_empty()).map(str::to_owned),
-            leaves: pod["metadata"]["deletionTimestamp"].is_string(),
+            leaves: meta["deletionTimestamp"].is_string(),
             ended: matches!(status["phase"].as_str(), Some("Succeeded" | "Failed")),
-            is_static: pod["metadata"]["annotations"]["kubernetes.io/config.mirror"].is_string(),
-            restarts: policy != "Never" || rules,
+            is_static: mirrors.is_some(),
+            restarts,
+            is_over: code.is_number() && (!restarts || *code == 0 && policy == "OnFailure" && !rules),
         })
     }
 }
@@ -168,6 +211,8 @@ mod tests {
     use super::*;
     use serde_json::json;
 
+    const HERE: (&str, u64) = ("here", 1000);
+
     fn target() -> Target {
         Target {
             namespace: "jobs".into(),
@@ -176,6 +221,7 @@ mod tests {
             container: "main".into(),
             id: None,
             announced: false,
+            killed: false,
             done: false,
         }
     }
@@ -194,17 +240,72 @@ mod tests {
     fn a_pod_of_the_same_name_is_not_the_same_pod() {
         let mut other = pod();
         other["metadata"]["uid"] = "u2".into();
-        assert_eq!(Pod::of(&other, &target()), None);
+        assert_eq!(Pod::of(&other, &target(), HERE), None);
+    }
+
+    #[test]
+    fn without_a_uid_it_is_the_pod_that_the_node_had_when_the_case_was_opened() {
         let unknown = Target {
             uid: None,
             ..target()
         };
-        assert_eq!(Pod::of(&other, &unknown).map(|p| p.uid), Some("u2".into()));
+        let read = |more: Value| {
+            let mut pod = pod();
+            pod["spec"]["nodeName"] = more["node"].clone();
+            pod["metadata"]["creationTimestamp"] = more["created"].clone();
+            pod["status"]["startTime"] = more["started"].clone();
+            Pod::of(&pod, &unknown, HERE).map(|p| p.uid)
+        };
+        let (before, after) = ("1970-01-01T00:16:40Z", "1970-01-01T00:16:41Z");
+        let same = Some("u1".to_owned());
+        assert_eq!(read(json!({ "node": "here", "created": before })), same);
+        assert_eq!(
+            read(json!({ "node": "here", "created": before, "started": before })),
+            same
+        );
+        for other in [
+            json!({}),
+            json!({ "created": before }),
+            json!({ "node": "there", "created": before }),
+            json!({ "node": "here", "created": after }),
+            json!({ "node": "here", "created": before, "started": after }),
+            json!({ "node": "here" }),
+        ] {
+            assert_eq!(read(other.clone()), None, "{other}");
+        }
+    }
+
+    #[test]
+    fn a_pod_from_a_file_is_known_by_the_files_uid() {
+        let mut mirror = pod();
+        mirror["metadata"]["uid"] = "another".into();
+        mirror["metadata"]["annotations"]["kubernetes.io/config.mirror"] = "u1".into();
+        let read = Pod::of(&mirror, &target(), HERE).expect("the same pod");
+        assert_eq!(
+            (read.uid.as_str(), read.runs_as.as_str(), read.is_static),
+            ("another", "u1", true)
+        );
+        mirror["metadata"]["annotations"]["kubernetes.io/config.mirror"] = "u2".into();
+        assert_eq!(Pod::of(&mirror, &target(), HERE), None);
+    }
+
+    #[test]
+    fn a_container_that_has_ended_for_good_is_over() {
+        let read = |policy: &str, state: Value| {
+            let mut pod = pod();
+            pod["spec"]["restartPolicy"] = policy.into();
+            pod["status"]["containerStatuses"][1]["state"] = state;
+            Pod::of(&pod, &target(), HERE).expect("the same pod").is_over
+        };
+        let ended = |code: u32| json!({ "terminated": { "exitCode": code } });
+        assert!(read("Never", ended(0)) && read("Never", ended(1)) && read("OnFailure", ended(0)));
+        assert!(!read("OnFailure", ended(1)) && !read("Always", ended(0)));
+        assert!(!read("Never", json!({ "running": {} })) && !read("OnFailure", json!({})));
     }
 
     #[test]
     fn whether_the_container_is_started_again_is_its_own_policys_or_the_pods() {
-        let read = |pod: &Value| Pod::of(pod, &target()).expect("the same pod");
+        let read = |pod: &Value| Pod::of(pod, &target(), HERE).expect("the same pod");
         let plain = read(&pod());
         assert_eq!((plain.id.as_deref(), plain.restarts), (Some("m"), false));
         assert!(!plain.leaves && !plain.ended && !plain.is_static);

@@ -10,14 +10,16 @@
 //! ```
 //! A [`case::Case`] is one GPU that is sick since a moment; what is to be done about whom is on disk before it is done, by the id
 //! of the container, so that an agent that is started in the middle goes on and meets nobody who came later. Every step can be
-//! done again. A GPU that is well again before anything was announced is left alone with whoever has it; after that the
-//! container has lost what it had on the GPU, and is ended.
+//! done again, and is until somebody says that it is done. A GPU that is well again before anything was announced is left alone
+//! with whoever has it; after that a container that still lives has lost what it had on the GPU, and is ended.
 //!
-//! `case` is pure but for its file; `runtime` speaks to slipwayd, `evict` to the API server.
+//! `act` is the story of a case, `end` that of one container of it; `case` is pure; `runtime` speaks to slipwayd, `evict` to
+//! the API server.
 
 mod act;
 mod book;
 mod case;
+mod end;
 mod evict;
 mod runtime;
 

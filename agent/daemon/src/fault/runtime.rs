@@ -38,6 +38,9 @@ pub enum AskError {
         #[source]
         source: tonic::transport::Error,
     },
+    /// Nobody has told which one it is.
+    #[error("have container {container} failed: its id is not known yet")]
+    Unknown { container: String },
     /// It said no, or nothing.
     #[error("have container {id} failed: {message}")]
     Refused { id: String, message: String },

@@ -1,7 +1,7 @@
 //! One request to the API server: a connection of its own, JSON there and back, bounded in time and size. What we ask is rare.
 
-use std::io;
 use std::time::Duration;
+use std::{fmt, io};
 
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Bytes;
@@ -60,22 +60,36 @@ pub enum KubeError {
         act: String,
     },
     /// It said no.
-    #[error("{act}: {code}: {message}")]
-    Refused {
-        /// Method and path.
-        act: String,
-        /// Why, as a number.
-        code: StatusCode,
-        /// Why.
-        message: String,
-    },
+    #[error("{0}")]
+    Refused(Refusal),
+}
+
+/// What the API server said no with.
+#[derive(Debug)]
+pub struct Refusal {
+    /// Method and path.
+    pub act: String,
+    /// Why, as a number.
+    pub code: StatusCode,
+    /// Why.
+    pub message: String,
+    /// Why, in words for programs.
+    pub causes: Vec<String>,
+    /// It was told as the result of what has succeeded as a request.
+    pub in_result: bool,
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}: {}", self.act, self.code, self.message)
+    }
 }
 
 impl KubeError {
     /// What it said no with.
     pub fn refused(&self) -> Option<StatusCode> {
         match self {
-            KubeError::Refused { code, .. } => Some(*code),
+            KubeError::Refused(refusal) => Some(refusal.code),
             _ => None,
         }
     }
@@ -189,19 +203,35 @@ impl Client {
         connection.abort();
         let bytes = bytes.map_err(broken(act))?.to_bytes();
         let value: Value = serde_json::from_slice(&bytes).unwrap_or_default();
-        if code.is_success() {
-            return Ok(value);
-        }
-        let message = match value["message"].as_str() {
-            Some(message) => message.to_owned(),
-            None => String::from_utf8_lossy(&bytes).chars().take(200).collect(),
-        };
-        Err(KubeError::Refused {
-            act: act.to_owned(),
-            code,
-            message,
-        })
+        refused(act, code, &value, &bytes).map_or(Ok(value), |refusal| Err(KubeError::Refused(refusal)))
     }
+}
+
+/// Whether an answer says no. A Status of failure says so with any code: an eviction that is not done is created, with 201.
+fn refused(act: &str, code: StatusCode, value: &Value, bytes: &[u8]) -> Option<Refusal> {
+    let failure = value["kind"] == "Status" && value["status"] == "Failure";
+    let in_result = code.is_success() && failure;
+    if code.is_success() && !failure {
+        return None;
+    }
+    let told = || StatusCode::from_u16(u16::try_from(value["code"].as_u64()?).ok()?).ok();
+    let causes = value["details"]["causes"].as_array().into_iter().flatten();
+    Some(Refusal {
+        act: act.to_owned(),
+        code: if in_result {
+            told().unwrap_or(StatusCode::INTERNAL_SERVER_ERROR)
+        } else {
+            code
+        },
+        message: match value["message"].as_str() {
+            Some(message) => message.to_owned(),
+            None => String::from_utf8_lossy(bytes).chars().take(200).collect(),
+        },
+        causes: causes
+            .filter_map(|c| c["reason"].as_str().map(str::to_owned))
+            .collect(),
+        in_result,
+    })
 }
 
 async fn connect(access: &Access) -> io::Result<Box<dyn Io>> {

@@ -12,6 +12,6 @@ mod labels;
 mod report;
 
 pub use access::Source;
-pub use client::{Client, KubeError};
+pub use client::{Client, KubeError, Refusal};
 pub use events::Note;
 pub use report::{Report, keep_features};

@@ -189,6 +189,14 @@ impl Pods {
         Ok(snapshot)
     }
 
+    /// What kubelet says to a question that is asked now.
+    ///
+    /// # Errors
+    /// As [`Pods::now`].
+    pub async fn anew(&self) -> Result<Snapshot, tonic::Status> {
+        self.ask().await
+    }
+
     /// What kubelet has told, and the devices of those that have changed; none: it tells nothing.
     async fn told(&self) -> Result<Option<Arc<Snapshot>>, tonic::Status> {
         let Some(unasked) = lock(&self.live).unasked() else {

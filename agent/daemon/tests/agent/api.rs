@@ -14,6 +14,19 @@ use tokio::net::TcpListener;
 
 pub const NODE: &str = "node1";
 
+/// What comes of an eviction.
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+pub enum Evicts {
+    #[default]
+    Always,
+    /// A disruption budget lets nobody go.
+    Blocked,
+    /// Two of them name the pod, which is told as the result of a request that succeeded.
+    TwoBudgets,
+    /// The server has too much to do.
+    Busy,
+}
+
 #[derive(Default)]
 struct State {
     node: Value,
@@ -25,8 +38,9 @@ struct State {
     pods: BTreeMap<String, Value>,
     /// "evict NAME UID", "delete NAME UID".
     taken: Vec<String>,
-    /// A disruption budget lets nobody go.
-    blocked: bool,
+    evicts: Evicts,
+    /// Refuses to delete anything with this.
+    keeps: Option<u16>,
 }
 
 pub struct Api {
@@ -88,15 +102,36 @@ fn answer(state: &mut State, method: &Method, path: &str, kind: &str, body: &Val
             if body["kind"] != "Eviction" || body["metadata"]["name"] != *name {
                 return (400, json!({ "message": "it is no eviction of this pod" }));
             }
-            if state.blocked {
-                return (
-                    429,
-                    json!({ "message": "Cannot evict pod as it would violate the budget" }),
-                );
+            match state.evicts {
+                Evicts::Always => {}
+                Evicts::Blocked => {
+                    let causes = [json!({ "reason": "DisruptionBudget", "message": "The budget needs 1" })];
+                    return (
+                        429,
+                        json!({ "kind": "Status", "status": "Failure", "code": 429, "details": { "causes": causes },
+                                "message": "Cannot evict pod as it would violate the budget" }),
+                    );
+                }
+                Evicts::TwoBudgets => {
+                    return (
+                        201,
+                        json!({ "kind": "Status", "status": "Failure", "code": 500,
+                                "message": "This pod has more than one PodDisruptionBudget" }),
+                    );
+                }
+                Evicts::Busy => {
+                    return (
+                        429,
+                        json!({ "kind": "Status", "status": "Failure", "message": "too many requests" }),
+                    );
+                }
             }
             take(state, "evict", name, &body["deleteOptions"])
         }
-        ("DELETE", ["api", "v1", "namespaces", _, "pods", name]) => take(state, "delete", name, body),
+        ("DELETE", ["api", "v1", "namespaces", _, "pods", name]) => match state.keeps {
+            Some(code) => (code, json!({ "message": "not now" })),
+            None => take(state, "delete", name, body),
+        },
         ("POST", ["api", "v1", "namespaces", namespace, "events"]) => {
             if body["metadata"]["namespace"] != *namespace || body["involvedObject"]["uid"] == "" {
                 return (
@@ -223,11 +258,16 @@ impl Api {
     /// A pod with one container, "main"; `id`: of the container.
     pub fn pod(&self, name: &str, uid: &str, policy: &str, id: &str) {
         let pod = json!({
-            "metadata": { "name": name, "namespace": "jobs", "uid": uid },
-            "spec": { "restartPolicy": policy, "containers": [{ "name": "main" }] },
+            "metadata": { "name": name, "namespace": "jobs", "uid": uid, "creationTimestamp": "2026-01-01T00:00:00Z" },
+            "spec": { "nodeName": NODE, "restartPolicy": policy, "containers": [{ "name": "main" }] },
             "status": { "phase": "Running", "containerStatuses": [{ "name": "main", "containerID": format!("slipway://{id}") }] },
         });
         self.state.lock().unwrap().pods.insert(name.to_owned(), pod);
+    }
+
+    /// Changes a pod.
+    pub fn change(&self, name: &str, change: impl FnOnce(&mut Value)) {
+        change(self.state.lock().unwrap().pods.get_mut(name).unwrap());
     }
 
     /// What the node says that it can hand out.
@@ -241,8 +281,12 @@ impl Api {
         self.state.lock().unwrap().taken.clone()
     }
 
-    pub fn block(&self, blocked: bool) {
-        self.state.lock().unwrap().blocked = blocked;
+    pub fn evicts(&self, how: Evicts) {
+        self.state.lock().unwrap().evicts = how;
+    }
+
+    pub fn keep(&self, code: Option<u16>) {
+        self.state.lock().unwrap().keeps = code;
     }
 
     pub fn refuse(&self, code: Option<u16>) {

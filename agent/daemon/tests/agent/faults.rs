@@ -14,15 +14,24 @@ use tokio_stream::wrappers::UnixListenerStream;
 use tonic::transport::Server;
 use tonic::{Request, Response, Status};
 
-use crate::api::Api;
+use crate::api::{Api, Evicts};
 use crate::kubelet::{GPU, Kubelet};
 use crate::kubernetes::telling;
 use crate::node::{Node, root};
-use crate::who::{Pod, Who};
+use crate::who::{Pod, Serves, Who};
 
 /// A stand-in for slipwayd: it has every container, and each request is "announce ID" or "kill ID".
 #[derive(Clone, Default)]
-struct Runtime(Arc<Mutex<Vec<FailContainerRequest>>>);
+pub struct Runtime(Arc<Mutex<Vec<FailContainerRequest>>>, Arc<Mutex<Says>>);
+
+/// What it says of containers, by the first letter of their ids.
+#[derive(Default)]
+pub struct Says {
+    /// These have ended.
+    pub gone: String,
+    /// So many kills are broken off.
+    pub broken: usize,
+}
 
 impl Runtime {
     fn serve(socket: &Path) -> Runtime {
@@ -36,7 +45,7 @@ impl Runtime {
         runtime
     }
 
-    fn asked(&self) -> Vec<String> {
+    pub fn asked(&self) -> Vec<String> {
         let word = |r: &FailContainerRequest| {
             let verb = if r.only_announce { "announce" } else { "kill" };
             format!("{verb} {}", &r.container_id[..1])
@@ -44,7 +53,7 @@ impl Runtime {
         self.0.lock().unwrap().iter().map(word).collect()
     }
 
-    fn last(&self) -> FailContainerRequest {
+    pub fn last(&self) -> FailContainerRequest {
         self.0.lock().unwrap().last().unwrap().clone()
     }
 }
@@ -56,12 +65,20 @@ impl Fault for Runtime {
         request: Request<FailContainerRequest>,
     ) -> Result<Response<FailContainerResponse>, Status> {
         let request = request.into_inner();
-        let outcome = if request.only_announce {
+        let mut says = self.1.lock().unwrap();
+        let outcome = if says.gone.contains(&request.container_id[..1]) {
+            Outcome::AlreadyExited
+        } else if request.only_announce {
             Outcome::Announced
         } else {
             Outcome::Failed
         };
+        let only_announce = request.only_announce;
         self.0.lock().unwrap().push(request);
+        if !only_announce && says.broken > 0 {
+            says.broken -= 1;
+            return Err(Status::unavailable("it is being restarted"));
+        }
         Ok(Response::new(FailContainerResponse {
             outcome: outcome as i32,
             exit_code: 137,
@@ -70,29 +87,29 @@ impl Fault for Runtime {
     }
 }
 
-struct World {
-    node: Node,
-    kubelet: Kubelet,
-    api: Api,
-    who: Who,
-    runtime: Option<Runtime>,
-    topology: Topology,
+pub struct World {
+    pub node: Node,
+    pub kubelet: Kubelet,
+    pub api: Api,
+    pub who: Who,
+    pub runtime: Option<Runtime>,
+    pub topology: Topology,
 }
 
-const UIDS: [&str; 3] = [
+pub const UIDS: [&str; 3] = [
     "0b1c4f6e-2a35-4d7e-9f10-8a6b5c4d3e2f",
     "1b1c4f6e-2a35-4d7e-9f10-8a6b5c4d3e2f",
     "2b1c4f6e-2a35-4d7e-9f10-8a6b5c4d3e2f",
 ];
-const IDS: [&str; 3] = [
+pub const IDS: [&str; 3] = [
     "af1e0d9c8b7a69584736251403f2e1d0c9b8a7968574635241302f1e0d9c8b7a",
     "bf1e0d9c8b7a69584736251403f2e1d0c9b8a7968574635241302f1e0d9c8b7a",
     "cf1e0d9c8b7a69584736251403f2e1d0c9b8a7968574635241302f1e0d9c8b7a",
 ];
-const NAMES: [&str; 3] = ["train-0", "train-1", "train-2"];
+pub const NAMES: [&str; 3] = ["train-0", "train-1", "train-2"];
 
 /// A pod, its container, and its GPUs or slices.
-fn pod(n: usize, devices: &[&str]) -> Pod {
+pub fn pod(n: usize, devices: &[&str]) -> Pod {
     Pod {
         name: NAMES[n],
         uid: UIDS[n],
@@ -102,7 +119,11 @@ fn pod(n: usize, devices: &[&str]) -> Pod {
 }
 
 /// A node of 8 GPUs, of which train-0 has 3 and train-1 has 4; their pods' policy is as said.
-async fn world(policy: &str, faults: &str, slipwayd: bool) -> World {
+pub async fn world(policy: &str, faults: &str, slipwayd: bool) -> World {
+    world_of(policy, faults, slipwayd, Serves::Pods).await
+}
+
+pub async fn world_of(policy: &str, faults: &str, slipwayd: bool, serves: Serves) -> World {
     let topology = Topology::named("h100x8").unwrap();
     let api = Api::serve(0).await;
     for n in 0..2 {
@@ -119,7 +140,7 @@ async fn world(policy: &str, faults: &str, slipwayd: bool) -> World {
     std::fs::write(node.config(), config).unwrap();
     let runtime = slipwayd.then(|| Runtime::serve(&socket));
     let kubelet = Kubelet::start(&node.kubelet());
-    let who = Who::serve(&node.pod_resources(), &node.pods(), true);
+    let who = Who::serve_as(&node.pod_resources(), &node.pods(), serves);
     who.set(vec![
         pod(0, &[&topology.gpus[3].uuid]),
         pod(1, &[&topology.gpus[4].uuid]),
@@ -138,16 +159,27 @@ async fn world(policy: &str, faults: &str, slipwayd: bool) -> World {
 }
 
 impl World {
-    fn asked(&self) -> Vec<String> {
+    pub fn asked(&self) -> Vec<String> {
         self.runtime.as_ref().map(Runtime::asked).unwrap_or_default()
     }
 
-    fn has_event(&self, pod: &str, reason: &str) -> bool {
+    pub fn says(&self) -> std::sync::MutexGuard<'_, Says> {
+        self.runtime.as_ref().unwrap().1.lock().unwrap()
+    }
+
+    /// Until nothing is left to be done.
+    pub async fn done(&self) {
+        let book = self.node.dir.path().join("state/faults.json");
+        let is_done = || std::fs::read_to_string(&book).is_ok_and(|t| t.contains("\"done\":true"));
+        self.node.wait("it to be written down", is_done).await;
+    }
+
+    pub fn has_event(&self, pod: &str, reason: &str) -> bool {
         self.api.events(pod).iter().any(|(r, _)| r == reason)
     }
 
     /// A moment in which what must not happen could have.
-    async fn a_moment(&self) {
+    pub async fn a_moment(&self) {
         tokio::time::sleep(Duration::from_millis(1500)).await;
     }
 }
@@ -263,7 +295,7 @@ async fn root_a_disruption_budget_is_heeded_for_a_while_and_the_container_ended_
     }
     let w = world("OnFailure", "evict_seconds = 3\n", true).await;
     w.api.allocatable(GPU, 6);
-    w.api.block(true);
+    w.api.evicts(Evicts::Blocked);
     w.node.driver.raise("3 79").unwrap();
     w.node
         .wait("the container to be ended", || {
@@ -286,7 +318,7 @@ async fn root_a_disruption_budget_is_heeded_for_a_while_and_the_container_ended_
     w.node
         .wait("the other to be ended", || w.asked().len() == 4)
         .await;
-    w.api.block(false);
+    w.api.evicts(Evicts::Always);
     w.node
         .wait("the other pod to be evicted", || w.api.taken().len() == 2)
         .await;

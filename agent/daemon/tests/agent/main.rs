@@ -5,6 +5,7 @@ mod api;
 mod bad;
 mod cdi;
 mod faults;
+mod faults_again;
 mod files;
 mod kubelet;
 mod kubernetes;

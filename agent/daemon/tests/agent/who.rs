@@ -169,6 +169,11 @@ impl Who {
         }
     }
 
+    /// What it has now; whoever watches is not told yet.
+    pub fn set_untold(&self, pods: Vec<Pod>) {
+        self.state.lock().unwrap().pods = pods;
+    }
+
     fn count(&self, question: &'static str) {
         *self.state.lock().unwrap().asked.entry(question).or_default() += 1;
     }
