@@ -87,9 +87,20 @@ impl Instance {
         &self.paths
     }
 
-    /// Listens on the CRI socket, 0660. A socket left by a dead instance is replaced: we hold the lock.
-    pub fn listen(&self, socket: &Path) -> Result<UnixListener, InstanceError> {
-        listen(socket, 0o755, 0o660)
+    /// Listens on the CRI socket, 0660. A socket left by a dead instance is replaced: we hold the lock. One that was `kept` over
+    /// it is listened on further, with those who wait there.
+    pub fn listen(&self, socket: &Path, kept: Option<UnixListener>) -> Result<UnixListener, InstanceError> {
+        match kept.filter(|kept| crate::systemd::is_of(kept, socket)) {
+            Some(kept) => {
+                kept.set_nonblocking(true)
+                    .map_err(|source| InstanceError::Listen {
+                        path: socket.to_owned(),
+                        source,
+                    })?;
+                Ok(kept)
+            }
+            None => listen(socket, 0o755, 0o660),
+        }
     }
 
     /// Listens on the socket of faults, 0600; its directory is made for root alone where it is not there.
@@ -227,10 +238,36 @@ mod tests {
         assert_eq!(mode(&one.paths().root), 0o700);
         assert_eq!(mode(&two.paths().pods), 0o700);
         let socket = two.paths().state.join("slipwayd.sock");
-        let listener = two.listen(&socket).unwrap();
+        let listener = two.listen(&socket, None).unwrap();
         assert_eq!(mode(&socket), 0o660);
-        assert!(matches!(one.listen(&socket), Err(InstanceError::Listen { .. })));
+        assert!(matches!(
+            one.listen(&socket, None),
+            Err(InstanceError::Listen { .. })
+        ));
         drop(listener);
-        one.listen(&socket).unwrap();
+        one.listen(&socket, None).unwrap();
+    }
+    #[test]
+    fn who_waits_at_a_kept_socket_is_served_by_the_next_instance() {
+        use std::io::{Read as _, Write as _};
+        let dir = tempfile::tempdir().unwrap();
+        let instance = Instance::acquire(&config(&dir.path().join("r"), &dir.path().join("s"))).unwrap();
+        let socket = instance.paths().state.join("slipwayd.sock");
+        let first = instance.listen(&socket, None).unwrap();
+        // As systemd has it.
+        let kept = first.try_clone().unwrap();
+        drop(first);
+        let mut client = std::os::unix::net::UnixStream::connect(&socket).unwrap();
+        let next = instance.listen(&socket, Some(kept.try_clone().unwrap())).unwrap();
+        next.accept().unwrap().0.write_all(b"at last").unwrap();
+        let mut said = String::new();
+        client.read_to_string(&mut said).unwrap();
+        assert_eq!(said, "at last");
+        // One that nobody can come to any more is of no use.
+        drop(next);
+        std::fs::remove_file(&socket).unwrap();
+        let anew = instance.listen(&socket, Some(kept)).unwrap();
+        drop(std::os::unix::net::UnixStream::connect(&socket).unwrap());
+        anew.accept().unwrap();
     }
 }

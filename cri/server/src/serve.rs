@@ -34,6 +34,7 @@ pub async fn serve(config: Config) -> anyhow::Result<()> {
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
     // Before anything is touched: it must not be ours to touch twice.
     let instance = Instance::acquire(&config)?;
+    let kept = systemd::kept();
     let (socket, fault_socket) = (config.socket.clone(), config.fault_socket.clone());
     let paths = instance.paths().clone();
     let daemon = Arc::new(
@@ -55,7 +56,9 @@ pub async fn serve(config: Config) -> anyhow::Result<()> {
     let cri = Cri::new(daemon.clone(), streams.urls());
     // Its sessions end first: what they run is ended by verbs that end after them.
     let streaming = tokio::spawn(streams.run(daemon.stopping.clone().cancelled_owned()));
-    let listener = UnixListener::from_std(instance.listen(&socket)?).context("cannot use the socket")?;
+    let listener = instance.listen(&socket, kept)?;
+    let is_kept = systemd::keep(&listener);
+    let listener = UnixListener::from_std(listener).context("cannot use the socket")?;
     let ending = CancellationToken::new();
     let faults = UnixListener::from_std(instance.listen_for_faults(&fault_socket)?)
         .context("cannot use the socket of faults")?;
@@ -102,7 +105,9 @@ pub async fn serve(config: Config) -> anyhow::Result<()> {
     if let Ok(Ok(served)) = tokio::time::timeout(LAST_WORDS, faults).await {
         served.context("cannot serve faults")?;
     }
-    let _ = std::fs::remove_file(&socket);
+    if !is_kept {
+        let _ = std::fs::remove_file(&socket);
+    }
     let _ = std::fs::remove_file(&fault_socket);
     Ok(())
 }

@@ -43,12 +43,12 @@ limits() { # set in the systemd driver's scopes, where they stay when systemd lo
   local p c out round disk
   p=$(pod limits)
   disk=$(cat /sys/block/vda/dev)
-  c=$(run limits "$p" within "sleep 1000" '"resources":{"memory_limit_in_bytes":33554432,"cpu_quota":50000,"cpu_period":100000,"cpu_shares":512,"hugepage_limits":[{"page_size":"2MB","limit":0}],
+  c=$(run limits "$p" within "sleep 1000" '"resources":{"memory_limit_in_bytes":33554432,"cpu_quota":50000,"cpu_period":100000,"cpu_shares":512,"hugepage_limits":[{"page_size":"2MB","limit":4194304},{"page_size":"1GB","limit":0}],
     "unified":{"memory.high":"max","memory.swap.max":"0","memory.oom.group":"1","pids.max":"77","io.max":"'"$disk"' wbps=1048576"}}')
   has "$(cat /proc/"$(init_of "$c")"/cgroup)" kubepods-limits.slice
   for round in 1 2; do
-    out=$(crictl exec -s "$c" sh -c 'cd /sys/fs/cgroup; grep . memory.max cpu.max cpu.weight memory.swap.max memory.oom.group pids.max io.max')
-    for want in "memory.max:33554432" "cpu.max:50000 100000" "cpu.weight:[2-5][0-9]$" "memory.swap.max:0" "memory.oom.group:1" "pids.max:77" "io.max:$disk .*wbps=1048576"; do has "$out" "$want"; done
+    out=$(crictl exec -s "$c" sh -c 'cd /sys/fs/cgroup; grep . memory.max cpu.max cpu.weight memory.swap.max memory.oom.group pids.max io.max hugetlb.2MB.max')
+    for want in "memory.max:33554432" "cpu.max:50000 100000" "cpu.weight:[2-5][0-9]$" "memory.swap.max:0" "memory.oom.group:1" "pids.max:77" "hugetlb.2MB.max:4194304" "io.max:$disk .*wbps=1048576"; do has "$out" "$want"; done
     systemctl daemon-reload
   done
   c=$(run limits "$p" over "head -c 100000000 /dev/zero | tail" '"resources":{"memory_limit_in_bytes":20971520,"memory_swap_limit_in_bytes":20971520}')
@@ -71,6 +71,24 @@ resized() { # in place: the process goes on under other limits, which stay
   done
   [ "$(init_of "$c")" = "$init" ] && kill -0 "$init" || die "it was started again"
   has "$(field "$c" memoryLimitInBytes)" 67108864
+  remove "$p"
+}
+
+lowered() { # below what is used: what may be swapped is, and the container goes on; what may not is killed, and says so; nobody waits
+  local p c out hold='x=$(yes aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa | head -c 30000000); touch /full; while sleep 0.3; do :; done; echo ${#x}'
+  p=$(pod lowered)
+  c=$(run lowered "$p" swaps "$hold" '"resources":{"memory_limit_in_bytes":67108864,"memory_swap_limit_in_bytes":134217728}')
+  crictl exec -s "$c" sh -c 'until [ -e /full ]; do sleep 0.1; done'
+  crictl update --memory 16777216 "$c"
+  until_true 60 eval '[ "$(crictl exec -s '"$c"' cat /sys/fs/cgroup/memory.current)" -le 16777216 ]'
+  has "$(crictl exec -s "$c" cat /sys/fs/cgroup/memory.max)" "^16777216$"
+  [ "$(field "$c" state)" = CONTAINER_RUNNING ] || die "$(crictl inspect "$c")"
+  c=$(run lowered "$p" cannot "$hold" '"resources":{"memory_limit_in_bytes":67108864,"unified":{"memory.swap.max":"0"}}')
+  crictl exec -s "$c" sh -c 'until [ -e /full ]; do sleep 0.1; done'
+  # Whoever is faster: the answer, or the end that the change has brought about.
+  out=$(crictl update --memory 16777216 "$c" 2>&1) || has "$out" "the container has ended"
+  until_true 60 exited "$c"
+  [ "$(field "$c" reason) $(field "$c" exitCode)" = "OOMKilled 137" ] || die "$(crictl inspect "$c")"
   remove "$p"
 }
 

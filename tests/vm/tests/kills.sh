@@ -21,17 +21,20 @@ daemon_killed() { # kill -9: systemd starts it again, and containers never notic
   c=$(run killed "$p" main "$COUNT")
   init=$(init_of "$c"); before=$(main_pid)
   systemctl kill --kill-whom=main -s KILL slipwayd
+  until_true 30 eval "! kill -0 $before 2>/dev/null"
+  crictl version # is not turned away: systemd has kept the socket
   until_true 30 another_main "$before"
   same "$c" "$init" killed
   remove "$p"
 }
 
 restarted() { # systemctl restart: the next slipwayd finds what the last one left
-  local p c init
+  local p c init i
   p=$(pod restarted)
   c=$(run restarted "$p" main "$COUNT")
   init=$(init_of "$c")
-  systemctl restart slipwayd
+  systemctl --no-block restart slipwayd
+  for i in 1 2 3 4 5 6; do crictl version; sleep 0.3; done
   until_true 30 up
   same "$c" "$init" restarted
   remove "$p"

@@ -213,7 +213,9 @@ impl Cgroup {
         let mut cgroup = Cgroup::open(layout, path)?;
         let result = match path {
             CgroupPath::Fs(_) => cgroup.make_dirs(layout),
-            CgroupPath::Scope { .. } => cgroup.make_scope(),
+            CgroupPath::Scope { .. } => cgroup
+                .make_scope()
+                .inspect(|()| cgroup.hand_down_past_systemd(layout)),
             CgroupPath::Slice(name) => cgroup.make_slice(name),
         };
         if result.is_err() {
@@ -256,6 +258,18 @@ impl Cgroup {
         }
         self.dirs.iter_mut().filter(|d| d.v2).for_each(|d| d.made = 1);
         Ok(())
+    }
+
+    /// systemd hands down the controllers that it knows; the others (hugetlb, rdma, misc) it leaves to whoever wants them.
+    fn hand_down_past_systemd(&self, layout: &Layout) {
+        for (dir, h) in self.dirs.iter().zip(&layout.hierarchies).filter(|(d, _)| d.v2) {
+            let below = dir.path.strip_prefix(&h.mount).unwrap_or(Path::new(""));
+            let mut at = h.mount.clone();
+            for name in below.components() {
+                hand_down(&at, |controller| !OF_SYSTEMD.contains(&controller));
+                at.push(name);
+            }
+        }
     }
 
     fn make_slice(&mut self, name: &str) -> Result<()> {
@@ -810,6 +824,13 @@ fn fill_cpuset(dir: &Path) -> Result<()> {
 /// A cgroup that has processes itself, the caller's of a build say, hands down nothing: the kernel would make it a threaded domain,
 /// and no process could enter its children (cgroups(7), "no internal processes"; only the root, which has no type, is excused).
 fn hand_down_controllers(dir: &Path) {
+    hand_down(dir, |_| true);
+}
+
+/// Those of v2 that systemd hands down itself, and takes back where no unit has a use for them.
+const OF_SYSTEMD: [&str; 5] = ["cpu", "cpuset", "io", "memory", "pids"];
+
+fn hand_down(dir: &Path, wanted: impl Fn(&str) -> bool) {
     let read = |file: &str| std::fs::read_to_string(dir.join(file)).unwrap_or_default();
     if dir.join("cgroup.type").exists() && !read("cgroup.procs").is_empty() {
         return;
@@ -818,7 +839,7 @@ fn hand_down_controllers(dir: &Path) {
     let have: BTreeSet<&str> = down.split_ascii_whitespace().collect();
     for controller in read("cgroup.controllers")
         .split_ascii_whitespace()
-        .filter(|c| !have.contains(c))
+        .filter(|c| !have.contains(c) && wanted(c))
     {
         let _ = std::fs::write(dir.join("cgroup.subtree_control"), format!("+{controller}"));
     }
