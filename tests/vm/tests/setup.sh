@@ -87,6 +87,8 @@ C
   rm /etc/kubernetes/set-up/pod.json
   systemctl stop kubelet
   other rmp -fa > /dev/null
+  # Its slices for pods; a kubelet that is to come makes its own.
+  systemctl stop kubepods.slice
   remove "$p"
   systemctl stop other
   systemctl disable -q --now slipwayd
