@@ -87,9 +87,9 @@ C
   rm /etc/kubernetes/set-up/pod.json
   systemctl stop kubelet
   other rmp -fa > /dev/null
-  # Its slices for pods; a kubelet that is to come makes its own.
-  systemctl stop kubepods.slice
   remove "$p"
+  # Kubelet's slices; one that is to come makes its own.
+  systemctl stop kubepods.slice
   systemctl stop other
   systemctl disable -q --now slipwayd
   rm -r /etc/systemd/system/{slipwayd,slipway-agent}.service /etc/slipway /etc/kubernetes/kubelet.conf.d /usr/local/bin/{slipway*,containerd-shim-slipway-v1}
