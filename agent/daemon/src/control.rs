@@ -3,15 +3,17 @@
 //!
 //! ```text
 //! <paths.state>/control.sock    0600; one line to it ("release SECONDS", "resume", "status"), one line back ("ok …", "error …")
+//! <paths.state>/released.json   until when it is released, of one boot: an agent that is started meanwhile leaves it so
 //! ```
 
 use std::io::{self, BufRead, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result, bail};
+use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::task::JoinHandle;
@@ -37,8 +39,73 @@ pub fn socket(paths: &Paths) -> PathBuf {
     paths.state.join("control.sock")
 }
 
+/// The record of a release.
+#[derive(Debug, Clone)]
+pub struct Record {
+    file: PathBuf,
+    boot_id: String,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Page {
+    boot_id: String,
+    /// Seconds since 1970.
+    until: u64,
+}
+
+fn now() -> Duration {
+    SystemTime::now()
+        .duration_since(SystemTime::UNIX_EPOCH)
+        .unwrap_or_default()
+}
+
+impl Record {
+    /// In the state folder.
+    pub fn of(paths: &Paths, boot_id: String) -> Record {
+        Record {
+            file: paths.state.join("released.json"),
+            boot_id,
+        }
+    }
+
+    /// How long it is still released; none: it is not. A record that cannot be read is none.
+    pub fn left(&self) -> Option<Duration> {
+        let page: Page = serde_json::from_slice(&std::fs::read(&self.file).ok()?).ok()?;
+        let left = Duration::from_secs(page.until).checked_sub(now())?;
+        (page.boot_id == self.boot_id).then_some(left.min(Duration::from_secs(MAX_SECONDS)))
+    }
+
+    /// Of the same boot, it needs not survive the machine.
+    fn write(&self, time: Duration) -> io::Result<()> {
+        let page = Page {
+            boot_id: self.boot_id.clone(),
+            until: (now() + time).as_secs(),
+        };
+        let new = self.file.with_extension("new");
+        std::fs::write(&new, serde_json::to_vec(&page)?)?;
+        std::fs::rename(new, &self.file)
+    }
+
+    fn remove(&self) {
+        if let Err(e) = std::fs::remove_file(&self.file)
+            && e.kind() != io::ErrorKind::NotFound
+        {
+            let error = &e as &dyn std::error::Error;
+            tracing::warn!(file = %self.file.display(), error, "remove the record of a release");
+        }
+    }
+}
+
 /// Serves for ever. What cannot be served is told once and tried again: the GPUs do not depend on it.
-pub async fn serve(path: PathBuf, status: Arc<Status>) {
+pub async fn serve(path: PathBuf, status: Arc<Status>, record: Record) {
+    let mut control = Control {
+        status,
+        record,
+        timer: None,
+    };
+    if let Some(left) = control.record.left() {
+        control.resume_after(left);
+    }
     let mut told = false;
     let listener = loop {
         match listen(&path) {
@@ -52,7 +119,6 @@ pub async fn serve(path: PathBuf, status: Arc<Status>) {
         }
         tokio::time::sleep(AGAIN).await;
     };
-    let mut control = Control { status, timer: None };
     loop {
         let Ok((stream, _)) = listener.accept().await else {
             tokio::time::sleep(Duration::from_millis(100)).await;
@@ -87,6 +153,7 @@ fn listen(path: &Path) -> io::Result<UnixListener> {
 
 struct Control {
     status: Arc<Status>,
+    record: Record,
     /// Takes NVML up again when nobody does.
     timer: Option<JoinHandle<()>>,
 }
@@ -124,7 +191,9 @@ impl Control {
             }
             ["resume"] => {
                 self.stop_timer();
-                resume(&self.status).await.map(|()| "NVML is in use again".into())
+                resume(&self.status, &self.record)
+                    .await
+                    .map(|()| "NVML is in use again".into())
             }
             _ => Err(format!("{line:?} is not understood")),
         }
@@ -135,28 +204,36 @@ impl Control {
             return Ok("there is no driver yet: nothing was in use".into());
         };
         self.stop_timer();
+        if let Err(e) = self.record.write(time) {
+            let error = &e as &dyn std::error::Error;
+            tracing::warn!(file = %self.record.file.display(), error, "write the record of a release: an agent that is restarted takes NVML up again");
+        }
         let done = supervisor.release().await;
         self.status.set_released(true);
-        let status = Arc::clone(&self.status);
-        self.timer = Some(tokio::spawn(async move {
-            tokio::time::sleep(time).await;
-            tracing::warn!(
-                seconds = time.as_secs(),
-                "NVML was not taken up again in time: it is now"
-            );
-            if let Err(error) = resume(&status).await {
-                tracing::warn!(error, "NVML cannot be taken up again");
-            }
-        }));
+        self.resume_after(time);
         tracing::info!(
             seconds = time.as_secs(),
             "NVML is released: until it is taken up again, no XID is heard and no GPU is looked at"
         );
-        done.map_err(|e| chain(&e))?;
-        Ok(format!(
+        let said = format!(
             "NVML is released for {} s at most; the GPUs stay as they are for kubelet, and no XID is heard",
             time.as_secs()
-        ))
+        );
+        match done {
+            Ok(()) => Ok(said),
+            Err(e) => Err(format!("{}; all the same {said}", chain(&e))),
+        }
+    }
+
+    fn resume_after(&mut self, time: Duration) {
+        let (status, record) = (Arc::clone(&self.status), self.record.clone());
+        self.timer = Some(tokio::spawn(async move {
+            tokio::time::sleep(time).await;
+            tracing::warn!("NVML was not taken up again in time: it is now");
+            if let Err(error) = resume(&status, &record).await {
+                tracing::warn!(error, "NVML cannot be taken up again");
+            }
+        }));
     }
 
     fn stop_timer(&mut self) {
@@ -166,7 +243,8 @@ impl Control {
     }
 }
 
-async fn resume(status: &Status) -> Result<(), String> {
+async fn resume(status: &Status, record: &Record) -> Result<(), String> {
+    record.remove();
     if let Some(supervisor) = status.handle() {
         supervisor.resume().await.map_err(|e| chain(&e))?;
     }

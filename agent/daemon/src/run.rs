@@ -111,7 +111,9 @@ impl Sides {
         let status = Arc::<Status>::default();
         let pods = Arc::new(Pods::of(&config.paths.pod_resources, &config.paths.pods));
         let seen = Seen::default();
-        let work = control::serve(control::socket(&config.paths), Arc::clone(&status));
+        let record = control::Record::of(&config.paths, boot_id(&config.paths.proc));
+        status.set_released(record.left().is_some());
+        let work = control::serve(control::socket(&config.paths), Arc::clone(&status), record);
         let control = tokio::spawn(work);
         let proc = config.paths.proc.clone();
         let mut tasks = vec![control];
@@ -227,6 +229,10 @@ async fn driver(config: &Config, status: &Status) -> (Supervisor, mpsc::Receiver
                     Some(same) if same.0 == launch => same,
                     _ => {
                         let (supervisor, events) = Supervisor::start(launch.clone());
+                        if status.released() {
+                            // No process of its own is there that could hang.
+                            let _ = supervisor.release().await;
+                        }
                         (launch, supervisor, events)
                     }
                 };
@@ -248,7 +254,10 @@ async fn driver(config: &Config, status: &Status) -> (Supervisor, mpsc::Receiver
         if told.insert(why.clone()) {
             tracing::warn!(why, "waiting for the driver");
         }
-        tokio::time::sleep(pause).await;
+        tokio::select! {
+            () = tokio::time::sleep(pause) => {}
+            () = status.asked_to_look() => {}
+        }
         pause = (pause * 2).min(MAX_PAUSE);
     }
 }

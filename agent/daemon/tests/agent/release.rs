@@ -77,6 +77,37 @@ async fn root_a_release_that_is_forgotten_ends_by_itself() {
 }
 
 #[tokio::test]
+async fn root_an_agent_that_is_started_meanwhile_leaves_the_driver_alone() {
+    if !root() {
+        return;
+    }
+    let (mut node, kubelet) = ready_with("h200", "", 1).await;
+    node.ok(&["gpu", "release", "--for", "600"]);
+    node.kill();
+    node.driver.log_calls().unwrap();
+    node.start();
+    node.wait("word of it", || node.log().matches("it is released").count() == 1)
+        .await;
+    assert!(node.driver.calls().is_empty(), "{:?}", node.driver.calls());
+    assert!(node.ok(&["gpu", "status"]).contains("released"));
+    node.ok(&["gpu", "resume"]);
+    node.wait("the GPU", || kubelet.ids(GPU, true).len() == 1).await;
+    // What was taken up again stays so; what is over, too.
+    for record in [None, Some("{\"boot_id\":\"another\",\"until\":9999999999}")] {
+        node.kill();
+        if let Some(record) = record {
+            std::fs::write(node.dir.path().join("state/released.json"), record).unwrap();
+        }
+        node.start();
+        node.wait("it in use", || {
+            let out = node.run(&["gpu", "status"]);
+            String::from_utf8_lossy(&out.stdout).contains("in use")
+        })
+        .await;
+    }
+}
+
+#[tokio::test]
 async fn root_a_divided_gpu_is_handed_out_after_a_release() {
     if !root() {
         return;
