@@ -84,6 +84,7 @@ fn all() -> Vec<Test> {
         lifecycle::a_pod_ends_gracefully_and_is_killed_after_its_grace_period,
         lifecycle::a_static_pod_runs,
         manifests::the_api_server_takes_every_overlay_and_example,
+        manifests::an_agents_account_is_of_its_own_node,
         node_setup::the_set_up_daemon_set_installs_upgrades_and_leaves_a_wrong_node_alone,
         eviction::a_pod_that_uses_more_of_the_disk_than_its_limit_is_evicted,
         compare::statistics_and_metrics_are_those_that_containerd_gives,

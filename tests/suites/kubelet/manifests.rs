@@ -5,7 +5,9 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use harness::{cmd, lab};
+use serde_json::json;
 
+use crate::daemonset::SPACE;
 use crate::kube::Kube;
 
 /// What a Prometheus operator brings: the API server knows no ServiceMonitor by itself.
@@ -76,6 +78,69 @@ pub async fn the_api_server_takes_every_overlay_and_example(k: Kube) -> Result<(
         dry_run(&k, "-f", example)?;
     }
     the_agent_can_read_its_configurations(&overlays)
+}
+
+/// Says no to what an agent's account asks about another node, by the node's name in its token.
+pub async fn an_agents_account_is_of_its_own_node(k: Kube) -> Result<()> {
+    let policy = lab::repo()
+        .join("manifests/base/admission.yaml")
+        .display()
+        .to_string();
+    k.cluster.kubectl(&["apply", "-f", &policy])?;
+    // Nobody runs them: there are no such nodes.
+    for node in ["here", "there"] {
+        let pod = json!({
+            "apiVersion": "v1", "kind": "Pod", "metadata": { "name": format!("of-{node}") },
+            "spec": { "nodeName": node, "containers": [{ "name": "main", "image": "slipway.local/none:1" }] },
+        });
+        k.apply(&pod.to_string())?;
+    }
+    // What it may by its role is another test's: here it may everything that admission lets it.
+    let account = format!("--as=system:serviceaccount:{SPACE}:slipway-agent");
+    let rights = "--as-group=system:masters";
+    let node = |name: &str| format!("--as-user-extra=authentication.kubernetes.io/node-name={name}");
+    let delete = |pod: &str, more: &[&str]| {
+        let args = ["delete", "pod", pod, "--dry-run=server", &account, rights];
+        k.ok(&[&args, more].concat()).map_err(|e| format!("{e:#}"))
+    };
+    let refused = |said: &std::result::Result<String, String>| {
+        said.as_ref()
+            .is_err_and(|e| e.contains("may only do this on its own node"))
+    };
+    // A policy is in force a moment after it is made.
+    k.until_true("another node's pod to be kept", |_| {
+        Ok(refused(&delete("of-there", &[&node("here")])))
+    })
+    .await?;
+    let own = delete("of-here", &[&node("here")]);
+    ensure!(own.is_ok(), "{own:?}");
+    let nameless = delete("of-here", &[]);
+    ensure!(refused(&nameless), "{nameless:?}");
+    let label = |name: &str| {
+        let node_name = node("node1");
+        let args = [
+            "label",
+            "node",
+            name,
+            "a=b",
+            "--dry-run=server",
+            &account,
+            rights,
+            &node_name,
+        ];
+        k.ok(&args).map_err(|e| format!("{e:#}"))
+    };
+    let (own, other) = (label("node1"), label("node2"));
+    ensure!(own.is_ok() && refused(&other), "{own:?} {other:?}");
+    k.ok(&[
+        "delete",
+        "pod",
+        "of-here",
+        "of-there",
+        "--force",
+        "--grace-period=0",
+    ])?;
+    Ok(())
 }
 
 fn the_agent_can_read_its_configurations(overlays: &[PathBuf]) -> Result<()> {
