@@ -23,7 +23,7 @@ use crate::board::Posted;
 use crate::cdi::{self, Roots};
 use crate::config::{Config, LabelsBy};
 use crate::control;
-use crate::fault::Faults;
+use crate::fault::{self, Faults};
 use crate::gone::{self, Gone};
 use crate::http::{self, Gather, Seen};
 use crate::ill::{self, Ill};
@@ -103,6 +103,7 @@ struct Sides {
     xids: mpsc::Sender<incident::Xid>,
     gone: mpsc::Sender<Gone>,
     ill: mpsc::Sender<Ill>,
+    refused: mpsc::Sender<String>,
     tasks: Vec<JoinHandle<()>>,
 }
 
@@ -138,7 +139,8 @@ impl Sides {
             (client.clone(), kubernetes.node()),
             note.clone(),
         );
-        tasks.push(tokio::spawn(faults.run(2 * config.driver.deadline())));
+        let (refused, kept_from) = mpsc::channel(fault::MAX_WAITING);
+        tasks.push(tokio::spawn(faults.run(2 * config.driver.deadline(), kept_from)));
         let inquiry = incident::Inquiry {
             log: Log::follow(&config.paths.kmsg),
             pods: Arc::clone(&pods),
@@ -172,6 +174,7 @@ impl Sides {
             xids,
             gone,
             ill,
+            refused,
             tasks,
         }
     }

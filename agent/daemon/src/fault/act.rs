@@ -65,7 +65,7 @@ impl Faults {
 
     /// Acts for ever. It waits for the driver to have been seen, `patience` at most: then what the last agent knew of health
     /// counts, since a driver that hangs is to keep no container on a GPU on which work is over.
-    pub async fn run(self, patience: Duration) {
+    pub async fn run(self, patience: Duration, mut refusals: mpsc::Receiver<String>) {
         if self.config.action == FaultAction::None {
             return;
         }
@@ -75,6 +75,8 @@ impl Faults {
         // By GPU and since when.
         let mut open: BTreeSet<(String, u64)> = BTreeSet::new();
         let mut silent = Silent::default();
+        // GPUs on which a container was kept from starting.
+        let mut refused: BTreeSet<String> = BTreeSet::new();
         let mut unseen = Some(Instant::now() + patience);
         loop {
             let posted = Arc::clone(&board.borrow_and_update());
@@ -83,7 +85,8 @@ impl Faults {
             }
             if unseen.is_none() {
                 silent.look(&posted, Instant::now());
-                this.take_up(&posted, &open, &silent).await;
+                refused.retain(|gpu| posted.health.of(gpu).is_some());
+                this.take_up(&posted, &open, &silent, &refused).await;
                 for case in this.book.cases().await {
                     let key = (case.gpu.clone(), case.since);
                     if !case.is_done() && open.insert(key.clone()) {
@@ -99,6 +102,7 @@ impl Faults {
                 changed = board.changed() => if changed.is_err() { return },
                 () = until(silent.next(this.config.lost())) => {}
                 () = until(unseen) => {}
+                Some(gpu) = refusals.recv() => drop(refused.insert(gpu)),
                 Some(ended) = tasks.join_next() => if let Ok(key) = ended {
                     open.remove(&key);
                 },
@@ -107,7 +111,13 @@ impl Faults {
     }
 
     /// Opens cases of what has become sick, and forgets those that are over.
-    async fn take_up(&self, posted: &Posted, open: &BTreeSet<(String, u64)>, silent: &Silent) {
+    async fn take_up(
+        &self,
+        posted: &Posted,
+        open: &BTreeSet<(String, u64)>,
+        silent: &Silent,
+        refused: &BTreeSet<String>,
+    ) {
         let sick: Vec<_> = posted.health.unhealthy().collect();
         self.book
             .keep_only(|c| {
@@ -118,13 +128,19 @@ impl Faults {
             .await;
         let known = self.book.cases().await;
         for (uuid, unhealthy) in sick {
-            if known.iter().any(|c| c.is_about(uuid, unhealthy)) {
+            let before = known.iter().find(|c| c.is_about(uuid, unhealthy));
+            if before.is_some_and(|c| !c.only_waiting) {
                 continue;
             }
             let index = posted.inventory.gpus.iter().find(|g| g.uuid == uuid);
             let index = index.map_or(0, |g| g.index);
             let lost = silent.is_lost(uuid, self.config.lost());
-            if let Some(case) = Case::of(uuid, index, unhealthy, lost, now()) {
+            // What nobody else would do about it: a container that is kept from starting waits for the GPU for ever.
+            let waits = refused.contains(uuid) && self.config.action == FaultAction::FailAndEvict;
+            if let Some(case) = Case::of((uuid, index), unhealthy, (lost, waits), now())
+                // Work that could go on may be over now: that is another case.
+                && (before.is_none() || !case.only_waiting)
+            {
                 self.book.put(case).await;
             }
         }

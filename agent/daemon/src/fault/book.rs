@@ -158,7 +158,7 @@ mod tests {
             sign: None,
             work: slipway_gpu::health::Work::Over,
         };
-        Case::of(gpu, 0, &sick, false, since).expect("a case")
+        Case::of((gpu, 0), &sick, (false, false), since).expect("a case")
     }
 
     #[tokio::test]

@@ -24,6 +24,9 @@ pub struct Case {
     pub xid: Option<u64>,
     /// The same, for people.
     pub why: String,
+    /// Work on it may go on; a container that is not running waits for it, and only such are concerned.
+    #[serde(default)]
+    pub only_waiting: bool,
     /// The containers that have it; none: not known yet.
     pub targets: Option<Vec<Target>>,
 }
@@ -48,16 +51,23 @@ pub struct Target {
 }
 
 impl Case {
-    /// That a GPU is sick; none: work on it can go on. `lost`: it has not answered for long.
-    pub fn of(gpu: &str, index: u32, sick: &Unhealthy, lost: bool, now: u64) -> Option<Case> {
+    /// That a GPU is sick; none: work on it can go on. `lost`: it has not answered for long. `refused`: a container was kept
+    /// from starting on it.
+    pub fn of(
+        (gpu, index): (&str, u32),
+        sick: &Unhealthy,
+        (lost, refused): (bool, bool),
+        now: u64,
+    ) -> Option<Case> {
         let over = sick.work == Work::Over || sick.work == Work::Silent && lost;
-        over.then(|| Case {
+        (over || refused).then(|| Case {
             gpu: gpu.to_owned(),
             index,
             since: sick.since,
             opened: now,
             xid: sick.xid,
             why: sick.reason.clone(),
+            only_waiting: !over,
             targets: None,
         })
     }
@@ -142,6 +152,8 @@ pub struct Pod {
     pub leaves: bool,
     /// It has ended.
     pub ended: bool,
+    /// The container runs.
+    pub runs: bool,
     /// From a file on the node: kubelet brings it back whatever the API server is told.
     pub is_static: bool,
     /// Kubelet would start the container again.
@@ -199,6 +211,7 @@ impl Pod {
             id: id.filter(|id| !id.is_empty()).map(str::to_owned),
             leaves: meta["deletionTimestamp"].is_string(),
             ended: matches!(status["phase"].as_str(), Some("Succeeded" | "Failed")),
+            runs: told["state"]["running"].is_object(),
             is_static: mirrors.is_some(),
             restarts,
             is_over: code.is_number() && (!restarts || *code == 0 && policy == "OnFailure" && !rules),
@@ -340,7 +353,7 @@ mod tests {
             sign: None,
             work: Work::Over,
         };
-        let case = Case::of("GPU-1", 3, &sick, false, 7).expect("a case");
+        let case = Case::of(("GPU-1", 3), &sick, (false, false), 7).expect("a case");
         assert_eq!(case.reason(), "GpuXid79");
         let message = case.message();
         assert!(message.starts_with("GPU 3 (GPU-1) is sick: XID 79"), "{message}");
@@ -351,13 +364,19 @@ mod tests {
             work: Work::Silent,
             ..sick
         };
-        assert_eq!(Case::of("GPU-1", 3, &lost, false, 7), None, "it may answer again");
-        let case = Case::of("GPU-1", 3, &lost, true, 7).expect("a case");
+        assert_eq!(
+            Case::of(("GPU-1", 3), &lost, (false, false), 7),
+            None,
+            "it may answer again"
+        );
+        let case = Case::of(("GPU-1", 3), &lost, (true, false), 7).expect("a case");
         assert_eq!(case.reason(), "GpuLost");
         let sign = Unhealthy {
             work: Work::GoesOn,
             ..lost
         };
-        assert_eq!(Case::of("GPU-1", 3, &sign, true, 7), None);
+        assert_eq!(Case::of(("GPU-1", 3), &sign, (true, false), 7), None);
+        let case = Case::of(("GPU-1", 3), &sign, (true, true), 7).expect("a case");
+        assert!(case.only_waiting);
     }
 }

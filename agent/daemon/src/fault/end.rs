@@ -30,6 +30,8 @@ enum Step {
     Done,
     /// The container is to be ended, and then nothing more.
     End,
+    /// Nothing for now: it runs, and may.
+    Not,
     /// Its eviction is not allowed now, and why.
     Blocked(String, Pod),
     /// Its eviction is not allowed at all.
@@ -63,6 +65,9 @@ impl Faults {
             && let Ok(Some(pod)) = evict::look(client, &target, (&self.node, case.opened)).await
         {
             self.adopt(case, n, &mut target, &pod).await;
+        }
+        if case.only_waiting {
+            return;
         }
         match self.ask(case, &target, true).await {
             Ok(Ended::Announced) => self.book.target(case, n, |t| t.announced = true).await,
@@ -149,6 +154,7 @@ impl Faults {
             let (why, kills, last) = match self.step(case, n, &mut target).await {
                 Ok(Step::Done) => break,
                 Ok(Step::End) => (None, true, true),
+                Ok(Step::Not) => (None, false, false),
                 Ok(Step::Forbidden(e)) => (Some(chain(&e)), true, false),
                 Ok(Step::Blocked(why, pod)) => {
                     let since = *blocked.get_or_insert_with(Instant::now);
@@ -162,7 +168,11 @@ impl Faults {
                         }
                     }
                 }
-                Err(e) => (Some(chain(&e)), began.elapsed() > API, false),
+                Err(e) => (
+                    Some(chain(&e)),
+                    began.elapsed() > API && !case.only_waiting,
+                    false,
+                ),
             };
             let (namespace, pod) = (&target.namespace, &target.pod);
             if let Some(why) = why
@@ -224,7 +234,7 @@ impl Faults {
     /// What is to be done about it now, as the API server knows its pod.
     async fn step(&self, case: &Case, n: usize, target: &mut Target) -> Result<Step, KubeError> {
         let Some(client) = &self.client else {
-            return Ok(Step::End);
+            return Ok(if case.only_waiting { Step::Not } else { Step::End });
         };
         let pod = match evict::look(client, target, (&self.node, case.opened)).await {
             Ok(Some(pod)) => pod,
@@ -239,6 +249,9 @@ impl Faults {
             return Ok(Step::Done);
         }
         self.adopt(case, n, target, &pod).await;
+        if case.only_waiting && pod.runs {
+            return Ok(Step::Not);
+        }
         // Of a pod that is on its way out, a container that is not there never will be.
         let leaving = match target.killed || target.id.is_none() {
             true => Step::Done,

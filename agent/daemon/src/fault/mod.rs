@@ -24,3 +24,6 @@ mod evict;
 mod runtime;
 
 pub use act::Faults;
+
+/// Most GPUs that are waiting to be heard of as refused.
+pub const MAX_WAITING: usize = 64;

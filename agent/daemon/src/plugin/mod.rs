@@ -10,6 +10,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::sync::mpsc;
+
 use crate::board::{Board, Posted};
 use crate::config::Resources;
 use crate::status::Status;
@@ -34,6 +36,8 @@ pub struct Plugin {
     pub settings: Resources,
     /// Whether containers are kept from starting on a sick device.
     pub refuse_start: bool,
+    /// Where a GPU is named on which a container was kept from starting.
+    pub refused: mpsc::Sender<String>,
     /// What is handed out.
     pub board: Board,
     /// Where it is told whether kubelet has it.

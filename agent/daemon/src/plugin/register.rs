@@ -373,6 +373,7 @@ mod tests {
             kind: "nvidia.com/gpu".into(),
             settings: Resources::default(),
             refuse_start: true,
+            refused: tokio::sync::mpsc::channel(1).0,
             board: posted,
             status: Arc::clone(&status),
             pace: Pace {

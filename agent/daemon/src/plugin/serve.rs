@@ -173,6 +173,8 @@ impl DevicePlugin for Served {
             if let Some(reason) = &item.unhealthy
                 && self.plugin.refuse_start
             {
+                // One that is not heard is told again: kubelet tries on.
+                let _ = self.plugin.refused.try_send(item.gpu.clone());
                 return Err(Status::failed_precondition(format!(
                     "{} {id} is unhealthy: {reason}; nothing is started on it before it is well again (slipway-agent, faults.refuse_start)",
                     self.plugin.resource

@@ -93,6 +93,7 @@ impl Agent {
                 kind: self.config.cdi.kind.clone(),
                 settings: self.config.resources.clone(),
                 refuse_start: self.config.faults.refuse_start,
+                refused: self.sides.refused.clone(),
                 board: self.board.subscribe(),
                 status: Arc::clone(&self.sides.status),
                 pace: Pace::default(),

@@ -5,6 +5,7 @@ use crate::faults::{IDS, NAMES, UIDS, pod, world, world_of};
 use crate::kubelet::GPU;
 use crate::node::root;
 use crate::who::Serves;
+use slipway_kubelet_api::v1beta1::PreStartContainerRequest;
 
 #[tokio::test]
 async fn root_a_kill_that_did_not_happen_is_tried_again_until_it_has() {
@@ -233,4 +234,50 @@ async fn root_an_agent_that_is_started_while_the_driver_hangs_goes_on() {
         .await;
     assert_eq!(w.api.taken(), [format!("evict train-0 {}", UIDS[0])]);
     w.done().await;
+}
+
+#[tokio::test]
+async fn root_a_container_that_is_kept_from_a_gpu_that_is_to_be_drained_has_its_pod_evicted() {
+    if !root() {
+        return;
+    }
+    let mut w = world("OnFailure", "", true).await;
+    let gpu = w.topology.gpus[4].uuid.clone();
+    // Another shares it, and runs.
+    w.who.set(vec![pod(1, &[&gpu]), pod(2, &[&gpu])]);
+    w.api.pod(NAMES[2], UIDS[2], "OnFailure", IDS[2]);
+    w.api.change(NAMES[2], |pod| {
+        pod["status"]["containerStatuses"][0]["state"]["running"]["startedAt"] =
+            "2026-01-01T00:00:00Z".into();
+    });
+    w.topology.gpus[4].recovery_action = Some(4);
+    w.node.driver.set_topology(&w.topology).unwrap();
+    w.node.driver.raise("4 63").unwrap();
+    w.node
+        .wait("one unhealthy", || w.kubelet.ids(GPU, false).len() == 1)
+        .await;
+    w.api.allocatable(GPU, 7);
+    w.a_moment().await;
+    assert!(w.asked().is_empty() && w.api.taken().is_empty());
+    w.says().gone = "b".into();
+    let request = PreStartContainerRequest {
+        devices_ids: vec![gpu.clone()],
+    };
+    let answer = w.kubelet.plugin(GPU).await.pre_start_container(request).await;
+    assert!(answer.is_err());
+    w.node
+        .wait("its pod to be evicted", || !w.api.taken().is_empty())
+        .await;
+    w.done().await;
+    assert_eq!(w.api.taken(), [format!("evict train-1 {}", UIDS[1])]);
+    // Its work may be over after all.
+    w.topology.gpus[4].recovery_action = None;
+    w.node.driver.set_topology(&w.topology).unwrap();
+    w.node.driver.raise("4 79").unwrap();
+    w.node
+        .wait("the other to be ended", || {
+            w.asked().contains(&"kill c".to_owned())
+        })
+        .await;
+    assert!(w.asked().contains(&"announce c".to_owned()), "{:?}", w.asked());
 }
