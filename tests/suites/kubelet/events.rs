@@ -114,7 +114,7 @@ spec:
     image: IMAGE
     restartPolicy: Always
     command: [sh, -c, "echo sidecar >> /shared/order; touch /shared/up; exec sleep 1000"]
-    startupProbe: {exec: {command: [test, -f, /shared/up]}, periodSeconds: 1}
+    startupProbe: {exec: {command: [test, -f, /shared/up]}, periodSeconds: 1, timeoutSeconds: 10}
     volumeMounts: [{name: shared, mountPath: /shared}]
   - {name: second, image: IMAGE, command: [sh, -c, "echo second >> /shared/order"], volumeMounts: [{name: shared, mountPath: /shared}]}
   containers:

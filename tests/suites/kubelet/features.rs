@@ -116,7 +116,7 @@ async fn as_asked(k: &Kube, above: &std::path::Path) -> Result<()> {
         json!({}),
     )?;
     k.ready("own-users").await?;
-    let map = k.logs("own-users")?;
+    let map = k.first_words("own-users").await?;
     let words: Vec<&str> = map.split_whitespace().collect();
     ensure!(
         words.len() == 3 && words[0] == "0" && words[1] != "0" && words[2] == "65536",

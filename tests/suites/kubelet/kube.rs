@@ -193,6 +193,13 @@ impl Kube {
         self.ok(&["logs", pod])
     }
 
+    /// The container's log, once there is something in it: a container that runs has not said anything yet.
+    pub async fn first_words(&self, pod: &str) -> Result<String> {
+        self.until_true(&format!("a word of {pod}"), |k| Ok(k.logs(pod)?.ends_with('\n')))
+            .await?;
+        self.logs(pod)
+    }
+
     /// Runs a script in the pod's first container, over kubectl exec.
     pub fn exec(&self, pod: &str, script: &str) -> Result<String> {
         self.ok(&["exec", pod, "--", "sh", "-c", script])

@@ -10,7 +10,7 @@ use crate::kube::{self, IMAGE, Kube};
 pub async fn probes_and_hooks_are_run(k: Kube) -> Result<()> {
     let web = "mkdir -p /www && echo hello > /www/index.html && exec httpd -f -p 8080 -h /www";
     let handler = |h: serde_json::Value| {
-        let mut p = json!({ "periodSeconds": 1, "failureThreshold": 30 });
+        let mut p = json!({ "periodSeconds": 1, "timeoutSeconds": 10, "failureThreshold": 30 });
         kube::merge(&mut p, h);
         p
     };
@@ -36,7 +36,8 @@ pub async fn probes_and_hooks_are_run(k: Kube) -> Result<()> {
         "doomed",
         "touch /alive; sleep 3; rm /alive; exec sleep 1000",
         json!({ "restartPolicy": "Always" }),
-        json!({ "livenessProbe": { "exec": { "command": ["cat", "/alive"] }, "periodSeconds": 1, "failureThreshold": 2 } }),
+        json!({ "livenessProbe": { "exec": { "command": ["cat", "/alive"] }, "periodSeconds": 1, "timeoutSeconds": 10,
+                                  "failureThreshold": 2 } }),
     )?;
     k.until_true("the container to be started again", |k| {
         Ok(

@@ -38,9 +38,10 @@ spec:
         k.ready(pod).await?;
     }
     let node = k.cluster.net().node(1);
-    ensure!(k.logs("hostnet")?.contains(&node), "{}", k.logs("hostnet")?);
+    k.until_true("the host's addresses", |k| Ok(k.logs("hostnet")?.contains(&node)))
+        .await?;
     ensure!(k.field("pod/hostnet", ".status.podIP")? == node);
-    let log = k.logs("hostpid")?;
+    let log = k.first_words("hostpid").await?;
     ensure!(!log.starts_with("sh\n"), "pid 1 is the host's: {log}");
     let seen = k.ok(&["exec", "shared", "-c", "other", "--", "ps"])?;
     ensure!(seen.contains("sleep 4321") && !seen.contains("kubelet"), "{seen}");
