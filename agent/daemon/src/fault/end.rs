@@ -60,7 +60,7 @@ impl Faults {
         if target.done || !target.announced && !self.is_sick(case) {
             return;
         }
-        if target.uid.is_none()
+        if (target.uid.is_none() || target.id.is_none())
             && let Some(client) = &self.client
             && let Ok(Some(pod)) = evict::look(client, &target, (&self.node, case.opened)).await
         {
@@ -225,7 +225,14 @@ impl Faults {
                     target.killed = true;
                     self.book.target(case, n, |t| t.killed = true).await;
                 }
-                Err(_) => tokio::time::sleep(pause).await,
+                Err(e) => {
+                    tracing::debug!(
+                        error = chain(&e),
+                        pod = target.pod,
+                        "whether it lives is not known"
+                    );
+                    tokio::time::sleep(pause).await;
+                }
             }
             pause = (pause * 2).min(MAX_PAUSE);
         }
