@@ -8,7 +8,7 @@
 //!     └── a probe succeeds and the driver says "no action needed" · the machine was booted since ──┘
 //! ```
 //! What condemned for a [`Sign`] is over when several probes in a row have not found one. Signs that only warn are kept beside,
-//! and change nothing. A GPU is judged as a whole: its MIG devices share its fate.
+//! and change nothing. That a GPU does not answer is kept beside what else is wrong with it: an answer ends the one only. A GPU is judged as a whole: its MIG devices share its fate.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -120,7 +120,11 @@ struct Seen {
 pub struct Health {
     version: u32,
     boot_id: String,
+    /// What is wrong with them, but that they do not answer.
     unhealthy: BTreeMap<String, Unhealthy>,
+    /// Those that do not answer and whose work is not over anyway, with what else is wrong.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    silent: BTreeMap<String, Unhealthy>,
     /// Most NVLinks that were up in this boot, of GPUs that have any.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     links: BTreeMap<String, u32>,
@@ -169,12 +173,16 @@ impl Health {
 
     /// Why the GPU of this UUID may not be handed out; none: it may.
     pub fn of(&self, gpu: &str) -> Option<&Unhealthy> {
-        self.unhealthy.get(gpu)
+        self.silent.get(gpu).or_else(|| self.unhealthy.get(gpu))
     }
 
     /// The GPUs that are not well.
     pub fn unhealthy(&self) -> impl Iterator<Item = (&str, &Unhealthy)> {
-        self.unhealthy.iter().map(|(uuid, u)| (uuid.as_str(), u))
+        let answer = self
+            .unhealthy
+            .iter()
+            .filter(|(g, _)| !self.silent.contains_key(*g));
+        answer.chain(&self.silent).map(|(uuid, u)| (uuid.as_str(), u))
     }
 
     /// An XID came; whether that changed anything.
@@ -187,8 +195,7 @@ impl Health {
 
     /// The GPU can be watched no longer; whether that changed anything.
     pub fn lost(&mut self, gpu: &str, error: &str, now: u64) -> bool {
-        let reason = format!("it cannot be watched: {error}");
-        self.condemn(gpu, reason, None, None, Work::Silent, now)
+        self.falls_silent(gpu, format!("it cannot be watched: {error}"), now)
     }
 
     /// The signs that the last look found of a GPU, those that only warn too.
@@ -201,15 +208,10 @@ impl Health {
         if let Some(error) = &probe.error {
             // Nothing was read: what is known of signs stays.
             self.seen.entry(gpu.to_owned()).or_default().clean = 0;
-            let reason = format!("it does not answer: {error}");
-            return self.condemn(gpu, reason, None, None, Work::Silent, now);
+            return self.falls_silent(gpu, format!("it does not answer: {error}"), now);
         }
         // It answers: whatever else is wrong with it, that is not.
-        let silent = |u: &Unhealthy| u.xid.is_none() && u.work == Work::Silent;
-        let answers = self.unhealthy.get(gpu).is_some_and(silent);
-        if answers {
-            self.unhealthy.remove(gpu);
-        }
+        let answers = self.silent.remove(gpu).is_some();
         let more_links = self.links_of(gpu, probe);
         let before = Before {
             links: self.links.get(gpu).copied().unwrap_or(0),
@@ -257,8 +259,26 @@ impl Health {
         true
     }
 
+    /// It does not answer; whether that changed anything. Where work on it is over, that says nothing more.
+    fn falls_silent(&mut self, gpu: &str, reason: String, now: u64) -> bool {
+        if self.of(gpu).is_some_and(|u| u.work >= Work::Silent) {
+            return false;
+        }
+        let besides = self.unhealthy.get(gpu);
+        let silent = Unhealthy {
+            reason: besides.map_or(reason.clone(), |u| format!("{}; {reason}", u.reason)),
+            xid: besides.and_then(|u| u.xid),
+            since: besides.map_or(now, |u| u.since),
+            // What a look finds; it cannot be looked at.
+            sign: None,
+            work: Work::Silent,
+        };
+        self.silent.insert(gpu.to_owned(), silent);
+        true
+    }
+
     /// The first reason stays: what follows is its consequence. An XID says more than a symptom does, and of two of a kind the
-    /// one that leaves less of the work.
+    /// one that leaves less of the work; a symptom that leaves less of it than an XID is told beside it.
     fn condemn(
         &mut self,
         gpu: &str,
@@ -268,26 +288,33 @@ impl Health {
         work: Work,
         now: u64,
     ) -> bool {
+        let since = self.of(gpu).map_or(now, |u| u.since);
         match self.unhealthy.get_mut(gpu) {
-            Some(old) if xid.is_none() && old.xid.is_some() => false,
-            Some(old) if old.xid.is_some() == xid.is_some() && work <= old.work => false,
+            Some(old) if old.xid.is_some() >= xid.is_some() && work <= old.work => return false,
+            Some(old) if old.xid.is_some() && xid.is_none() => {
+                old.reason = format!("{}; {reason}", old.reason);
+                old.work = work;
+            }
             Some(old) => {
                 (old.reason, old.xid, old.sign) = (reason, xid, sign);
                 old.work = work.max(old.work);
-                true
             }
             None => {
                 let unhealthy = Unhealthy {
                     reason,
                     xid,
-                    since: now,
+                    since,
                     sign,
                     work,
                 };
                 self.unhealthy.insert(gpu.to_owned(), unhealthy);
-                true
             }
         }
+        // Of one that is silent, and still is.
+        if let Some(silent) = self.silent.remove(gpu) {
+            self.falls_silent(gpu, silent.reason, now);
+        }
+        true
     }
 }
 
@@ -452,7 +479,8 @@ mod tests {
         let work = |h: &Health| h.of("GPU-1").map(|u| (u.work, u.xid));
         h.xid(&p, "GPU-1", 63, Some(4), 1);
         assert_eq!(work(&h), Some((Work::GoesOn, Some(63))));
-        assert!(!h.probed(&p, "GPU-1", &silent("timeout"), 2), "an XID says more");
+        assert!(h.probed(&p, "GPU-1", &silent("timeout"), 2), "it may not end");
+        assert_eq!(work(&h), Some((Work::Silent, Some(63))));
         assert!(h.xid(&p, "GPU-1", 79, None, 3));
         assert_eq!(work(&h), Some((Work::Over, Some(79))));
         assert!(!h.xid(&p, "GPU-1", 63, Some(4), 4));
@@ -466,6 +494,62 @@ mod tests {
         assert!(!h.probed(&p, "GPU-1", &silent("timeout"), 3));
         assert!(h.probed(&p, "GPU-1", &answers(Some(0), Reading::default()), 4));
         assert_eq!(work(&h), None);
+    }
+
+    #[test]
+    fn an_xid_that_lets_work_end_is_outweighed_by_what_is_worse_and_stays_the_reason() {
+        let p = Policy::default();
+        let well = |action| answers(action, Reading::default());
+        let mut h = health();
+        let work = |h: &Health| h.of("GPU-1").map(|u| (u.work, u.xid, u.since));
+        assert!(h.xid(&p, "GPU-1", 63, Some(4), 1));
+        for t in [2, 4] {
+            assert!(h.probed(&p, "GPU-1", &silent("GPU is lost"), t));
+            assert_eq!(work(&h), Some((Work::Silent, Some(63), 1)));
+            let reason = h.of("GPU-1").map(|u| u.reason.clone()).unwrap_or_default();
+            assert!(
+                reason.starts_with("XID 63") && reason.ends_with("GPU is lost"),
+                "{reason}"
+            );
+            assert!(!h.probed(&p, "GPU-1", &silent("timeout"), t));
+            assert_eq!(h.unhealthy().count(), 1);
+            // It answers again; an old driver does not say that it is well.
+            assert!(h.probed(&p, "GPU-1", &well(None), t + 1));
+            assert_eq!(work(&h), Some((Work::GoesOn, Some(63), 1)));
+        }
+        assert!(h.probed(&p, "GPU-1", &well(Some(1)), 6));
+        assert_eq!(work(&h), Some((Work::Over, Some(63), 1)));
+        assert!(!h.probed(&p, "GPU-1", &silent("GPU is lost"), 7), "it is over");
+        assert!(!h.probed(&p, "GPU-1", &well(Some(4)), 8), "and stays so");
+        assert!(h.probed(&p, "GPU-1", &well(Some(0)), 9) && h.of("GPU-1").is_none());
+        // One that is heard of a GPU that is silent already holds when it answers.
+        assert!(h.probed(&p, "GPU-1", &silent("timeout"), 10));
+        assert!(h.xid(&p, "GPU-1", 63, Some(4), 11));
+        assert_eq!(work(&h), Some((Work::Silent, Some(63), 10)));
+        assert!(h.probed(&p, "GPU-1", &well(None), 12));
+        assert_eq!(work(&h), Some((Work::GoesOn, Some(63), 10)));
+    }
+
+    #[test]
+    fn a_look_that_is_not_answered_does_not_take_back_what_a_sign_says() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("health.json");
+        let (mut h, p) = (health(), Policy::default());
+        let errors = |n| Reading {
+            ecc_volatile: Some(n),
+            ..Reading::default()
+        };
+        assert!(h.probed(&p, "GPU-1", &answers(None, errors(2)), 1));
+        assert!(h.probed(&p, "GPU-1", &silent("timeout"), 2));
+        let sick = |h: &Health| h.of("GPU-1").map(|u| (u.sign, u.work));
+        assert_eq!(sick(&h), Some((None, Work::Silent)));
+        h.save(&path).expect("saved");
+        let mut h = Health::load(&path, "boot-1").0;
+        assert!(h.probed(&p, "GPU-1", &answers(None, errors(0)), 3), "it answers");
+        assert_eq!(sick(&h), Some((Some(Sign::EccVolatile), Work::GoesOn)));
+        assert!(!h.probed(&p, "GPU-1", &answers(None, errors(0)), 4));
+        assert!(h.probed(&p, "GPU-1", &answers(None, errors(0)), 5));
+        assert_eq!(sick(&h), None);
     }
 
     #[test]
