@@ -95,10 +95,7 @@ impl Agent {
                 continue;
             }
             let seen = match self.while_hearing(events, supervisor.look(index)).await? {
-                Ok(look) => {
-                    self.silent.remove(&index);
-                    Seen::Look(Box::new(look))
-                }
+                Ok(look) => Seen::Look(Box::new(look)),
                 Err(e @ (GpuError::Hangs(_) | GpuError::StillHangs)) => self.is_silent(index, &e),
                 Err(GpuError::Nvml(error)) => Seen::Look(Box::new(Look {
                     gpu: None,
@@ -151,7 +148,7 @@ impl Agent {
             cuda,
             ..Inventory::default()
         };
-        let mut missing = Vec::new();
+        let (mut missing, mut unwatched) = (Vec::new(), Vec::new());
         for (index, seen) in (0..).zip(round.gpus) {
             match seen {
                 Seen::Look(look) => match *look {
@@ -159,18 +156,26 @@ impl Agent {
                         gpu: Some(gpu),
                         probe,
                     } => {
-                        self.probed(&gpu.uuid, &probe);
+                        match self.watched.contains(&gpu.uuid) {
+                            true => self.answers(&gpu, &probe),
+                            false => unwatched.push((gpu.clone(), probe)),
+                        }
                         found.gpus.push(gpu);
                     }
-                    Look { gpu: None, probe } => missing.push((index, probe.error)),
+                    Look { gpu: None, probe } => {
+                        self.silent.remove(&index);
+                        missing.push((index, probe.error));
+                    }
                 },
                 Seen::Silent(error) => missing.push((index, Some(error))),
                 Seen::Unasked => missing.push((index, None)),
             }
         }
-        for gpu in found.gpus.clone() {
-            if let Some(error) = self.watch(&gpu, events).await? {
-                self.probed(&gpu.uuid, &failed(error));
+        // One that cannot be watched is not well in between, though it answers a look.
+        for (gpu, probe) in unwatched {
+            match self.watch(&gpu, events).await? {
+                None => self.answers(&gpu, &probe),
+                Some(error) => self.probed(&gpu.uuid, &failed(error)),
             }
         }
         for (index, error) in missing {
@@ -221,6 +226,11 @@ impl Agent {
         }
     }
 
+    fn answers(&mut self, gpu: &Gpu, probe: &Probe) {
+        self.silent.remove(&gpu.index);
+        self.probed(&gpu.uuid, probe);
+    }
+
     fn probed(&mut self, uuid: &str, probe: &Probe) {
         let signs = self.health.signs(uuid).to_vec();
         let was = self.health.of(uuid).cloned();
@@ -231,6 +241,13 @@ impl Agent {
         }
         match self.health.of(uuid) {
             sick if sick == was.as_ref() => {}
+            Some(sick) if was.is_some_and(|was| was.work > sick.work) => {
+                tracing::info!(
+                    gpu = uuid,
+                    reason = sick.reason,
+                    "it answers again, still unhealthy"
+                );
+            }
             Some(sick) => {
                 tracing::warn!(gpu = uuid, reason = sick.reason, "unhealthy");
                 let known = self.inventory.gpus.iter().chain(&self.known.gpus);
@@ -259,9 +276,6 @@ impl Agent {
 
     /// Has the GPU watched; what it did not answer to.
     async fn watch(&mut self, gpu: &Gpu, events: &mut mpsc::Receiver<GpuEvent>) -> Option<Option<String>> {
-        if self.watched.contains(&gpu.uuid) {
-            return Some(None);
-        }
         let supervisor = self.supervisor.clone();
         let begun = self
             .while_hearing(events, supervisor.watch(gpu.index, &gpu.uuid))

@@ -139,6 +139,31 @@ async fn root_a_gpu_that_hangs_is_unhealthy_and_the_others_are_looked_at_and_hea
 }
 
 #[tokio::test]
+async fn root_a_gpu_that_answers_and_cannot_be_watched_is_never_well_in_between() {
+    if !root() {
+        return;
+    }
+    let mut node = Node::new("h100x8", QUICK);
+    let kubelet = Kubelet::start(&node.kubelet());
+    let uuid = Topology::named("h100x8").unwrap().gpus[2].uuid.clone();
+    let hangs = ["nvmlDeviceRegisterEvents hang 2"];
+    node.driver.override_with(&hangs).unwrap();
+    node.start();
+    node.wait("the others", || kubelet.ids(GPU, true).len() == 7)
+        .await;
+    // It is asked again, after a pause.
+    let asked = || node.log().matches("its process is replaced").count();
+    node.wait("another attempt", || asked() >= 2).await;
+    assert_eq!(kubelet.ids(GPU, false), std::slice::from_ref(&uuid));
+    let log = node.log();
+    assert!(!log.contains("healthy again"), "{log}");
+    assert_eq!(log.matches("it does not answer").count(), 1, "{log}");
+    node.driver.override_with(&[]).unwrap();
+    node.wait("it to be healthy", || kubelet.ids(GPU, true).contains(&uuid))
+        .await;
+}
+
+#[tokio::test]
 async fn root_gpus_that_take_long_to_wake_are_all_there_in_the_end() {
     if !root() {
         return;
