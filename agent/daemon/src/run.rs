@@ -301,6 +301,8 @@ struct Agent {
     xids: BTreeMap<(String, u64), u64>,
     records: watch::Sender<Arc<Kept>>,
     watched: BTreeSet<String>,
+    /// GPUs that an XID has condemned since the look at hand began: what it was told of them before says nothing.
+    overtaken: BTreeSet<String>,
     /// GPUs that did not answer, by index: each is left alone for a while, so that it does not hold up the others.
     silent: BTreeMap<u32, Again>,
     /// Since some GPU fails: when a new process is tried.
@@ -343,6 +345,7 @@ impl Agent {
             xids: BTreeMap::new(),
             records,
             watched: BTreeSet::new(),
+            overtaken: BTreeSet::new(),
             silent: BTreeMap::new(),
             failing: None,
             without: Without::new(),
@@ -398,6 +401,9 @@ impl Agent {
                 self.post();
                 let condemned = self.health.of(gpu).map(|u| u.reason.clone());
                 let unhealthy = condemned.is_some();
+                if unhealthy {
+                    self.overtaken.insert(gpu.to_owned());
+                }
                 tracing::warn!(gpu, xid, ?instance, ?recovery, unhealthy, "XID");
                 if let Some(gpu) = self.inventory.gpus.iter().find(|g| g.uuid == gpu) {
                     // Who it was is found out beside; of a storm, of the first ones.

@@ -44,6 +44,7 @@ impl Agent {
     /// Looks at everything again. A GPU is watched before it is first handed out, so that nothing that happens to it
     /// afterwards is missed. None: the supervision has ended.
     pub(super) async fn look(&mut self, events: &mut mpsc::Receiver<GpuEvent>) -> Option<()> {
+        self.overtaken.clear();
         let mut round = self.ask_all(events).await?;
         let useless = match &round {
             Ok(round) => !round.gpus.is_empty() && round.gpus.iter().all(Seen::fails),
@@ -228,7 +229,9 @@ impl Agent {
 
     fn answers(&mut self, gpu: &Gpu, probe: &Probe) {
         self.silent.remove(&gpu.index);
-        self.probed(&gpu.uuid, probe);
+        if !self.overtaken.contains(&gpu.uuid) {
+            self.probed(&gpu.uuid, probe);
+        }
     }
 
     fn probed(&mut self, uuid: &str, probe: &Probe) {

@@ -164,6 +164,36 @@ async fn root_a_gpu_that_answers_and_cannot_be_watched_is_never_well_in_between(
 }
 
 #[tokio::test]
+async fn root_an_xid_that_comes_in_the_middle_of_a_look_is_not_taken_back_by_it() {
+    if !root() {
+        return;
+    }
+    let mut topology = Topology::named("h100x8").unwrap();
+    let (node, kubelet, _) = ready(&topology, QUICK, 8).await;
+    let slow = "nvmlDeviceGetMemoryInfo_v2";
+    node.driver
+        .override_with(&[&format!("{slow} sleep 1000 7")])
+        .unwrap();
+    node.driver.log_calls().unwrap();
+    // The first one has answered that it is well.
+    let last = format!("{slow} 7");
+    node.wait("the look at the last", || node.driver.calls().contains(&last))
+        .await;
+    topology.gpus[0].recovery_action = Some(1);
+    node.driver.set_topology(&topology).unwrap();
+    node.driver.raise("0 48").unwrap();
+    node.wait("one unhealthy", || kubelet.ids(GPU, false).len() == 1)
+        .await;
+    let looks = || node.driver.calls().iter().filter(|c| **c == last).count();
+    node.wait("two more looks", || looks() >= 3).await;
+    assert!(!node.log().contains("healthy again"), "{}", node.log());
+    topology.gpus[0].recovery_action = Some(0);
+    node.driver.set_topology(&topology).unwrap();
+    node.wait("all healthy", || kubelet.ids(GPU, true).len() == 8)
+        .await;
+}
+
+#[tokio::test]
 async fn root_gpus_that_take_long_to_wake_are_all_there_in_the_end() {
     if !root() {
         return;
