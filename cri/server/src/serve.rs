@@ -34,7 +34,8 @@ pub async fn serve(config: Config) -> anyhow::Result<()> {
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
     // Before anything is touched: it must not be ours to touch twice.
     let instance = Instance::acquire(&config)?;
-    let kept = systemd::kept();
+    let kept = systemd::kept(&config.socket);
+    let was_kept = kept.is_some();
     let (socket, fault_socket) = (config.socket.clone(), config.fault_socket.clone());
     let paths = instance.paths().clone();
     let daemon = Arc::new(
@@ -57,7 +58,7 @@ pub async fn serve(config: Config) -> anyhow::Result<()> {
     // Its sessions end first: what they run is ended by verbs that end after them.
     let streaming = tokio::spawn(streams.run(daemon.stopping.clone().cancelled_owned()));
     let listener = instance.listen(&socket, kept)?;
-    let is_kept = systemd::keep(&listener);
+    let is_kept = was_kept || systemd::keep(&listener);
     let listener = UnixListener::from_std(listener).context("cannot use the socket")?;
     let ending = CancellationToken::new();
     let faults = UnixListener::from_std(instance.listen_for_faults(&fault_socket)?)

@@ -4,12 +4,17 @@
 
 use std::os::fd::AsFd;
 use std::os::linux::net::SocketAddrExt;
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram, UnixListener};
+use std::path::Path;
+use std::time::Duration;
 
 /// The socket's name in systemd's store (`FileDescriptorStoreMax=` of the unit).
 const CRI: &str = "cri";
 /// What systemd gives us begins with this descriptor (sd_listen_fds(3)).
 const FIRST: i32 = 3;
+/// For systemd to have emptied its store: it may be reading every unit anew.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Sends one state, as sd_notify(3) does. Nobody depends on its arrival.
 pub fn notify(state: &str) {
@@ -19,24 +24,46 @@ pub fn notify(state: &str) {
     }
 }
 
-/// The CRI socket that systemd has kept since the last slipwayd. To be asked once.
-pub fn kept() -> Option<UnixListener> {
-    let number = |name: &str| std::env::var(name).ok()?.parse::<u32>().ok();
-    let names = std::env::var("LISTEN_FDNAMES").ok()?;
-    let ours = number("LISTEN_PID") == Some(std::process::id()) && number("LISTEN_FDS") == Some(1);
-    if !ours || names != CRI {
+/// The CRI socket that systemd has kept since the last slipwayd, where it is the one that clients of `path` come to. Another one
+/// is taken out of its store again: systemd would listen on it for ever, and has no room for ours. To be asked once.
+pub fn kept(path: &Path) -> Option<UnixListener> {
+    if std::env::var("LISTEN_PID").ok()?.parse() != Ok(std::process::id()) {
         return None;
     }
-    match slipway_sys::fd::inherited(FIRST) {
-        Ok(fd) => Some(UnixListener::from(fd)),
-        Err(error) => {
-            tracing::warn!(%error, "the socket that systemd has kept is of no use");
-            None
+    let names = std::env::var("LISTEN_FDNAMES").ok()?;
+    let number = FIRST + i32::try_from(names.split(':').position(|name| name == CRI)?).ok()?;
+    match slipway_sys::fd::inherited(number).map(UnixListener::from) {
+        Ok(socket) if is_of(&socket, path) => return Some(socket),
+        Ok(_) => {}
+        Err(error) => tracing::warn!(%error, "the socket that systemd has kept is of no use"),
+    }
+    match to_systemd(forget) {
+        Some(Err(error)) => {
+            tracing::warn!(%error, "systemd could not be told to keep another socket no longer")
         }
+        told => tracing::debug!(told = told.is_some(), "systemd had kept another socket"),
+    }
+    None
+}
+
+/// Returns when the socket is out of the store, so that nobody listens on it any more.
+fn forget(to: &UnixDatagram) -> std::io::Result<()> {
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+    to.send(format!("FDSTOREREMOVE=1\nFDNAME={CRI}").as_bytes())?;
+    // sd_notify_barrier(3): systemd closes what comes with this when it has done all that came before.
+    let (ours, theirs) = std::io::pipe()?;
+    slipway_sys::fd::send_fds(to.as_fd(), b"BARRIER=1", &[theirs.as_fd()])?;
+    drop(theirs);
+    let deadline = Timespec::try_from(PATIENCE).map_err(std::io::Error::other)?;
+    let mut closed = [PollFd::new(&ours, PollFlags::empty())];
+    match rustix::io::retry_on_intr(|| poll(&mut closed, Some(&deadline)))? {
+        0 => Err(std::io::ErrorKind::TimedOut.into()),
+        _ => Ok(()),
     }
 }
 
-/// Has systemd keep the socket; false where it does not (before systemd 254 nothing says so).
+/// Has systemd keep the socket; false where it does not (before systemd 254 nothing says so). Its store has room for one: it is
+/// not to be given one that it has kept.
 pub fn keep(socket: &UnixListener) -> bool {
     let stores = std::env::var("FDSTORE").is_ok_and(|most| most.parse().is_ok_and(|most: u32| most > 0));
     if !stores {
@@ -52,15 +79,16 @@ pub fn keep(socket: &UnixListener) -> bool {
     matches!(sent, Some(Ok(())))
 }
 
-/// Whether it is the socket that clients of `path` come to.
-pub fn is_of(listener: &UnixListener, path: &std::path::Path) -> bool {
+/// Whether it is the socket that clients of `path` come to, however that is spelled.
+fn is_of(listener: &UnixListener, path: &Path) -> bool {
+    let file = |path: &Path| std::fs::metadata(path).ok().map(|meta| (meta.dev(), meta.ino()));
     let bound = listener.local_addr();
     let bound = bound.as_ref().ok().and_then(|address| address.as_pathname());
-    bound == Some(path) && answers(path).is_ok()
+    bound.is_some_and(|bound| file(bound).is_some() && file(bound) == file(path)) && answers(path).is_ok()
 }
 
 /// Whether somebody listens at the path, without waiting where many do so that it is full.
-fn answers(path: &std::path::Path) -> rustix::io::Result<()> {
+fn answers(path: &Path) -> rustix::io::Result<()> {
     use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
@@ -84,4 +112,26 @@ fn to_systemd(send: impl FnOnce(&UnixDatagram) -> std::io::Result<()>) -> Option
         Ok(socket)
     });
     Some(connected.and_then(|socket| send(&socket)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_socket_is_that_of_every_path_to_its_file_while_somebody_can_come_to_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, other) = (dir.path().join("s"), dir.path().join("other"));
+        let socket = UnixListener::bind(&path).unwrap();
+        std::os::unix::fs::symlink(dir.path(), dir.path().join("link")).unwrap();
+        assert!(is_of(&socket, &path));
+        assert!(is_of(&socket, &dir.path().join("link/s")));
+        assert!(!is_of(&socket, &other));
+        let another = UnixListener::bind(&other).unwrap();
+        assert!(!is_of(&socket, &other));
+        drop(another);
+        // Nobody can come to it any more.
+        std::fs::remove_file(&path).unwrap();
+        assert!(!is_of(&socket, &path));
+    }
 }

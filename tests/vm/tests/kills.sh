@@ -28,14 +28,19 @@ daemon_killed() { # kill -9: systemd starts it again, and containers never notic
   remove "$p"
 }
 
-restarted() { # systemctl restart: the next slipwayd finds what the last one left
-  local p c init i
+restarted() { # systemctl restart: the next slipwayd finds what the last one left; nobody is turned away, also once the socket's file was lost
+  local p c init i round
   p=$(pod restarted)
   c=$(run restarted "$p" main "$COUNT")
   init=$(init_of "$c")
-  systemctl --no-block restart slipwayd
-  for i in 1 2 3 4 5 6; do crictl version; sleep 0.3; done
-  until_true 30 up
+  for round in 1 2; do
+    systemctl --no-block restart slipwayd
+    for i in 1 2 3 4 5 6; do crictl version; sleep 0.3; done
+    until_true 30 up
+    [ "$(systemctl show -p NFileDescriptorStore --value slipwayd)" = 1 ] || die "$(systemctl status slipwayd)"
+    [ $round = 2 ] || { rm /run/slipway/slipwayd.sock; systemctl restart slipwayd; }
+  done
+  has_not "$(journalctl -b --no-pager -o cat _PID=1)" "Cannot store more fds"
   same "$c" "$init" restarted
   remove "$p"
 }
