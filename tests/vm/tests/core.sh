@@ -44,11 +44,11 @@ limits() { # set in the systemd driver's scopes, where they stay when systemd lo
   p=$(pod limits)
   disk=$(cat /sys/block/vda/dev)
   c=$(run limits "$p" within "sleep 1000" '"resources":{"memory_limit_in_bytes":33554432,"cpu_quota":50000,"cpu_period":100000,"cpu_shares":512,"hugepage_limits":[{"page_size":"2MB","limit":4194304},{"page_size":"1GB","limit":0}],
-    "unified":{"memory.high":"max","memory.swap.max":"0","memory.oom.group":"1","pids.max":"77","io.max":"'"$disk"' wbps=1048576"}}')
+    "unified":{"memory.high":"max","memory.swap.max":"0","memory.oom.group":"1","pids.max":"77","io.weight":"default 59","io.max":"'"$disk"' wbps=1048576"}}')
   has "$(cat /proc/"$(init_of "$c")"/cgroup)" kubepods-limits.slice
   for round in 1 2; do
-    out=$(crictl exec -s "$c" sh -c 'cd /sys/fs/cgroup; grep . memory.max cpu.max cpu.weight memory.swap.max memory.oom.group pids.max io.max hugetlb.2MB.max')
-    for want in "memory.max:33554432" "cpu.max:50000 100000" "cpu.weight:[2-5][0-9]$" "memory.swap.max:0" "memory.oom.group:1" "pids.max:77" "hugetlb.2MB.max:4194304" "io.max:$disk .*wbps=1048576"; do has "$out" "$want"; done
+    out=$(crictl exec -s "$c" sh -c 'cd /sys/fs/cgroup; grep . memory.max cpu.max cpu.weight memory.swap.max memory.oom.group pids.max io.weight io.max hugetlb.2MB.max')
+    for want in "memory.max:33554432" "cpu.max:50000 100000" "cpu.weight:[2-5][0-9]$" "memory.swap.max:0" "memory.oom.group:1" "pids.max:77" "hugetlb.2MB.max:4194304" "io.weight:default 59" "io.max:$disk .*wbps=1048576"; do has "$out" "$want"; done
     systemctl daemon-reload
   done
   c=$(run limits "$p" over "head -c 100000000 /dev/zero | tail" '"resources":{"memory_limit_in_bytes":20971520,"memory_swap_limit_in_bytes":20971520}')

@@ -361,7 +361,7 @@ impl Cgroup {
     pub fn apply(&self, resources: &Resources) -> Result<()> {
         if let Some(unit) = &self.unit {
             let memory = write::read_limit(self.v2(), "memory.max").filter(|n| *n != u64::MAX);
-            Systemd::connect()?.set_limits(unit, resources, memory)?;
+            Systemd::connect()?.set_limits(unit, resources, memory, v2::has_bfq(self.v2()))?;
         }
         if self.is_v2_only() {
             v2::apply(self, resources)

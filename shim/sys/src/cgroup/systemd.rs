@@ -164,14 +164,16 @@ impl Systemd {
         }
     }
 
-    /// Tells it the limits it knows, for as long as the unit lives. `memory` is the limit of memory in force, bytes.
+    /// Tells it the limits it knows, for as long as the unit lives. `memory` is the limit of memory in force, bytes; `bfq`: the
+    /// weight of block IO is the BFQ scheduler's.
     pub(super) fn set_limits(
         &mut self,
         unit: &str,
         resources: &Resources,
         memory: Option<u64>,
+        bfq: bool,
     ) -> Result<()> {
-        let properties = limits(resources, memory);
+        let properties = limits(resources, memory, bfq);
         if properties.is_empty() {
             return Ok(());
         }
@@ -201,8 +203,8 @@ const IDLE: Property = ("CPUWeight", Value::U64(0));
 
 /// All limits as unit properties, each once: files of cgroup v2 that are named themselves win over what OCI has a word for, as
 /// when they are written.
-fn limits(r: &Resources, memory: Option<u64>) -> Vec<Property> {
-    let mut out = translated(r, memory);
+fn limits(r: &Resources, memory: Option<u64>, bfq: bool) -> Vec<Property> {
+    let mut out = translated(r, memory, bfq);
     for (name, value) in r
         .unified
         .iter()
@@ -263,8 +265,22 @@ fn unified(file: &str, value: &str) -> Vec<Property> {
         }
         "cpuset.cpus" => set("AllowedCPUs"),
         "cpuset.mems" => set("AllowedMemoryNodes"),
+        "io.weight" => io_weight(value, 10_000, |n| n),
+        "io.bfq.weight" => io_weight(value, 1000, of_bfq),
         _ => Vec::new(),
     }
+}
+
+/// "N" or "default N", up to `most`; a device's own weight is left alone by systemd.
+fn io_weight(value: &str, most: u64, to: impl Fn(u64) -> u64) -> Vec<Property> {
+    let n = value.strip_prefix("default ").unwrap_or(value).trim().parse();
+    let n = n.ok().filter(|n| (1..=most).contains(n));
+    n.map(|n| ("IOWeight", Value::U64(to(n)))).into_iter().collect()
+}
+
+/// The weight, 1 … 10000, of which systemd makes this one of BFQ's, 1 … 1000: the same up to 100, which is the default of both.
+fn of_bfq(weight: u64) -> u64 {
+    weight + weight.saturating_sub(100) * 10
 }
 
 /// Microseconds of CPU a second (no quota: as many as there are), in steps of ten milliseconds, rounded up as systemd does.
@@ -280,7 +296,7 @@ fn cpu_quota(quota: Option<u64>, period: u64) -> [Property; 2] {
 }
 
 /// OCI's limits as unit properties (systemd.resource-control(5)); what has none is only written to the cgroup.
-fn translated(r: &Resources, memory: Option<u64>) -> Vec<Property> {
+fn translated(r: &Resources, memory: Option<u64>, bfq: bool) -> Vec<Property> {
     let mut out = Vec::new();
     let amount = |n: i64| Value::U64(u64::try_from(n).unwrap_or(u64::MAX));
     if let Some(m) = &r.memory {
@@ -327,6 +343,11 @@ fn translated(r: &Resources, memory: Option<u64>) -> Vec<Property> {
             .filter(|p| p.limit != 0)
             .map(|p| ("TasksMax", amount(p.limit))),
     );
+    let weight = r.block_io.as_ref().and_then(|b| b.weight).filter(|n| *n != 0);
+    out.extend(weight.into_iter().flat_map(|n| match bfq {
+        true => unified("io.bfq.weight", &n.to_string()),
+        false => unified("io.weight", &v2::io_weight(n).to_string()),
+    }));
     out
 }
 
@@ -495,10 +516,10 @@ mod tests {
             ("AllowedCPUs", Value::Bytes(vec![1, 2])),
             ("TasksMax", Value::U64(u64::MAX)),
         ];
-        assert_eq!(limits(&r.unwrap(), None), expected);
+        assert_eq!(limits(&r.unwrap(), None, false), expected);
         let r = Resources::from_json(r#"{"memory":{"swap":1500},"cpu":{"idle":1,"shares":9}}"#).unwrap();
         let expected = [("MemorySwapMax", Value::U64(1100)), IDLE];
-        assert_eq!(limits(&r, Some(400)), expected);
+        assert_eq!(limits(&r, Some(400), false), expected);
         assert_eq!(bit_mask("0-2,8"), Some(vec![7, 1]));
         assert_eq!((bit_mask(""), bit_mask("5-2"), bit_mask("x")), (None, None, None));
         assert_eq!(slice_of(Path::new("/a.slice/a-b.slice/x.scope")), "a-b.slice");
@@ -524,7 +545,7 @@ mod tests {
             ("MemoryMin", Value::U64(10)),
             ("TasksMax", Value::U64(u64::MAX)),
         ];
-        let mut told = limits(&r.unwrap(), None);
+        let mut told = limits(&r.unwrap(), None, false);
         let by_name = |list: &mut Vec<Property>| list.sort_by_key(|(name, _)| *name);
         by_name(&mut expected);
         by_name(&mut told);
@@ -535,7 +556,35 @@ mod tests {
         assert_eq!(unified("cpu.idle", "1"), [IDLE]);
         // An idle group's weight is refused by the kernel, whichever comes first.
         let r = Resources::from_json(r#"{"unified":{"cpu.idle":"1","cpu.weight":"9"}}"#);
-        assert_eq!(limits(&r.unwrap(), None), [IDLE]);
+        assert_eq!(limits(&r.unwrap(), None, false), [IDLE]);
+    }
+
+    #[test]
+    fn the_weight_of_block_io_is_one_of_which_systemd_makes_what_is_written() {
+        let told = |json: &str, bfq| limits(&Resources::from_json(json).unwrap(), None, bfq);
+        let weight = |n| [("IOWeight", Value::U64(n))];
+        let class = r#"{"blockIO":{"weight":500}}"#;
+        assert_eq!(told(class, false), weight(v2::io_weight(500)));
+        assert_eq!(told(class, true), weight(4500));
+        for (file, value, expected) in [
+            ("io.weight", "default 59", 59),
+            ("io.weight", "59", 59),
+            ("io.bfq.weight", "59", 59),
+            ("io.bfq.weight", "default 1000", 10_000),
+        ] {
+            let json = format!(r#"{{"blockIO":{{"weight":500}},"unified":{{"{file}":"{value}"}}}}"#);
+            assert_eq!(told(&json, false), weight(expected), "{file} {value}");
+        }
+        for (file, value) in [
+            ("io.weight", "8:0 59"),
+            ("io.weight", "0"),
+            ("io.bfq.weight", "1001"),
+        ] {
+            assert_eq!(unified(file, value), [], "{file} {value}");
+        }
+        // As systemd has it: BFQ_WEIGHT.
+        let made = |n: u64| if n <= 100 { n } else { 100 + (n - 100) * 900 / 9900 };
+        assert!((1..=1000).all(|n| made(of_bfq(n)) == n));
     }
 
     #[test]
@@ -546,7 +595,7 @@ mod tests {
             ("SetUnitProperties", no),
             ("SetUnitProperties", message(2, 2, "", &[])),
         ];
-        let (result, seen) = with_systemd(answers, |s| s.set_limits("x.scope", &r, None));
+        let (result, seen) = with_systemd(answers, |s| s.set_limits("x.scope", &r, None, false));
         result.unwrap();
         assert!(seen[0].contains("CPUWeight") && seen[0].contains("MemoryHigh"));
         assert!(!seen[1].contains("CPUWeight") && seen[1].contains("MemoryHigh"));

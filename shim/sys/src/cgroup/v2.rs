@@ -166,12 +166,17 @@ pub(super) fn weight(shares: u64) -> u64 {
 }
 
 /// v1's 10 … 1000 as v2's 1 … 10000.
-fn io_weight(weight: u16) -> u64 {
+pub(super) fn io_weight(weight: u16) -> u64 {
     1 + u64::from(weight.clamp(10, 1000) - 10) * 9999 / 990
 }
 
+/// Whether the weight of block IO is the BFQ scheduler's.
+pub(super) fn has_bfq(dir: Option<&Path>) -> bool {
+    dir.is_some_and(|d| d.join("io.bfq.weight").exists())
+}
+
 fn block_io(dir: Option<&Path>, b: &BlockIo) -> Result<()> {
-    let bfq = dir.is_some_and(|d| d.join("io.bfq.weight").exists());
+    let bfq = has_bfq(dir);
     let file = if bfq { "io.bfq.weight" } else { "io.weight" };
     let value = |n: u16| if bfq { u64::from(n) } else { io_weight(n) };
     if let Some(n) = b.weight.filter(|n| *n != 0) {
