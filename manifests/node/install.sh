@@ -22,10 +22,10 @@ for unit in slipwayd.service slipway-agent.service; do
   chmod 644 "$dest$units/$unit"
 done
 
-config() { # config FILE TARGET
+config() { # config FILE TARGET; a link is the administrator's too, and below DESTDIR it may not lead to where it does on the node
   to=$dest$etc/$2
   mkdir -p "$(dirname "$to")"
-  if [ -e "$to" ] && ! cmp -s "$here/$1" "$to"; then
+  if [ -L "$to" ] || { [ -e "$to" ] && ! cmp -s "$here/$1" "$to"; }; then
     to=$to.new
     echo "$etc/$2 is kept; the new one is $etc/$2.new"
   fi

@@ -12,17 +12,17 @@ refuse() { echo "this node is left as it is: $*" >&2; exit 1; }
 on_node() { nsenter -t 1 -m -u -i -n "$@"; }
 
 [ -d "$root/run/systemd/system" ] || refuse "its init is not systemd, of which slipwayd is a unit"
-config=$root/etc/slipway/config.toml
-[ -e "$config" ] || config=$here/config.toml
-if [ ! -e "$root/sys/fs/cgroup/cgroup.controllers" ] && grep -q '^ *cgroup_driver *= *"systemd"' "$config"; then
-  refuse "its cgroups are version 1, which Slipway does not share with systemd; with runtime.cgroup_driver = \"cgroupfs\" in /etc/slipway/config.toml, and the same for kubelet, it runs there"
-fi
 # What does not run there, or cannot read what is configured there, does not take the place of what does.
 mkdir -p "$root$bin"
 trap 'rm -f "$root$bin/slipwayd.try"' EXIT
 cp "$programs/slipwayd" "$root$bin/slipwayd.try"
 said=$(chroot "$root" "$bin/slipwayd.try" config check 2>&1) || refuse "the new slipwayd cannot run with its configuration: $said"
 rm -f "$root$bin/slipwayd.try"
+config=$root/etc/slipway/config.toml
+[ -e "$config" ] || [ -L "$config" ] || said=$(cat "$here/config.toml")
+if [ ! -e "$root/sys/fs/cgroup/cgroup.controllers" ] && printf '%s\n' "$said" | grep -q '^ *cgroup_driver *= *"systemd"'; then
+  refuse "its cgroups are version 1, which Slipway does not share with systemd; with runtime.cgroup_driver = \"cgroupfs\" in /etc/slipway/config.toml, and the same for kubelet, it runs there"
+fi
 
 CNI=no sh "$here/install.sh" "$programs" "$root" /usr/local /etc "$units"
 on_node systemctl daemon-reload

@@ -195,8 +195,17 @@ async fn on(node: &Node<'_>) -> Result<()> {
     );
     ensure!(!node.root.join("etc/slipway/config.toml.new").exists());
 
-    // Another version: what the administrator has changed stays.
-    let config = node.root.join("etc/slipway/config.toml");
+    // Another version: what the administrator has changed stays, also where it lies elsewhere on the node.
+    let site = node.root.join("opt/site");
+    std::fs::create_dir_all(&site)?;
+    let links = ["slipway/config.toml", "kubernetes/kubelet.conf.d/20-slipway.conf"];
+    for link in links {
+        let link = node.root.join("etc").join(link);
+        let name = link.file_name().context("a file")?;
+        std::fs::rename(&link, site.join(name))?;
+        std::os::unix::fs::symlink(Path::new("/opt/site").join(name), &link)?;
+    }
+    let config = site.join("config.toml");
     let mine = "[runtime]\ncgroup_driver = \"systemd\"\ncgroup_root = \"mine.slice\"\n";
     std::fs::write(&config, mine)?;
     node.apply("second")?;
@@ -207,7 +216,11 @@ async fn on(node: &Node<'_>) -> Result<()> {
         "{told:?}"
     );
     ensure!(std::fs::read_to_string(&config)? == mine);
-    ensure!(node.root.join("etc/slipway/config.toml.new").exists());
+    for link in links.map(|link| node.root.join("etc").join(link)) {
+        ensure!(link.is_symlink(), "{} was replaced", link.display());
+        let new = format!("{}.new", link.display());
+        ensure!(Path::new(&new).exists(), "no {new}");
+    }
     let program = node.root.join("usr/local/bin/slipwayd");
     let second = std::fs::read(&program)?;
     ensure!(second.len() == std::fs::read(lab::bin("slipwayd"))?.len() + 1);
@@ -236,7 +249,10 @@ async fn on(node: &Node<'_>) -> Result<()> {
         told.last().is_some_and(|l| l == "restart slipwayd.service"),
         "{told:?}"
     );
-    Ok(())
+    // What it says there counts.
+    std::fs::write(&config, "[runtime]\ncgroup_driver = \"cgroupfs\"\n")?;
+    std::fs::remove_file(node.root.join("sys/fs/cgroup/cgroup.controllers"))?;
+    node.again()
 }
 
 /// Waits until the pod says `why` the node is left as it is.
