@@ -45,6 +45,7 @@ check: ## Formatting, lints, unit tests, licences and advisories, and the arrows
 	@$(SETUP)/build-deps.sh
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets -- -D warnings
+	cargo clippy -p slipway-stream --features fuzzing -- -D warnings
 	tests/arrows/check.sh
 	$(SETUP)/cargo-deny.sh
 	cargo test --workspace --lib --bins
