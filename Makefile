@@ -46,7 +46,7 @@ check: ## Formatting, lints, unit tests, licences and advisories, and the arrows
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets -- -D warnings
 	cargo clippy -p slipway-stream --features fuzzing -- -D warnings
-	tests/arrows/check.sh
+	cargo test -q -p slipway-tests --test arrows
 	$(SETUP)/cargo-deny.sh
 	cargo test --workspace --lib --bins
 

