@@ -1,4 +1,5 @@
-//! Devices that are no more: what had been handed out goes with the layout of a GPU's MIG devices, whoever has it. Tells the
+//! Devices that are no more: what had been handed out goes with the layout of a GPU's MIG devices, or with the GPU, whoever has
+//! it. Tells the
 //! log and, in an Event, the pod that has it; nothing is done to the pod, which may be able to go on.
 
 use std::collections::BTreeMap;
@@ -21,20 +22,22 @@ pub struct Gone {
     pub uuid: String,
     /// What it was, for people.
     pub was: String,
+    /// Why it is no more, for people.
+    pub why: &'static str,
 }
 
-/// Everything that these GPUs can be handed out as, by UUID.
-fn devices(gpus: &[Gpu]) -> BTreeMap<String, String> {
+/// Everything that these GPUs can be handed out as, by UUID: its GPU, and what it is for people.
+fn devices(gpus: &[Gpu]) -> BTreeMap<&str, (&Gpu, String)> {
     let mut all = BTreeMap::new();
     for gpu in gpus {
         let name = format!("GPU {} ({})", gpu.index, gpu.uuid);
         if gpu.mig != Some(true) {
-            all.insert(gpu.uuid.clone(), name);
+            all.insert(gpu.uuid.as_str(), (gpu, name));
             continue;
         }
         for slice in &gpu.mig_devices {
             let was = format!("MIG device {} ({}) of {name}", slice.profile, slice.uuid);
-            all.insert(slice.uuid.clone(), was);
+            all.insert(slice.uuid.as_str(), (gpu, was));
         }
     }
     all
@@ -46,14 +49,24 @@ pub fn gone(before: &[Gpu], now: &[Gpu]) -> Vec<Gone> {
     devices(before)
         .into_iter()
         .filter(|(uuid, _)| !there.contains_key(uuid))
-        .map(|(uuid, was)| Gone { uuid, was })
+        .map(|(uuid, (gpu, was))| Gone {
+            uuid: uuid.to_owned(),
+            was,
+            why: match now.iter().any(|g| g.uuid == gpu.uuid) {
+                true => "the GPU was divided otherwise",
+                false => "the GPU is not in the machine any more",
+            },
+        })
         .collect()
 }
 
 /// Tells of each who has it.
 pub async fn tell(pods: Arc<Pods>, mut gone: mpsc::Receiver<Gone>, to: mpsc::Sender<Note>) {
-    while let Some(Gone { uuid, was }) = gone.recv().await {
-        let snapshot = match pods.now().await {
+    while let Some(Gone { uuid, was, why }) = gone.recv().await {
+        let at = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .map_or(0, |d| d.as_secs());
+        let snapshot = match pods.soon().await {
             Ok(snapshot) => snapshot,
             Err(e) => {
                 let error = &e as &dyn std::error::Error;
@@ -77,16 +90,15 @@ pub async fn tell(pods: Arc<Pods>, mut gone: mpsc::Receiver<Gone>, to: mpsc::Sen
                 container = h.container,
                 "{was} is gone, and a container has it"
             );
-            let at = SystemTime::now().duration_since(UNIX_EPOCH);
             // Nobody listens: there is no API server to tell.
             let _ = to.try_send(Note {
                 about: Some(h.clone()),
                 reason: "GpuGone",
                 message: format!(
-                    "{was}, which this container has, is no more: the GPU was divided otherwise. The container is left alone, but not started on it again; delete the pod to have another"
+                    "{was}, which this container has, is no more: {why}. The container is left alone, but not started on it again; delete the pod to have another"
                 ),
                 warning: true,
-                at: at.map_or(0, |d| d.as_secs()),
+                at,
             });
         }
     }
@@ -121,5 +133,12 @@ mod tests {
         assert!(gone(&after, &after).is_empty());
         let whole = gone(&after, &before);
         assert!(whole[0].was.contains("1g.5gb (c) of GPU 0"), "{whole:?}");
+        assert!(whole.iter().all(|g| g.why.contains("divided")), "{whole:?}");
+        let taken = gone(&before, &before[..1]);
+        assert_eq!(taken.len(), 3);
+        assert!(
+            taken.iter().all(|g| g.why.contains("not in the machine")),
+            "{taken:?}"
+        );
     }
 }

@@ -26,9 +26,20 @@ pub struct Ill {
 /// Tells each who has it, or a slice of it.
 pub async fn tell(pods: Arc<Pods>, mut ill: mpsc::Receiver<Ill>, to: mpsc::Sender<Note>) {
     while let Some(Ill { gpu, reason }) = ill.recv().await {
-        let Ok(snapshot) = pods.now().await else {
-            tracing::warn!(gpu = gpu.uuid, "kubelet does not say who has the unhealthy GPU");
-            continue;
+        let at = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .map_or(0, |d| d.as_secs());
+        let snapshot = match pods.soon().await {
+            Ok(snapshot) => snapshot,
+            Err(e) => {
+                let error = &e as &dyn std::error::Error;
+                tracing::warn!(
+                    gpu = gpu.uuid,
+                    error,
+                    "kubelet does not say who has the unhealthy GPU"
+                );
+                continue;
+            }
         };
         let mut holders: Vec<_> = devices(&gpu, None)
             .into_iter()
@@ -46,7 +57,6 @@ pub async fn tell(pods: Arc<Pods>, mut ill: mpsc::Receiver<Ill>, to: mpsc::Sende
                 reason,
                 "a container has the unhealthy GPU"
             );
-            let at = SystemTime::now().duration_since(UNIX_EPOCH);
             // Nobody listens: there is no API server to tell.
             let _ = to.try_send(Note {
                 about: Some(h.clone()),
@@ -56,7 +66,7 @@ pub async fn tell(pods: Arc<Pods>, mut ill: mpsc::Receiver<Ill>, to: mpsc::Sende
                     gpu.index, gpu.uuid
                 ),
                 warning: true,
-                at: at.map_or(0, |d| d.as_secs()),
+                at,
             });
         }
     }

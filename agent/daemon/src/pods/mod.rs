@@ -28,6 +28,8 @@ use live::Live;
 
 /// How long kubelet may take.
 const PATIENCE: Duration = Duration::from_secs(2);
+/// How long somebody who can wait asks again.
+const SOON: Duration = Duration::from_secs(300);
 /// How long an answer is good: several who ask at once make one question.
 const FRESH: Duration = Duration::from_millis(500);
 /// Pods that are asked about one by one; for more, the list is the smaller question.
@@ -187,6 +189,22 @@ impl Pods {
         let snapshot = Arc::new(self.ask().await?);
         *last = Some((Instant::now(), Arc::clone(&snapshot)));
         Ok(snapshot)
+    }
+
+    /// What kubelet says as soon as it answers: one that is being restarted is asked again, for some minutes.
+    ///
+    /// # Errors
+    /// As [`Pods::now`], the last time.
+    pub async fn soon(&self) -> Result<Arc<Snapshot>, tonic::Status> {
+        let began = Instant::now();
+        let mut pause = FIRST_PAUSE;
+        loop {
+            match self.now().await {
+                Err(_) if began.elapsed() < SOON => tokio::time::sleep(pause).await,
+                done => return done,
+            }
+            pause = (pause * 2).min(PATIENCE * 5);
+        }
     }
 
     /// What kubelet says to a question that is asked now.

@@ -165,6 +165,40 @@ async fn root_the_node_is_labelled_and_its_condition_and_events_tell_of_sick_gpu
 }
 
 #[tokio::test]
+async fn root_pods_are_told_of_sick_and_lost_gpus_though_kubelet_does_not_answer_at_once() {
+    if !root() {
+        return;
+    }
+    let mut topology = Topology::named("h100x8").unwrap();
+    let api = Api::serve(0).await;
+    let mut node = telling(&topology, api.port, "[health]\nprobe_seconds = 1\n");
+    let kubelet = Kubelet::start(&node.kubelet());
+    node.start();
+    node.wait("a list of eight", || kubelet.ids(GPU, true).len() == 8)
+        .await;
+    let devices = [3, 7].map(|n: usize| topology.gpus[n].uuid.clone());
+    node.driver.raise("3 set remap_failed 1").unwrap();
+    topology.gpus.pop();
+    node.driver.set_topology(&topology).unwrap();
+    node.wait("one sick and one gone", || {
+        (kubelet.ids(GPU, true).len(), kubelet.ids(GPU, false).len()) == (6, 1)
+    })
+    .await;
+    let who = Who::serve(&node.pod_resources(), &node.pods(), true);
+    let mut holder = pod(&topology, 3);
+    holder.devices = devices.to_vec();
+    who.set(vec![holder]);
+    let told = |reason: &str, said: &str| {
+        let all = api.events("train-0");
+        all.iter().any(|(r, m)| r == reason && m.contains(said))
+    };
+    node.wait("its Events", || {
+        told("GpuUnhealthy", &devices[0]) && told("GpuGone", "not in the machine any more")
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn root_an_api_server_that_is_gone_holds_up_nothing_and_hears_all_of_it_later() {
     if !root() {
         return;
