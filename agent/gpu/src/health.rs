@@ -18,7 +18,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use crate::model::Probe;
-use crate::signs::{Action, Before, Found, Rules, Sign};
+use crate::signs::{Action, Before, Found, LinkErrors, Rules, Sign};
 
 /// The record's version.
 const VERSION: u32 = 1;
@@ -109,7 +109,7 @@ pub struct Unhealthy {
 /// What the looks since the agent's start have found of a GPU.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 struct Seen {
-    link_errors: Option<u64>,
+    link_errors: LinkErrors,
     /// How many looks in a row have found nothing that condemns.
     clean: u32,
     signs: Vec<Found>,
@@ -215,7 +215,7 @@ impl Health {
         let more_links = self.links_of(gpu, probe);
         let before = Before {
             links: self.links.get(gpu).copied().unwrap_or(0),
-            link_errors: self.seen.get(gpu).and_then(|s| s.link_errors),
+            link_errors: self.seen.get(gpu).map(|s| s.link_errors).unwrap_or_default(),
         };
         let told = probe.recovery == Some(0);
         let signs = policy.rules.found(&probe.reading, before, told);

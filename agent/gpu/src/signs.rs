@@ -8,6 +8,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::model::Rows;
 
+/// NVLinks' counters: replays, recoveries, checksums of flits, of data. None: it is not counted, or was not told this time.
+pub type LinkErrors = [Option<u64>; 4];
+
 /// What a look reads of a GPU's state. None: the card, or its driver, does not tell.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
@@ -24,8 +27,8 @@ pub struct Reading {
     pub retired_pages: Option<u32>,
     /// NVLinks that are up; none also where MIG is on, which has none.
     pub links: Option<u32>,
-    /// Errors of all NVLinks since the driver was loaded: replays, recoveries, checksums.
-    pub link_errors: Option<u64>,
+    /// Errors of all NVLinks since the driver was loaded.
+    pub link_errors: LinkErrors,
     /// Degrees Celsius.
     pub temperature: Option<u32>,
     /// From how many on the card slows itself down.
@@ -196,7 +199,7 @@ pub struct Before {
     /// Most links that were up in this boot.
     pub links: u32,
     /// Errors of links at the last look.
-    pub link_errors: Option<u64>,
+    pub link_errors: LinkErrors,
 }
 
 impl Rules {
@@ -254,8 +257,10 @@ impl Rules {
                 .filter(|n| *n < before.links)
                 .map(|n| format!("{} of its {} NVLinks are down", before.links - n, before.links)),
             Sign::LinkErrors => {
-                // Fewer than before: the driver was loaded anew.
-                let more = r.link_errors?.checked_sub(before.link_errors?)?;
+                // What was not told before may be of any age. Fewer than before: the driver was loaded anew.
+                let both = r.link_errors.into_iter().zip(before.link_errors);
+                let more = both.filter_map(|(now, then)| now?.checked_sub(then?));
+                let more = more.fold(0, u64::saturating_add);
                 (more > link_errors).then(|| format!("{more} errors of its NVLinks since the last look"))
             }
             Sign::Slowdown => {
@@ -291,14 +296,14 @@ mod tests {
             retirement_pending: Some(false),
             retired_pages: Some(60),
             links: Some(18),
-            link_errors: Some(1100),
+            link_errors: [Some(1000), None, Some(100), None],
             temperature: Some(86),
             slowdown_at: Some(87),
             shutdown_at: Some(92),
         };
         let before = Before {
             links: 18,
-            link_errors: Some(1000),
+            link_errors: [Some(950), None, Some(50), None],
         };
         assert!(signs(&rules, &well, before, false).is_empty());
     }
@@ -320,14 +325,14 @@ mod tests {
             retirement_pending: Some(true),
             retired_pages: Some(61),
             links: Some(17),
-            link_errors: Some(102),
+            link_errors: [Some(51), Some(51), None, None],
             temperature: Some(95),
             slowdown_at: Some(87),
             shutdown_at: Some(92),
         };
         let before = Before {
             links: 18,
-            link_errors: Some(1),
+            link_errors: [Some(1), Some(0), None, None],
         };
         // Of a card that contains errors, and of one that does not and has no rows either.
         let contains: Vec<Sign> = Sign::ALL
@@ -355,11 +360,16 @@ mod tests {
     fn counters_that_began_anew_and_links_that_were_never_up_are_no_signs() {
         let rules = Rules::default();
         let anew = Reading {
-            link_errors: Some(500),
+            link_errors: [Some(500), Some(7), None, None],
             links: Some(2),
             ..Reading::default()
         };
-        for link_errors in [None, Some(1_000_000)] {
+        // One that was not told at the last look, or never.
+        for link_errors in [
+            LinkErrors::default(),
+            [Some(1_000_000), Some(7), None, None],
+            [None, Some(7), Some(3), None],
+        ] {
             let before = Before {
                 links: 2,
                 link_errors,

@@ -11,6 +11,7 @@ use nvml_wrapper::{Device, Nvml};
 use nvml_wrapper_sys::bindings as sys;
 
 use crate::model::Rows;
+use crate::signs::LinkErrors;
 
 /// What a field of links is asked with for the sum of them.
 const ALL_LINKS: u32 = u32::MAX;
@@ -95,8 +96,8 @@ pub fn retired_pages(nvml: &Nvml, device: &Device<'_>) -> Result<u32, NvmlError>
 pub struct Told {
     /// What is to be done about it (0: nothing); none: it does not say.
     pub recovery: Option<u32>,
-    /// Errors of all NVLinks; none: there are none, or they are not counted.
-    pub link_errors: Option<u64>,
+    /// Errors of all NVLinks.
+    pub link_errors: LinkErrors,
 }
 
 /// What the driver tells.
@@ -111,7 +112,7 @@ pub fn told(nvml: &Nvml, device: &Device<'_>) -> Told {
     let [recovery, links @ ..] = fields(nvml, device, ids, 0);
     Told {
         recovery: recovery.and_then(|action| u32::try_from(action).ok()),
-        link_errors: links.into_iter().flatten().reduce(u64::saturating_add),
+        link_errors: links,
     }
 }
 
