@@ -67,7 +67,7 @@ async fn root_a_release_that_is_forgotten_ends_by_itself() {
         return;
     }
     let (node, _kubelet) = ready_with("h200", "", 1).await;
-    node.ok(&["gpu", "release", "--for", "1"]);
+    node.ok(&["gpu", "release", "--for", "5"]);
     assert!(!node.driver.in_use().unwrap());
     node.wait("its end", || node.driver.in_use().unwrap()).await;
     assert!(node.log().contains("not taken up again in time"));
