@@ -120,8 +120,13 @@ async fn each(k: &Kube, cases: [Case; 2]) -> Result<()> {
         .end(&format!("agent{OURS}"), Duration::from_secs(5))
 }
 
+/// The node's folder for the checkpoint; a training comes to its end when there is a file `end` in it.
+fn kept(k: &Kube, case: Case) -> std::path::PathBuf {
+    k.cluster.node_dir(OURS).join(format!("checkpoint-{}", case.name))
+}
+
 fn train(k: &Kube, case: Case) -> Result<()> {
-    let kept = k.cluster.node_dir(OURS).join(format!("checkpoint-{}", case.name));
+    let kept = kept(k, case);
     let job = json!({
         "apiVersion": "batch/v1", "kind": "Job", "metadata": { "name": case.name },
         "spec": { "backoffLimit": 1, "template": { "spec": {
@@ -130,7 +135,7 @@ fn train(k: &Kube, case: Case) -> Result<()> {
             "containers": [{
                 "name": "main", "image": "slipway.local/python:3", "imagePullPolicy": "Never",
                 "command": ["python3", "-u", "/train/train.py", "--steps", STEPS.to_string(), "--step_seconds", "0.25",
-                            "--checkpoint", "/checkpoint/state.json"],
+                            "--checkpoint", "/checkpoint/state.json", "--end_after", "/checkpoint/end"],
                 "resources": { "limits": { GPU: 1 } },
                 "volumeMounts": [{ "name": "train", "mountPath": "/train" }, { "name": "kept", "mountPath": "/checkpoint" }],
             }],
@@ -236,6 +241,7 @@ async fn one(k: &Kube, driver: &Driver, topology: &Topology, case: Case, whole: 
         case.name,
         raised.elapsed()
     );
+    File::create(kept(k, case).join("end"))?;
     let evicted = case.policy != "Never";
     k.until_true("its Events", |k| {
         let said = events(k, &first)?;
