@@ -1,12 +1,16 @@
 //! The child process that talks to NVML: one line of JSON a message, requests on stdin, answers and events on stdout.
 //!
 //! Requests are done one after another. Each GPU is watched by a thread of its own; all of them end with the process, which
-//! ends with its stdin: whatever hangs in the driver, the parent is rid of it by closing a pipe and sending a signal.
+//! ends with its stdin: whatever hangs in the driver, the parent is rid of it by closing a pipe and sending a signal, and a
+//! parent that was killed leaves none that hangs.
 
 use std::io::{self, BufRead, Write};
 use std::path::{Path, PathBuf};
+use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
+use rustix::process::{Signal, getpid, kill_process};
 use serde::{Deserialize, Serialize};
 
 use crate::model::{Look, Sample, System};
@@ -14,6 +18,9 @@ use crate::nvml::{GpuEvent, Library};
 
 /// The longest line that is understood; a thousand processes have some 100 KiB.
 pub const MAX_LINE: usize = 4 << 20;
+
+/// How long a request that is being done may take when stdin has ended.
+const LAST: Duration = Duration::from_secs(1);
 
 /// What the parent asks.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -84,12 +91,27 @@ pub fn serve(library: &Path, sys: &Path) -> io::Result<()> {
         sys: sys.to_owned(),
         nvml: None,
     };
-    for line in io::stdin().lock().lines() {
+    for line in lines() {
         let request: Request = serde_json::from_str(&line?)?;
         let answer = served.answer(request.ask);
         say(&Line::Answer(request.id, answer))?;
     }
     Ok(())
+}
+
+/// The lines of stdin. Some time after its end the process is killed: whoever asks may hang in the driver.
+fn lines() -> Receiver<io::Result<String>> {
+    let (to, lines) = channel();
+    std::thread::spawn(move || {
+        for line in io::stdin().lock().lines() {
+            // Nobody listens: the process is ending.
+            let _ = to.send(line);
+        }
+        drop(to);
+        std::thread::sleep(LAST);
+        let _ = kill_process(getpid(), Signal::KILL);
+    });
+    lines
 }
 
 /// Whole lines, whoever says them.

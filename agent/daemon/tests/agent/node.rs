@@ -144,6 +144,18 @@ impl Node {
         std::fs::read_to_string(self.dir.path().join("log")).unwrap_or_default()
     }
 
+    /// A process that the agent has for NVML.
+    fn child(&self) -> Option<String> {
+        let library = self.driver.root().display().to_string();
+        let processes = std::fs::read_dir("/proc").unwrap().flatten();
+        let mut pids = processes.filter_map(|e| e.file_name().into_string().ok());
+        pids.find(|pid| {
+            let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            let line = String::from_utf8_lossy(&line).into_owned();
+            line.contains("nvml-child") && line.contains(&library)
+        })
+    }
+
     /// Waits for something; its log is told when it does not come.
     pub async fn wait(&self, what: &str, mut there: impl FnMut() -> bool) -> Duration {
         let began = Instant::now();
@@ -167,6 +179,16 @@ impl Drop for Node {
         }
         if std::thread::panicking() {
             eprintln!("--- the agent's log\n{}", self.log());
+            return;
+        }
+        // However the agent ended, and whatever hangs.
+        let began = Instant::now();
+        while let Some(pid) = self.child() {
+            assert!(
+                began.elapsed() < Duration::from_secs(20),
+                "process {pid} of the agent's is left"
+            );
+            std::thread::sleep(Duration::from_millis(10));
         }
     }
 }
