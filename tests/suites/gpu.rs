@@ -3,6 +3,9 @@
 
 mod gpu_build;
 
+#[path = "gpu/real.rs"]
+mod real;
+
 use std::io::Write;
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -32,7 +35,7 @@ int main(void) {
 
 fn cc(source: &str, to: &Path) -> Result<()> {
     let mut cc = Command::new("cc")
-        .args(["-x", "c", "-", "-o"])
+        .args(["-std=gnu11", "-x", "c", "-", "-o"])
         .arg(to)
         .stdin(Stdio::piped())
         .spawn()
@@ -45,18 +48,25 @@ fn cc(source: &str, to: &Path) -> Result<()> {
     Ok(())
 }
 
-fn image(w: &World) -> Result<()> {
+/// Makes [`WITH_LIBC`] with these programs, by name and source, and these of the machine's libraries where it has them.
+fn image(w: &World, programs: &[(&str, &str)], libraries: &[&str]) -> Result<()> {
     let dir = w.lab.join("libc-context");
     let (bin, lib, loader) = ("rootfs/bin", "rootfs/lib/x86_64-linux-gnu", "rootfs/lib64");
     for d in [bin, lib, loader] {
         std::fs::create_dir_all(dir.join(d))?;
     }
-    cc(OPENS, &dir.join(bin).join("opens"))?;
+    for (name, source) in programs {
+        cc(source, &dir.join(bin).join(name))?;
+    }
     std::fs::copy(
         "/lib64/ld-linux-x86-64.so.2",
         dir.join(loader).join("ld-linux-x86-64.so.2"),
     )?;
-    std::fs::copy("/lib/x86_64-linux-gnu/libc.so.6", dir.join(lib).join("libc.so.6"))?;
+    let from = Path::new("/lib/x86_64-linux-gnu");
+    std::fs::copy(from.join("libc.so.6"), dir.join(lib).join("libc.so.6"))?;
+    for library in libraries.iter().filter(|l| from.join(l).exists()) {
+        std::fs::copy(from.join(library), dir.join(lib).join(library))?;
+    }
     std::fs::write(
         dir.join("Dockerfile"),
         format!("FROM {BUSYBOX}\nCOPY rootfs/ /\n"),
@@ -68,7 +78,7 @@ fn image(w: &World) -> Result<()> {
 /// A world with a driver, and its CDI file made by slipway-agent.
 async fn world(what: &str, topology: &str) -> Result<(World, Driver, Topology)> {
     let w = World::with_cdi(what).await?;
-    image(&w)?;
+    image(&w, &[("opens", OPENS)], &[])?;
     let topology = Topology::named(topology)?;
     let driver = Driver::lay_out(&w.lab.join("driver"), &topology)?;
     let config = format!(
