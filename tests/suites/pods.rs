@@ -1,7 +1,7 @@
 //! Pod sandboxes over the CRI: what RunPodSandbox honours, what listing filters, what stop and remove leave.
 #![forbid(unsafe_code)]
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 
 use anyhow::Result;
 use harness::cri::{container_config, pod_config};
@@ -55,7 +55,7 @@ async fn dns_sysctls_and_shm_are_what_the_pod_asks_for() -> Result<()> {
         options: vec!["ndots:5".into()],
     });
     let linux = config.linux.as_mut().expect("linux");
-    linux.sysctls = HashMap::from([
+    linux.sysctls = BTreeMap::from([
         ("net.ipv4.ip_unprivileged_port_start".into(), "80".into()),
         ("kernel.shm_rmid_forced".into(), "1".into()),
     ]);
@@ -107,8 +107,8 @@ async fn lists_are_filtered_by_id_state_and_label() -> Result<()> {
     let mut ids = Vec::new();
     for (name, tier) in [("a", "front"), ("b", "back")] {
         let mut config = pod_config(name, &w.lab, true);
-        config.labels = HashMap::from([("tier".into(), tier.into())]);
-        config.annotations = HashMap::from([("note".into(), format!("of {name}"))]);
+        config.labels = BTreeMap::from([("tier".into(), tier.into())]);
+        config.annotations = BTreeMap::from([("note".into(), format!("of {name}"))]);
         ids.push(w.cri.run_pod(config).await?);
     }
     w.cri
@@ -149,7 +149,7 @@ async fn lists_are_filtered_by_id_state_and_label() -> Result<()> {
         .await?,
         [ids[0].clone()]
     );
-    let label = HashMap::from([("tier".to_owned(), "back".to_owned())]);
+    let label = BTreeMap::from([("tier".to_owned(), "back".to_owned())]);
     assert_eq!(
         list(v1::PodSandboxFilter {
             label_selector: label,
@@ -349,7 +349,7 @@ async fn cve_2022_0811_a_sysctl_that_smuggles_another_is_refused() -> Result<()>
         ("kernel.core_pattern", "|/x"),
     ] {
         let mut config = pod_config("evil", &w.lab, false);
-        config.linux.as_mut().expect("linux").sysctls = HashMap::from([(key.into(), value.into())]);
+        config.linux.as_mut().expect("linux").sysctls = BTreeMap::from([(key.into(), value.into())]);
         let e = w.cri.run_pod(config).await.expect_err("refused");
         let code = e.downcast_ref::<tonic::Status>().map(tonic::Status::code);
         assert_eq!(code, Some(tonic::Code::InvalidArgument), "{e:#}");
@@ -407,7 +407,7 @@ async fn block_io_classes_limit_the_devices_that_they_name() -> Result<()> {
 
     let of = "blockio.resources.beta.kubernetes.io";
     let mut config = pod_config("io", &w.lab, true);
-    config.annotations = HashMap::from([
+    config.annotations = BTreeMap::from([
         (format!("{of}/pod"), "slow".into()),
         (format!("{of}/container.free"), String::new()),
         (format!("{of}/container.heavy"), "heavy".into()),
@@ -485,7 +485,7 @@ async fn block_io_classes_limit_the_devices_that_they_name() -> Result<()> {
 async fn a_block_io_class_without_a_file_of_classes_is_refused() -> Result<()> {
     let w = World::new("pod-noblockio").await?;
     let mut c = container_config("main", BUSYBOX, SLEEP);
-    c.annotations = HashMap::from([("io.kubernetes.cri.blockio-class".into(), "slow".into())]);
+    c.annotations = BTreeMap::from([("io.kubernetes.cri.blockio-class".into(), "slow".into())]);
     let made = w.pod_with("none", c).await;
     let error = format!("{:#}", made.expect_err("it is refused")).replace('\\', "");
     assert!(

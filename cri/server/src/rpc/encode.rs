@@ -1,7 +1,5 @@
 //! From our values to the wire.
 
-use std::collections::HashMap;
-
 use slipway_cri_api::v1;
 use slipway_image::Image;
 use slipway_shim_client::pod as wire;
@@ -23,8 +21,8 @@ pub fn pod(pod: &Pod) -> v1::PodSandbox {
         metadata: Some(pod_metadata(&record.config.metadata)),
         state: pod_state(&pod.phase()),
         created_at: record.created_at_ns,
-        labels: map(&record.config.labels),
-        annotations: map(&record.config.annotations),
+        labels: record.config.labels.clone(),
+        annotations: record.config.annotations.clone(),
         runtime_handler: record.config.runtime_handler.clone(),
     }
 }
@@ -42,8 +40,8 @@ pub fn pod_status(pod: &Pod) -> v1::PodSandboxStatus {
                 options: Some(namespaces(&record.config.namespaces)),
             }),
         }),
-        labels: map(&record.config.labels),
-        annotations: map(&record.config.annotations),
+        labels: record.config.labels.clone(),
+        annotations: record.config.annotations.clone(),
         runtime_handler: record.config.runtime_handler.clone(),
     }
 }
@@ -116,8 +114,8 @@ pub fn container(container: &Container) -> v1::Container {
         image_ref: state.made.image_ref.clone(),
         state: container_state(&state.phase),
         created_at: record.created_at_ns,
-        labels: map(&record.config.labels),
-        annotations: map(&record.config.annotations),
+        labels: record.config.labels.clone(),
+        annotations: record.config.annotations.clone(),
         image_id: state.made.image_id,
     }
 }
@@ -154,8 +152,8 @@ pub fn container_status(container: &Container) -> v1::ContainerStatus {
         image_ref: state.made.image_ref.clone(),
         reason,
         message,
-        labels: map(&record.config.labels),
-        annotations: map(&record.config.annotations),
+        labels: record.config.labels.clone(),
+        annotations: record.config.annotations.clone(),
         mounts: record.config.mounts.iter().map(mount).collect(),
         log_path: state
             .made
@@ -254,7 +252,7 @@ fn resources(resources: &Resources) -> v1::LinuxContainerResources {
                 limit: *limit,
             })
             .collect(),
-        unified: map(&limits.unified),
+        unified: limits.unified.clone(),
         memory_swap_limit_in_bytes: limits.memory_swap_limit,
     }
 }
@@ -277,7 +275,7 @@ fn signal(name: &str) -> i32 {
 fn image_spec(spec: &ImageSpec) -> v1::ImageSpec {
     v1::ImageSpec {
         image: spec.image.clone(),
-        annotations: map(&spec.annotations),
+        annotations: spec.annotations.clone(),
         user_specified_image: spec.user_specified_image.clone(),
         runtime_handler: spec.runtime_handler.clone(),
         image_ref: spec.image_ref.clone(),
@@ -338,8 +336,8 @@ pub fn container_stats(stats: &ContainerStats, mountpoint: &str) -> v1::Containe
         attributes: Some(v1::ContainerAttributes {
             id: stats.container.id().to_string(),
             metadata: Some(container_metadata(&stats.container)),
-            labels: map(&config.labels),
-            annotations: map(&config.annotations),
+            labels: config.labels.clone(),
+            annotations: config.annotations.clone(),
         }),
         cpu: stats.cgroup.as_ref().map(|c| cpu(c, stats.nano_cores)),
         memory: stats.cgroup.as_ref().map(memory),
@@ -374,8 +372,8 @@ pub fn pod_stats(stats: &PodStats, interfaces: &[Interface], mountpoint: &str) -
         attributes: Some(v1::PodSandboxAttributes {
             id: stats.pod.id().to_string(),
             metadata: Some(pod_metadata(&config.metadata)),
-            labels: map(&config.labels),
-            annotations: map(&config.annotations),
+            labels: config.labels.clone(),
+            annotations: config.annotations.clone(),
         }),
         linux: Some(v1::LinuxPodSandboxStats {
             cpu: stats.cgroup.as_ref().map(|c| cpu(c, stats.nano_cores)),
@@ -462,12 +460,8 @@ fn value(value: u64) -> Option<v1::UInt64Value> {
 }
 
 /// One JSON document under the key that crictl unpacks.
-pub fn info(json: &serde_json::Value) -> HashMap<String, String> {
-    HashMap::from([("info".to_owned(), json.to_string())])
-}
-
-pub fn map(map: &StringMap) -> HashMap<String, String> {
-    map.iter().map(|(k, v)| (k.clone(), v.clone())).collect()
+pub fn info(json: &serde_json::Value) -> StringMap {
+    StringMap::from([("info".to_owned(), json.to_string())])
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! What the runtime says of itself and of the node: Version, Status, RuntimeConfig.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 
 use slipway_cri_api::v1;
 use slipway_network::NetworkStatus;
@@ -35,7 +35,7 @@ pub fn status(daemon: &Daemon, verbose: bool) -> v1::StatusResponse {
             .flatten()
             .collect(),
         }),
-        info: if verbose { info(daemon) } else { HashMap::new() },
+        info: if verbose { info(daemon) } else { BTreeMap::new() },
         runtime_handlers: daemon
             .config
             .runtime
@@ -115,10 +115,10 @@ pub fn runtime_config(daemon: &Daemon) -> v1::RuntimeConfigResponse {
 }
 
 /// Each value is one JSON document, as crictl info wants them.
-fn info(daemon: &Daemon) -> HashMap<String, String> {
+fn info(daemon: &Daemon) -> BTreeMap<String, String> {
     let of = |value: serde_json::Result<serde_json::Value>| value.unwrap_or_default().to_string();
     let releases: Vec<String> = daemon.releases.all().iter().map(|r| r.pod.to_string()).collect();
-    HashMap::from([
+    BTreeMap::from([
         ("config".to_owned(), of(serde_json::to_value(&daemon.config))),
         ("host".to_owned(), of(serde_json::to_value(&daemon.host))),
         (

@@ -2,7 +2,6 @@
 //!
 //! Every refusal names the field as the CRI spells it.
 
-use std::collections::{BTreeMap, HashMap};
 use std::path::{Component, Path, PathBuf};
 
 use slipway_cri_api::v1;
@@ -75,7 +74,7 @@ fn optional_id(field: &'static str, text: String) -> Result<String, Invalid> {
 const LARGEST_MAP: usize = 1 << 20;
 
 /// Labels, annotations: any text, within bounds.
-fn bounded_map(field: &'static str, map: HashMap<String, String>) -> Result<StringMap, Invalid> {
+fn bounded_map(field: &'static str, map: StringMap) -> Result<StringMap, Invalid> {
     let size: usize = map.iter().map(|(key, value)| key.len() + value.len()).sum();
     if size > LARGEST_MAP {
         return Err(invalid(field, format!("{size} bytes, more than {LARGEST_MAP}")));
@@ -88,7 +87,7 @@ fn bounded_map(field: &'static str, map: HashMap<String, String>) -> Result<Stri
             field,
             format!("the key {} is empty or has control characters", shown(key)),
         )),
-        None => Ok(string_map(map)),
+        None => Ok(map),
     }
 }
 
@@ -212,7 +211,7 @@ pub fn ports(field: &'static str, ports: &[i32]) -> Result<(), Invalid> {
 }
 
 /// Annotations that come with a request and change nothing.
-pub fn annotations(field: &'static str, map: HashMap<String, String>) -> Result<(), Invalid> {
+pub fn annotations(field: &'static str, map: StringMap) -> Result<(), Invalid> {
     bounded_map(field, map).map(drop)
 }
 
@@ -257,10 +256,6 @@ fn path_length(field: &'static str, text: &str) -> Result<(), Invalid> {
 
 fn unknown_enum(field: &'static str, value: i32) -> Invalid {
     invalid(field, format!("{value} is no value of its enumeration"))
-}
-
-pub(super) fn string_map(map: HashMap<String, String>) -> StringMap {
-    map.into_iter().collect::<BTreeMap<_, _>>()
 }
 
 /// What the tests of every part begin with.
@@ -358,10 +353,10 @@ mod tests {
             |p: &mut v1::PodSandboxConfig, name: &str| p.metadata.as_mut().unwrap().name = name.into();
         assert_eq!(pod(&|p| metadata(p, "a\nb")), "config.metadata.name");
         assert_eq!(pod(&|p| metadata(p, &"x".repeat(2000))), "config.metadata.name");
-        let large = || HashMap::from([("note".to_owned(), "x".repeat(10 << 20))]);
+        let large = || StringMap::from([("note".to_owned(), "x".repeat(10 << 20))]);
         assert_eq!(pod(&|p| p.annotations = large()), "config.annotations");
         assert_eq!(
-            pod(&|p| p.labels = HashMap::from([("a\nb".into(), String::new())])),
+            pod(&|p| p.labels = StringMap::from([("a\nb".into(), String::new())])),
             "config.labels"
         );
         assert_eq!(
