@@ -68,9 +68,10 @@ impl Processes {
         let text = std::fs::read_to_string(self.dir.join("pid").join(name)).ok()?;
         let (pid, started) = text.split_once(' ')?;
         let pid = pid.parse().ok()?;
-        // A zombie has ended, though whoever started it has not looked; another start time is another process.
+        // A zombie has ended, though whoever started it has not looked, unless it is a first thread whose others still have
+        // its locks and sockets; another start time is another process.
         let s = stat(pid)?;
-        (s.started == started && s.state != "Z").then_some(pid)
+        (s.started == started && (s.state != "Z" || s.threads > 1)).then_some(pid)
     }
 
     /// Whether it runs.
@@ -117,16 +118,18 @@ impl Processes {
 
 struct Stat {
     state: String,
+    threads: usize,
     started: String,
 }
 
-/// Fields 3 and 22 of /proc/PID/stat (proc_pid_stat(5)).
+/// Fields 3, 20 and 22 of /proc/PID/stat (proc_pid_stat(5)).
 fn stat(pid: u32) -> Option<Stat> {
     let text = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     let rest = text.rsplit_once(')')?.1;
     let fields: Vec<&str> = rest.split_whitespace().collect();
     Some(Stat {
         state: (*fields.first()?).to_owned(),
+        threads: fields.get(17)?.parse().ok()?,
         started: (*fields.get(19)?).to_owned(),
     })
 }
