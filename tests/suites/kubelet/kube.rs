@@ -281,6 +281,8 @@ const EXPECTED: &[&str] = &[
     "rpc error: code = Canceled desc = context canceled",
     // A container that is not to start on a sick GPU.
     "device plugin PreStartContainer rpc failed",
+    // Kubelet removes a pod's logs while its ended container is still listed, as containerd lists such ones too.
+    "Unable to fetch container log stats",
     // While slipwayd is down.
     "connect: no such file or directory",
     "connect: connection refused",

@@ -120,7 +120,6 @@ fn all() -> Vec<Test> {
         eviction::unused_images_are_collected_when_the_disk_is_full,
     ]);
     list.extend(tests![Some(SECOND);
-        events::kubelet_hears_of_ends_by_the_events_of_the_runtime,
         events::pods_go_on_as_they_should_where_kubelet_hears_of_ends_by_events,
         streaming::a_file_goes_through_cp_and_port_forward_whole_with_memory_bounded,
         power::a_node_that_lost_its_power_brings_every_pod_back,
@@ -128,7 +127,11 @@ fn all() -> Vec<Test> {
         eviction::memory_pressure_evicts_the_pod_that_holds_most_beyond_its_request,
         eviction::disk_pressure_evicts_the_pod_that_has_written_most_into_its_root,
     ]);
-    list.extend(tests![Some(BOTH); gpu_jobs::a_training_has_one_gpu_on_each_of_two_nodes]);
+    list.extend(tests![Some(BOTH);
+        gpu_jobs::a_training_has_one_gpu_on_each_of_two_nodes,
+        // It compares them.
+        events::kubelet_hears_of_ends_by_the_events_of_the_runtime,
+    ]);
     list
 }
 
