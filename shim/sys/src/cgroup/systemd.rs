@@ -9,6 +9,11 @@ use super::{CgroupError, Result, v2};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+/// How often a start that is cancelled is asked for.
+const STARTS: usize = 5;
+/// How a job has ended that another one, or systemd itself, took back.
+const CANCELLED: &str = "canceled";
+
 /// systemd's own socket, for root; and the bus, where there is no such socket.
 const SOCKETS: [(&str, bool); 2] = [
     ("/run/systemd/private", false),
@@ -115,8 +120,23 @@ impl Systemd {
         self.start(unit, &properties)
     }
 
+    /// A start is cancelled when its slice is being stopped at that moment, for the last of what was in it: it is asked for
+    /// again then.
     fn start(&mut self, unit: &str, properties: &[(&str, Value)]) -> Result<()> {
         let act = format!("start unit {unit}");
+        for _ in 1..STARTS {
+            if self.start_once(&act, unit, properties)? != CANCELLED {
+                return Ok(());
+            }
+        }
+        match self.start_once(&act, unit, properties)?.as_str() {
+            CANCELLED => Err(ended_with(&act, CANCELLED)),
+            _ => Ok(()),
+        }
+    }
+
+    /// What became of one start: done, skipped or cancelled.
+    fn start_once(&mut self, act: &str, unit: &str, properties: &[(&str, Value)]) -> Result<String> {
         let body = || {
             Body::default()
                 .string(unit)
@@ -127,7 +147,7 @@ impl Systemd {
         let reply = match self.manager("StartTransientUnit", &body()) {
             Err(CallError::Remote { name, .. }) if name.ends_with(".UnitExists") => {
                 if unit.ends_with(".slice") {
-                    return Ok(());
+                    return Ok("done".to_owned());
                 }
                 self.stop(unit)?;
                 let _ = self.manager("ResetFailedUnit", &Body::default().string(unit));
@@ -135,24 +155,29 @@ impl Systemd {
             }
             other => other,
         };
-        self.finish(&act, reply.map_err(failed(&act))?)
+        match self.result(act, reply.map_err(failed(act))?)? {
+            result if ["done", "skipped", CANCELLED].contains(&result.as_str()) => Ok(result),
+            other => Err(ended_with(act, &other)),
+        }
     }
 
-    /// Waits for the job a reply names.
+    /// Waits for the job a reply names to be done.
     fn finish(&mut self, act: &str, reply: super::dbus::Message) -> Result<()> {
+        match self.result(act, reply)?.as_str() {
+            "done" | "skipped" => Ok(()),
+            other => Err(ended_with(act, other)),
+        }
+    }
+
+    /// Waits for the end of the job a reply names, and says what became of it.
+    fn result(&mut self, act: &str, reply: super::dbus::Message) -> Result<String> {
         let job = reply.strings().into_iter().next().unwrap_or_default();
         // JobRemoved(u id, o job, s unit, s result)
         let result = self.connection.signal("JobRemoved", |m| match &m.strings()[..] {
             [path, _, result] if *path == job => Some(result.clone()),
             _ => None,
         });
-        match result.map_err(|e| failed(act)(e.into()))?.as_str() {
-            "done" | "skipped" => Ok(()),
-            other => Err(CgroupError::Systemd {
-                act: act.to_string(),
-                reason: format!("the job ended with {other}"),
-            }),
-        }
+        result.map_err(|e| failed(act)(e.into()))
     }
 
     /// Stops a unit, and waits until it is gone; not there is fine.
@@ -385,6 +410,13 @@ pub(super) fn cgroup_of(pid: u32) -> Option<PathBuf> {
         .map(PathBuf::from)
 }
 
+fn ended_with(act: &str, result: &str) -> CgroupError {
+    CgroupError::Systemd {
+        act: act.to_owned(),
+        reason: format!("the job ended with {result}"),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::dbus::tests::message;
@@ -483,6 +515,22 @@ mod tests {
         ];
         let (result, _) = with_systemd(answers, |s| s.start_scope("x.scope", "a.slice", 1));
         result.unwrap();
+    }
+
+    #[test]
+    fn a_start_that_is_cancelled_is_asked_for_again_and_not_for_ever() {
+        let answers = vec![
+            ("StartTransientUnit", job(1, "canceled")),
+            ("StartTransientUnit", job(2, "done")),
+        ];
+        let (result, seen) = with_systemd(answers, |s| s.start_scope("x.scope", "a.slice", 1));
+        result.unwrap();
+        assert_eq!(seen.len(), 2);
+        let never = (1..=5)
+            .map(|n| ("StartTransientUnit", job(n, "canceled")))
+            .collect();
+        let (result, _) = with_systemd(never, |s| s.start_scope("x.scope", "a.slice", 1));
+        assert!(result.unwrap_err().to_string().contains("ended with canceled"));
     }
 
     #[test]
