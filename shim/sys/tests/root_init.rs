@@ -92,7 +92,8 @@ fn root_the_built_in_init_has_nothing_to_look_at() {
         .lines()
         .find_map(|l| l.strip_prefix("Pss:")?.trim().strip_suffix(" kB")?.parse().ok())
         .unwrap();
-    assert!(memory <= 12, "{memory} KiB");
+    // A page of code, and where the kernel puts the top of the stack at random, up to three of stack.
+    assert!(memory <= 16, "{memory} KiB");
 }
 
 #[test]

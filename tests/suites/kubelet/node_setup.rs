@@ -124,7 +124,11 @@ pub async fn the_set_up_daemon_set_installs_upgrades_and_leaves_a_wrong_node_alo
     let node = Node { k: &k, root };
     k.cluster
         .kubectl(&["label", "node", "node1", &format!("{LABEL}=true")])?;
-    let verdict = on(&node).await;
+    let verdict = on(&node).await.with_context(|| {
+        let space = SPACE.to_owned();
+        let cluster = k.cluster.clone();
+        Kube { cluster, space }.picture()
+    });
     k.cluster
         .kubectl(&["label", "node", "node1", &format!("{LABEL}-")])?;
     node.kubectl(&[
