@@ -147,6 +147,8 @@ pub fn main() -> Result<ExitCode> {
         }) => return validate(&files),
         Some(Verb::CdiHook { args }) => hook::run(&args).context("cdi-hook")?,
         Some(Verb::NvmlChild { library, sys }) => {
+            // Started by no name of its own. Without one it talks as well.
+            let _ = rustix::thread::set_name(c"slipway-agent");
             slipway_gpu::child::serve(&library, &sys).context("talk to the agent")?;
             // Threads may hang in the driver: nothing is waited for.
             std::process::exit(0);

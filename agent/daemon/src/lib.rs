@@ -24,6 +24,7 @@ mod incident;
 mod kmsg;
 mod kube;
 pub mod node;
+mod own;
 pub mod plugin;
 mod pods;
 pub mod prefer;

@@ -31,6 +31,7 @@ use crate::incident;
 use crate::kmsg::Log;
 use crate::kube::{Client, Report, keep_features};
 use crate::node::Without;
+use crate::own;
 use crate::pods::Pods;
 use crate::record::{self, Folder, Kept, Known};
 use crate::status::Status;
@@ -50,7 +51,7 @@ pub fn launch(config: &Config) -> Result<Launch> {
         config.driver.library.clone()
     };
     Ok(Launch {
-        program: std::env::current_exe().context("find this program")?,
+        program: own::ITSELF.into(),
         args: vec![
             "nvml-child".into(),
             library.display().to_string(),
@@ -61,14 +62,15 @@ pub fn launch(config: &Config) -> Result<Launch> {
     })
 }
 
-/// Where the driver's files are.
+/// Where the driver's files are, and which program does the hooks: this one, unless another is configured. To be asked once,
+/// since this one's file may be another's later.
 pub fn roots(config: &Config) -> Roots {
     Roots {
         driver: config.driver.root.clone(),
         dev: config.driver.dev_dir(),
         proc: config.paths.proc.clone(),
         hook: match config.cdi.hook.as_os_str().is_empty() {
-            true => std::env::current_exe().unwrap_or_else(|_| "/usr/local/bin/slipway-agent".into()),
+            true => own::path(),
             false => config.cdi.hook.clone(),
         },
     }
@@ -76,6 +78,7 @@ pub fn roots(config: &Config) -> Roots {
 
 /// Runs until SIGTERM or SIGINT.
 pub async fn run(config: Config) -> Result<()> {
+    let roots = roots(&config);
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let kept = kept(&config)?;
     let (records, written) = record::keep(Folder(config.paths.state.clone()), kept.clone());
@@ -84,7 +87,7 @@ pub async fn run(config: Config) -> Result<()> {
         let sides = Sides::start(&config, &board);
         let (supervisor, events) = driver(&config, &sides.status).await;
         sides.status.works(&supervisor);
-        let agent = Agent::new(config, supervisor, kept, records, board, sides);
+        let agent = Agent::new((config, roots), supervisor, kept, records, board, sides);
         agent.run(events).await
     };
     let done = tokio::select! {
@@ -293,6 +296,7 @@ impl Again {
 
 struct Agent {
     config: Config,
+    roots: Roots,
     supervisor: Supervisor,
     policy: Policy,
     inventory: Inventory,
@@ -327,7 +331,7 @@ fn now() -> u64 {
 
 impl Agent {
     fn new(
-        config: Config,
+        (config, roots): (Config, Roots),
         supervisor: Supervisor,
         kept: Kept,
         records: watch::Sender<Arc<Kept>>,
@@ -338,6 +342,7 @@ impl Agent {
         Agent {
             policy: config.health.policy(),
             config,
+            roots,
             supervisor,
             inventory: Inventory::default(),
             known,

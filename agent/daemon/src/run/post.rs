@@ -9,7 +9,7 @@ use slipway_cdi::{Cache, ResolveError, Spec};
 use slipway_gpu::{GpuEvent, Inventory};
 use tokio::sync::mpsc;
 
-use super::{Agent, roots};
+use super::Agent;
 use crate::board::Posted;
 use crate::cause::chain;
 use crate::cdi::{self, Roots};
@@ -41,7 +41,7 @@ impl Agent {
     pub(super) async fn refresh(&mut self, events: &mut mpsc::Receiver<GpuEvent>) -> Option<()> {
         let wanted = Wanted {
             inventory: self.inventory.clone(),
-            roots: roots(&self.config),
+            roots: self.roots.clone(),
             kind: self.config.cdi.kind.clone(),
             folder: self.config.paths.cdi.clone(),
             by_name: self.config.resources.allocate == Allocate::Cdi,

@@ -108,3 +108,61 @@ async fn root_the_file_is_of_the_driver_that_runs_and_follows_it() {
         "{text}"
     );
 }
+
+#[tokio::test]
+async fn root_an_agent_whose_file_is_replaced_goes_on_and_its_hooks_keep_their_program() {
+    if !root() {
+        return;
+    }
+    let replace = |node: &Node| {
+        let other = node.dir.path().join("slipway-agent.part");
+        std::fs::copy("/bin/false", &other).unwrap();
+        std::fs::rename(&other, &node.program).unwrap();
+    };
+    let installed = || {
+        let mut node = Node::new("h200", QUICK);
+        let program = node.dir.path().join("slipway-agent");
+        if std::fs::hard_link(&node.program, &program).is_err() {
+            std::fs::copy(&node.program, &program).unwrap();
+        }
+        node.program = program;
+        node
+    };
+    let mut node = installed();
+    let kubelet = Kubelet::start(&node.kubelet());
+    let file = node.cdi().join("slipway-gpu.json");
+    node.start();
+    node.wait("a list of one", || kubelet.ids(GPU, true).len() == 1)
+        .await;
+    let before = std::fs::read_to_string(&file).unwrap();
+    assert!(before.contains(&format!("{:?}", node.program.display().to_string())));
+    replace(&node);
+    // A look makes the file anew, and another process talks to the driver.
+    std::fs::remove_file(&file).unwrap();
+    node.wait("the file", || file.exists()).await;
+    assert_eq!(std::fs::read_to_string(&file).unwrap(), before);
+    node.driver.log_calls().unwrap();
+    node.driver.raise("reload").unwrap();
+    node.wait("another process", || {
+        node.driver.calls().iter().any(|c| c == "nvmlInit_v2")
+    })
+    .await;
+    node.driver.raise("0 79").unwrap();
+    node.wait("an XID to be heard", || kubelet.ids(GPU, false).len() == 1)
+        .await;
+
+    // One that waits for its driver meanwhile is there when that comes.
+    let mut node = installed();
+    let kubelet = Kubelet::start(&node.kubelet());
+    let away = node.dir.path().join("away");
+    std::fs::rename(node.driver.root(), &away).unwrap();
+    node.start();
+    node.wait("word of it", || node.log().contains("waiting for the driver"))
+        .await;
+    replace(&node);
+    std::fs::rename(&away, node.driver.root()).unwrap();
+    node.wait("a list of one", || kubelet.ids(GPU, true).len() == 1)
+        .await;
+    let text = std::fs::read_to_string(node.cdi().join("slipway-gpu.json")).unwrap();
+    assert!(!text.contains("deleted"), "{text}");
+}

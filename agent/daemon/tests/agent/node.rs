@@ -18,6 +18,8 @@ pub fn root() -> bool {
 pub struct Node {
     pub dir: tempfile::TempDir,
     pub driver: Driver,
+    /// What is started as the agent.
+    pub program: PathBuf,
     agent: Option<Child>,
 }
 
@@ -34,6 +36,7 @@ impl Node {
         let node = Node {
             dir,
             driver,
+            program: env!("CARGO_BIN_EXE_slipway-agent").into(),
             agent: None,
         };
         std::fs::create_dir(node.kubelet()).unwrap();
@@ -90,7 +93,7 @@ impl Node {
     }
 
     pub fn command(&self, args: &[&str]) -> Command {
-        let mut c = Command::new(env!("CARGO_BIN_EXE_slipway-agent"));
+        let mut c = Command::new(&self.program);
         c.arg("--config")
             .arg(self.config())
             .args(args)
