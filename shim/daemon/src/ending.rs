@@ -35,8 +35,10 @@ fn pause(tries: u32) -> Duration {
 impl Shim {
     /// A container's init was reaped.
     pub fn init_exited(&mut self, key: u32, status: Status, at_ns: i64) {
-        // What init said last explains a start that failed.
+        // What init said last explains a start that failed. One that has said nothing has run its program, though the worker,
+        // which has the other end of its socket too, may not have ended yet.
         self.on_report(key);
+        self.started(key);
         let Some(container) = self.containers.get_mut(&key) else {
             return;
         };
@@ -50,15 +52,7 @@ impl Shim {
         if let Some(report) = container.start_report.take() {
             self.reactor.forget(report.fd());
         }
-        if let Phase::Starting(starting) = container.ending(Outcome::Exited(exit)) {
-            self.reactor.cancel(starting.deadline, Timer::Worker(key));
-            let message = format!(
-                "start container {}: init ended ({})",
-                container.id,
-                worker::in_words(status)
-            );
-            self.answer(starting.reply, Err(Fault::precondition(message)));
-        }
+        container.ending(Outcome::Exited(exit));
         self.look_at_ending(key);
     }
 

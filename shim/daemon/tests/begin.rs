@@ -13,6 +13,8 @@ enum Worker {
     Real,
     /// The real one, once a file is there.
     Held,
+    /// The real one, whose end of the report socket stays open for longer than it lives.
+    Lingering,
     /// A script.
     Fake(&'static str),
 }
@@ -77,6 +79,7 @@ async fn pod(worker: Worker) -> Option<Pod> {
             dir.path().display(),
             real.display()
         ),
+        Worker::Lingering => format!("/bin/busybox sleep 100 & exec {} \"$@\"", real.display()),
         Worker::Fake(script) => script.replace("DIR", dir.path().to_str().unwrap()),
     };
     let worker = support::fake_worker(dir.path(), &script);
@@ -230,6 +233,22 @@ async fn root_a_failure_is_kept_for_whoever_starts_it_and_told_as_an_exit() {
     assert!(pod.shim.info().await.unwrap().containers.is_empty());
     pod.shim.begin_create(pod.container("c", "true")).await.unwrap();
     assert_eq!(pod.exit_of("c").await.code, 128, "nobody has to start it");
+    pod.pod.finish().await;
+}
+
+#[tokio::test]
+async fn root_a_program_has_run_whose_worker_is_slower_than_it() {
+    let Some(pod) = pod(Worker::Lingering).await else {
+        return;
+    };
+    let created = pod.shim.begin_create(pod.container("c", "exit 3")).await;
+    created.unwrap();
+    let pid = pod.shim.start("c").await.unwrap();
+    assert!(pid > 0);
+    let exit = pod.exit_of("c").await;
+    assert_eq!(exit.code, 3);
+    let state = pod.state("c").await;
+    assert!(state.started_at_ns > 0, "{state:?}");
     pod.pod.finish().await;
 }
 

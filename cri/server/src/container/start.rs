@@ -156,7 +156,11 @@ async fn after_failure(
             note_end(daemon, container, exit).await;
             Err(error)
         }
-        Ok(Truth::Ending) => Err(error),
+        Ok(Truth::Ending) => {
+            // Told as created meanwhile, it would be made anew by a kubelet that looks.
+            container.ended_within(ENDING).await;
+            Err(error)
+        }
         asked => {
             // Also one that waits still may be about to be started: the shim may have read the request just now.
             let asked = asked.err().map(|error| error.to_string());
@@ -166,6 +170,9 @@ async fn after_failure(
         }
     }
 }
+
+/// How long a container that is ending is waited for: as long as its shim waits for its processes and streams.
+const ENDING: Duration = Duration::from_secs(15);
 
 /// Whether an error says nothing about what happened.
 fn unknown(error: &ShimError) -> bool {

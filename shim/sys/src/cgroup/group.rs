@@ -247,7 +247,7 @@ impl Cgroup {
         let child = waiting_child().map_err(io_error(|| format!("fork the first process of {unit}")))?;
         let pid = child.pid;
         self.placeholder = Some(child);
-        Systemd::connect()?.start_scope(&unit, &systemd::slice_of(&self.path), pid)?;
+        Systemd::connect_to_start()?.start_scope(&unit, &systemd::slice_of(&self.path), pid)?;
         let found = systemd::cgroup_of(pid);
         if found.as_deref() != Some(self.path.as_path()) {
             let reason = format!("it is in {found:?}, not in {}", self.path.display());
@@ -274,7 +274,7 @@ impl Cgroup {
 
     fn make_slice(&mut self, name: &str) -> Result<()> {
         if !self.exists() {
-            Systemd::connect()?.start_slice(name)?;
+            Systemd::connect_to_start()?.start_slice(name)?;
             for dir in self.dirs.iter_mut().filter(|d| d.v2) {
                 dir.made = 1;
                 mark(&dir.path);

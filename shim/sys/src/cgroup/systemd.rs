@@ -6,6 +6,7 @@
 use super::dbus::{Body, CallError, Connection, Method, Value};
 use super::resources::Resources;
 use super::{CgroupError, Result, v2};
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -19,9 +20,11 @@ const SOCKETS: [(&str, bool); 2] = [
     ("/run/systemd/private", false),
     ("/run/dbus/system_bus_socket", true),
 ];
-/// For each answer. Whoever asks waits in line meanwhile, and asks again later what has to be done; a systemd that reloads a
-/// loaded machine takes seconds.
+/// For everything on a connection. Whoever asks waits in line meanwhile, and asks again later what has to be done; a systemd
+/// that reloads a loaded machine takes seconds.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// For a start, which nobody asks for again, and without which there is no pod or container.
+const START_PATIENCE: Duration = Duration::from_secs(25);
 
 /// A connection to systemd.
 pub(super) struct Systemd {
@@ -35,6 +38,9 @@ fn failed(act: &str) -> impl FnOnce(CallError) -> CgroupError {
         act,
         reason: match e {
             CallError::Remote { name, text } => format!("{text} ({name})"),
+            CallError::Io(e) if matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {
+                "no answer in time".to_owned()
+            }
             CallError::Io(e) => e.to_string(),
         },
     }
@@ -43,9 +49,18 @@ fn failed(act: &str) -> impl FnOnce(CallError) -> CgroupError {
 impl Systemd {
     /// Connects.
     pub(super) fn connect() -> Result<Systemd> {
+        Systemd::connect_for(PATIENCE)
+    }
+
+    /// Connects, to start units.
+    pub(super) fn connect_to_start() -> Result<Systemd> {
+        Systemd::connect_for(START_PATIENCE)
+    }
+
+    fn connect_for(patience: Duration) -> Result<Systemd> {
         let mut last = std::io::Error::from(std::io::ErrorKind::NotFound);
         for (socket, bus) in SOCKETS {
-            match Systemd::connect_to(Path::new(socket), bus) {
+            match Systemd::connect_to(Path::new(socket), bus, patience) {
                 Ok(systemd) => return Ok(systemd),
                 Err(CallError::Io(e)) => last = e,
                 Err(e) => return Err(failed("connect")(e)),
@@ -54,9 +69,9 @@ impl Systemd {
         Err(failed("connect: is it running?")(last.into()))
     }
 
-    fn connect_to(socket: &Path, bus: bool) -> std::result::Result<Systemd, CallError> {
+    fn connect_to(socket: &Path, bus: bool, patience: Duration) -> std::result::Result<Systemd, CallError> {
         let mut systemd = Systemd {
-            connection: Connection::open(socket, PATIENCE)?,
+            connection: Connection::open(socket, patience)?,
             bus,
         };
         if bus {
@@ -480,7 +495,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("s");
         let server = play(UnixListener::bind(&path).unwrap(), answers);
-        let mut systemd = match Systemd::connect_to(&path, false) {
+        let mut systemd = match Systemd::connect_to(&path, false, PATIENCE) {
             Ok(s) => s,
             Err(_) => panic!("no connection"),
         };
