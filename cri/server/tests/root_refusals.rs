@@ -10,7 +10,9 @@ mod world;
 
 use std::collections::BTreeSet;
 
-use refusals::{bad_auths, bad_containers, bad_limits, bad_pods, bad_values, huge};
+use refusals::{
+    bad_auths, bad_containers, bad_images, bad_limits, bad_pods, bad_sandbox_configs, bad_values, huge,
+};
 use slipway_cri_api::v1;
 use world::{World, cannot_run};
 
@@ -148,6 +150,15 @@ async fn creations(w: &World, pod: &str, asked: &mut Vec<Refused>) {
         ask!(asked: w.runtime, create_container, field => request(pod, Some(config)));
     }
     ask!(asked: w.runtime, create_container, "config" => request(pod, None));
+    for (field, change) in bad_sandbox_configs() {
+        let mut sandbox_config = w.pod_config("good", true);
+        change(&mut sandbox_config);
+        let bad = v1::CreateContainerRequest {
+            sandbox_config: Some(sandbox_config),
+            ..request(pod, Some(w.container_config("bad", SLEEP)))
+        };
+        ask!(asked: w.runtime, create_container, field => bad);
+    }
     for id in bad_ids() {
         let config = Some(w.container_config("bad", SLEEP));
         ask!(asked: w.runtime, create_container, "pod_sandbox_id" => request(&id, config));
@@ -375,6 +386,38 @@ async fn images(w: &World, asked: &mut Vec<Refused>) {
     ask!(asked: w.image, image_status, "image" => v1::ImageStatusRequest::default());
     ask!(asked: w.image, remove_image, "image" => v1::RemoveImageRequest::default());
     ask!(asked: w.image, pull_image, "image" => v1::PullImageRequest::default());
+    for (field, change) in bad_images() {
+        let mut image = v1::ImageSpec {
+            image: "127.0.0.1:9/x:1".into(),
+            ..Default::default()
+        };
+        change(&mut image);
+        let image = || Some(image.clone());
+        ask!(asked: w.image, image_status, field => v1::ImageStatusRequest { image: image(), verbose: true });
+        ask!(asked: w.image, remove_image, field => v1::RemoveImageRequest { image: image() });
+        ask!(asked: w.image, pull_image, field => v1::PullImageRequest { image: image(), ..Default::default() });
+        let unnamed = || {
+            image().map(|i| v1::ImageSpec {
+                image: String::new(),
+                ..i
+            })
+        };
+        for image in [image(), unnamed()] {
+            let filter = || Some(v1::ImageFilter { image: image.clone() });
+            ask!(asked: w.image, list_images, field => v1::ListImagesRequest { filter: filter() });
+            ask!(asked: w.image, stream_images, field => v1::StreamImagesRequest { filter: filter() });
+        }
+    }
+    for (field, change) in bad_sandbox_configs() {
+        let mut sandbox_config = w.pod_config("good", true);
+        change(&mut sandbox_config);
+        let request = v1::PullImageRequest {
+            image: spec("127.0.0.1:9/x:1".into()),
+            sandbox_config: Some(sandbox_config),
+            ..Default::default()
+        };
+        ask!(asked: w.image, pull_image, field => request);
+    }
     for (field, change) in bad_auths() {
         let mut auth = v1::AuthConfig::default();
         change(&mut auth);

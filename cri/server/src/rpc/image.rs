@@ -14,16 +14,12 @@ type Answer<T> = Result<Response<T>, Status>;
 
 /// An image's name in a request, which has to have one.
 fn named(spec: Option<v1::ImageSpec>) -> Result<String, Error> {
-    let name = spec.map(|s| s.image).unwrap_or_default();
-    Ok(decode::image_name("image.image", name)?)
+    Ok(decode::image_spec("image.image", spec.unwrap_or_default())?.image)
 }
 
 impl Cri {
     async fn images(&self, filter: Option<v1::ImageFilter>) -> Result<Vec<v1::Image>, Error> {
-        let mut name = filter.and_then(|f| f.image).map(|s| s.image).unwrap_or_default();
-        if !name.is_empty() {
-            name = decode::image_name("filter.image.image", name)?;
-        }
+        let name = decode::filter::image_filter(filter)?;
         Ok(image::list::list(&self.daemon, &name)
             .await?
             .iter()
@@ -62,12 +58,9 @@ impl ImageService for Cri {
         request: Request<v1::ImageStatusRequest>,
     ) -> Answer<v1::ImageStatusResponse> {
         let v1::ImageStatusRequest { image, verbose } = request.into_inner();
-        let name = image.map(|s| s.image).unwrap_or_default();
+        let name = image.as_ref().map(|s| s.image.clone()).unwrap_or_default();
         call(info_span!("ImageStatus", image = decode::clip(&name)), async {
-            let name = named(Some(v1::ImageSpec {
-                image: name,
-                ..Default::default()
-            }))?;
+            let name = named(image)?;
             let Some(found) = image::list::find(&self.daemon, &name).await? else {
                 return Ok(v1::ImageStatusResponse::default());
             };
@@ -81,10 +74,15 @@ impl ImageService for Cri {
     }
 
     async fn pull_image(&self, request: Request<v1::PullImageRequest>) -> Answer<v1::PullImageResponse> {
-        let v1::PullImageRequest { image, auth, .. } = request.into_inner();
+        let v1::PullImageRequest {
+            image,
+            auth,
+            sandbox_config,
+        } = request.into_inner();
         let name = image.as_ref().map(|s| s.image.clone()).unwrap_or_default();
         call(info_span!("PullImage", image = decode::clip(&name)), async {
             let (name, auth) = (named(image)?, decode::credentials(auth.unwrap_or_default())?);
+            decode::sandbox_config(sandbox_config)?;
             let daemon = self.daemon.clone();
             let pulled = async move { image::pull::pull(&daemon, &name, auth).await };
             let image = self.daemon.to_the_end(pulled).await?;

@@ -249,6 +249,7 @@ impl RuntimeService for Cri {
             info_span!("CreateContainer", pod = clip(&request.pod_sandbox_id), name),
             async {
                 let config = decode::container_config(request.config)?;
+                decode::sandbox_config(request.sandbox_config)?;
                 let daemon = self.daemon.clone();
                 let pod = decode::id("pod_sandbox_id", request.pod_sandbox_id)?;
                 let created = async move { container::create::create(&daemon, &pod, config).await };

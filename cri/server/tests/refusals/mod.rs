@@ -15,9 +15,12 @@ pub fn huge() -> String {
     "x".repeat(10 << 20)
 }
 
+fn pod_security(p: &mut v1::PodSandboxConfig) -> &mut v1::LinuxSandboxSecurityContext {
+    p.linux.as_mut().unwrap().security_context.as_mut().unwrap()
+}
+
 fn pod_namespaces(p: &mut v1::PodSandboxConfig) -> &mut v1::NamespaceOption {
-    let security = p.linux.as_mut().unwrap().security_context.as_mut().unwrap();
-    security.namespace_options.as_mut().unwrap()
+    pod_security(p).namespace_options.as_mut().unwrap()
 }
 
 fn linux(c: &mut v1::ContainerConfig) -> &mut v1::LinuxContainerConfig {
@@ -72,6 +75,20 @@ pub fn bad_pods() -> Vec<Change<v1::PodSandboxConfig>> {
         "port_mappings.protocol" => p.port_mappings = vec![v1::PortMapping { host_port: 1, container_port: 1, protocol: 9, ..Default::default() }];
         "port_mappings.host_port" => p.port_mappings = vec![v1::PortMapping { host_port: 70_000, container_port: 1, ..Default::default() }];
         "port_mappings.host_ip" => p.port_mappings = vec![v1::PortMapping { host_port: 1, container_port: 1, host_ip: huge(), ..Default::default() }];
+        "port_mappings.protocol" => p.port_mappings = vec![v1::PortMapping { container_port: 1, protocol: 9, ..Default::default() }];
+        "port_mappings.container_port" => p.port_mappings = vec![v1::PortMapping { container_port: -1, ..Default::default() }];
+        "port_mappings.host_ip" => p.port_mappings = vec![v1::PortMapping { container_port: 1, host_ip: huge(), ..Default::default() }];
+        "port_mappings.host_port" => p.port_mappings = vec![v1::PortMapping { host_port: -1, container_port: 1, ..Default::default() }];
+        "security_context.seccomp" => pod_security(p).seccomp = Some(v1::SecurityProfile { profile_type: 9, ..Default::default() });
+        "security_context.seccomp" => pod_security(p).seccomp = Some(v1::SecurityProfile { profile_type: 2, localhost_ref: "/a/../b".into() });
+        "security_context.seccomp" => { #[allow(deprecated)] { pod_security(p).seccomp_profile_path = format!("localhost/{}", huge()); } };
+        "security_context.apparmor" => pod_security(p).apparmor = Some(v1::SecurityProfile { profile_type: 9, ..Default::default() });
+        "security_context.apparmor" => pod_security(p).apparmor = Some(v1::SecurityProfile { profile_type: 2, localhost_ref: "a\nb".into() });
+        "selinux_options" => pod_security(p).selinux_options = Some(v1::SeLinuxOption { level: "s0\nx".into(), ..Default::default() });
+        "run_as_user" => pod_security(p).run_as_user = Some(v1::Int64Value { value: -1 });
+        "run_as_group" => pod_security(p).run_as_group = Some(v1::Int64Value { value: 1 << 32 });
+        "supplemental_groups" => pod_security(p).supplemental_groups = vec![5, -5];
+        "supplemental_groups_policy" => pod_security(p).supplemental_groups_policy = 9;
         "cgroup_parent" => p.linux.as_mut().unwrap().cgroup_parent = format!("/a/{}", "x".repeat(300));
         "sysctls" => drop(p.linux.as_mut().unwrap().sysctls.insert("net.ipv4.ip_forward".into(), "1\n2".into()));
         "overhead" => p.linux.as_mut().unwrap().overhead = Some(v1::LinuxContainerResources { cpu_quota: -9, ..Default::default() });
@@ -79,6 +96,28 @@ pub fn bad_pods() -> Vec<Change<v1::PodSandboxConfig>> {
         "namespace_options.pid" => pod_namespaces(p).pid = 3;
         "userns_options" => pod_namespaces(p).userns_options = Some(v1::UserNamespace { mode: 9, ..Default::default() });
         "userns_options" => { let map = v1::IdMapping { container_id: 0, host_id: u32::MAX, length: 2 }; pod_namespaces(p).userns_options = Some(v1::UserNamespace { mode: 0, uids: vec![map], gids: vec![map] }); };
+    }
+}
+
+/// What is looked at of a pod's configuration that comes with a container or an image.
+pub fn bad_sandbox_configs() -> Vec<Change<v1::PodSandboxConfig>> {
+    changes! { p:
+        "sandbox_config.annotations" => drop(p.annotations.insert("a".into(), huge()));
+        "sandbox_config.labels" => drop(p.labels.insert("a\nb".into(), String::new()));
+        "sandbox_config.metadata.name" => p.metadata.as_mut().unwrap().name = "a\nb".into();
+        "sandbox_config.metadata.uid" => p.metadata.as_mut().unwrap().uid = huge();
+        "sandbox_config.metadata.namespace" => p.metadata.as_mut().unwrap().namespace = "a\nb".into();
+    }
+}
+
+/// Of an image whose name is good.
+pub fn bad_images() -> Vec<Change<v1::ImageSpec>> {
+    changes! { i:
+        "annotations" => drop(i.annotations.insert("a".into(), huge()));
+        "annotations" => drop(i.annotations.insert("a\nb".into(), String::new()));
+        "user_specified_image" => i.user_specified_image = "a\nb".into();
+        "runtime_handler" => i.runtime_handler = huge();
+        "image_ref" => i.image_ref = "a\nb".into();
     }
 }
 

@@ -1,10 +1,19 @@
-//! Which pods and containers a list is of.
+//! Which images, pods and containers a list is of.
 
 use slipway_cri_api::v1;
 
 use crate::container::list::Visible;
 use crate::error::Error;
 use crate::{container, pod};
+
+/// The name of the images that a list is of; empty: of all.
+pub fn image_filter(filter: Option<v1::ImageFilter>) -> Result<String, Error> {
+    let Some(spec) = filter.and_then(|f| f.image) else {
+        return Ok(String::new());
+    };
+    let spec = super::optional_image_spec("filter.image", spec)?;
+    Ok(spec.map(|s| s.image).unwrap_or_default())
+}
 
 pub fn pod_filter(filter: Option<v1::PodSandboxFilter>) -> Result<pod::list::Filter, Error> {
     let filter = filter.unwrap_or_default();

@@ -16,7 +16,7 @@ mod resources;
 mod security;
 
 pub use container::container_config;
-pub use pod::pod_config;
+pub use pod::{pod_config, sandbox_config};
 pub use resources::resources;
 
 /// A request that cannot be taken at its word.
@@ -110,11 +110,25 @@ fn shown(text: &str) -> String {
 pub fn image_spec(field: &'static str, spec: v1::ImageSpec) -> Result<ImageSpec, Invalid> {
     Ok(ImageSpec {
         image: image_name(field, spec.image)?,
-        annotations: bounded_map(field, spec.annotations)?,
-        user_specified_image: name(field, spec.user_specified_image)?,
-        runtime_handler: name(field, spec.runtime_handler)?,
-        image_ref: name(field, spec.image_ref)?,
+        annotations: within("annotations", bounded_map(field, spec.annotations))?,
+        user_specified_image: within("user_specified_image", name(field, spec.user_specified_image))?,
+        runtime_handler: within("runtime_handler", name(field, spec.runtime_handler))?,
+        image_ref: within("image_ref", name(field, spec.image_ref))?,
     })
+}
+
+/// The same in a filter: one without a name means every image.
+fn optional_image_spec(field: &'static str, spec: v1::ImageSpec) -> Result<Option<ImageSpec>, Invalid> {
+    if !spec.image.is_empty() {
+        return image_spec(field, spec).map(Some);
+    }
+    let any = "any".to_owned();
+    image_spec(field, v1::ImageSpec { image: any, ..spec }).map(|_| None)
+}
+
+/// Names the part of a field that an error is about.
+fn within<T>(part: &'static str, result: Result<T, Invalid>) -> Result<T, Invalid> {
+    result.map_err(|e| invalid(e.field, format!("{part}: {}", e.reason)))
 }
 
 /// A reference or an id: one word, of bounded length.

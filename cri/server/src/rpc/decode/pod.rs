@@ -5,7 +5,7 @@ use std::path::{Component, Path, PathBuf};
 
 use slipway_cri_api::v1;
 
-use super::security::{scope, user_namespace};
+use super::security::{pod_security, scope, user_namespace};
 use super::{
     Invalid, bounded_map, invalid, name, optional_absolute, path_length, resources, shown, unknown_enum,
 };
@@ -28,7 +28,7 @@ pub fn pod_config(
         ));
     }
     let linux = config.linux.unwrap_or_default();
-    let security = linux.security_context.unwrap_or_default();
+    let security = pod_security(linux.security_context.unwrap_or_default())?;
     Ok(PodConfig {
         metadata: pod_metadata(config.metadata)?,
         hostname: hostname(config.hostname)?,
@@ -51,6 +51,18 @@ pub fn pod_config(
             .map(|r| resources("config.linux.resources", &r))
             .transpose()?,
     })
+}
+
+/// The pod's configuration again, in a request about a container or an image of it: the pod is as it was run, whatever this says.
+pub fn sandbox_config(config: Option<v1::PodSandboxConfig>) -> Result<(), Invalid> {
+    let Some(config) = config else { return Ok(()) };
+    let metadata = config.metadata.unwrap_or_default();
+    name("sandbox_config.metadata.name", metadata.name)?;
+    name("sandbox_config.metadata.uid", metadata.uid)?;
+    name("sandbox_config.metadata.namespace", metadata.namespace)?;
+    bounded_map("sandbox_config.labels", config.labels)?;
+    bounded_map("sandbox_config.annotations", config.annotations)?;
+    Ok(())
 }
 
 fn pod_metadata(metadata: Option<v1::PodSandboxMetadata>) -> Result<PodMetadata, Invalid> {
@@ -123,10 +135,6 @@ fn dns(config: v1::DnsConfig) -> Result<Dns, Invalid> {
 fn port_mappings(mappings: Vec<v1::PortMapping>) -> Result<Vec<PortMapping>, Invalid> {
     let mut checked = Vec::with_capacity(mappings.len());
     for mapping in mappings {
-        // Kubernetes lists every container port; only those with a host port are mapped.
-        if mapping.host_port == 0 {
-            continue;
-        }
         let port = |field: &'static str, port: i32| {
             u16::try_from(port)
                 .ok()
@@ -148,9 +156,14 @@ fn port_mappings(mappings: Vec<v1::PortMapping>) -> Result<Vec<PortMapping>, Inv
                 )
             })?),
         };
+        let container_port = port("config.port_mappings.container_port", mapping.container_port)?;
+        // Kubernetes lists every container port; only those with a host port are mapped.
+        if mapping.host_port == 0 {
+            continue;
+        }
         checked.push(PortMapping {
             protocol,
-            container_port: port("config.port_mappings.container_port", mapping.container_port)?,
+            container_port,
             host_port: port("config.port_mappings.host_port", mapping.host_port)?,
             host_ip,
         });
@@ -208,7 +221,9 @@ mod tests {
         assert_eq!(pod.port_mappings.len(), 1);
         assert_eq!(pod.port_mappings[0].host_port, 8080);
         assert!(pod_field(|p| p.port_mappings = vec![map(70_000, 80)]).is_err());
-        assert!(pod_field(|p| p.port_mappings = vec![map(80, -1)]).is_err());
+        for host_port in [0, 80] {
+            assert!(pod_field(|p| p.port_mappings = vec![map(host_port, -1)]).is_err());
+        }
     }
 
     #[test]

@@ -69,6 +69,38 @@ pub(super) fn id_maps(maps: &[v1::IdMapping]) -> Vec<IdMap> {
         .collect()
 }
 
+/// What is said of a pod's own process, which is ours and confined the same in every pod: its namespaces and whether the pod
+/// may have privileged containers are used, the rest is checked. A `run_as_group` without a user is let through, for kubelet
+/// sends what the pod's specification has; it sends containers theirs complete.
+pub(super) fn pod_security(
+    context: v1::LinuxSandboxSecurityContext,
+) -> Result<v1::LinuxSandboxSecurityContext, Invalid> {
+    #[allow(deprecated)]
+    let old_seccomp = &context.seccomp_profile_path;
+    seccomp(context.seccomp.clone(), old_seccomp)?;
+    apparmor(context.apparmor.clone(), "")?;
+    selinux(context.selinux_options.clone())?;
+    groups_policy(context.supplemental_groups_policy)?;
+    let ids = |field, ids: &[i64]| match ids.iter().find(|id| !(0..=i64::from(i32::MAX)).contains(*id)) {
+        Some(id) => Err(invalid(field, format!("{id} is outside 0..=2147483647"))),
+        None => Ok(()),
+    };
+    let one = |id: &Option<v1::Int64Value>| id.as_ref().map(|v| v.value);
+    ids(
+        "security_context.run_as_user",
+        one(&context.run_as_user).as_slice(),
+    )?;
+    ids(
+        "security_context.run_as_group",
+        one(&context.run_as_group).as_slice(),
+    )?;
+    ids(
+        "security_context.supplemental_groups",
+        &context.supplemental_groups,
+    )?;
+    Ok(context)
+}
+
 pub(super) fn security(context: v1::LinuxContainerSecurityContext) -> Result<Security, Invalid> {
     let namespaces = context.namespace_options.unwrap_or_default();
     if user_namespace(namespaces.userns_options.clone())?.is_some_and(|u| u.uids.is_empty()) {
@@ -93,18 +125,7 @@ pub(super) fn security(context: v1::LinuxContainerSecurityContext) -> Result<Sec
         run_as_username: Some(name("security_context.run_as_username", context.run_as_username)?)
             .filter(|name| !name.is_empty()),
         supplemental_groups: context.supplemental_groups,
-        supplemental_groups_policy: match v1::SupplementalGroupsPolicy::try_from(
-            context.supplemental_groups_policy,
-        ) {
-            Ok(v1::SupplementalGroupsPolicy::Merge) => SupplementalGroupsPolicy::Merge,
-            Ok(v1::SupplementalGroupsPolicy::Strict) => SupplementalGroupsPolicy::Strict,
-            Err(_) => {
-                return Err(unknown_enum(
-                    "supplemental_groups_policy",
-                    context.supplemental_groups_policy,
-                ));
-            }
-        },
+        supplemental_groups_policy: groups_policy(context.supplemental_groups_policy)?,
         readonly_rootfs: context.readonly_rootfs,
         no_new_privs: context.no_new_privs,
         masked_paths: paths("security_context.masked_paths", context.masked_paths)?,
@@ -112,6 +133,14 @@ pub(super) fn security(context: v1::LinuxContainerSecurityContext) -> Result<Sec
         seccomp: seccomp(context.seccomp, &old_seccomp)?,
         apparmor: apparmor(context.apparmor, &old_apparmor)?,
     })
+}
+
+fn groups_policy(policy: i32) -> Result<SupplementalGroupsPolicy, Invalid> {
+    match v1::SupplementalGroupsPolicy::try_from(policy) {
+        Ok(v1::SupplementalGroupsPolicy::Merge) => Ok(SupplementalGroupsPolicy::Merge),
+        Ok(v1::SupplementalGroupsPolicy::Strict) => Ok(SupplementalGroupsPolicy::Strict),
+        Err(_) => Err(unknown_enum("supplemental_groups_policy", policy)),
+    }
 }
 
 /// Paths in the container that are covered or made read-only.
