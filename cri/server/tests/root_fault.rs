@@ -196,6 +196,41 @@ async fn what_had_ended_or_is_another_is_left_as_it_is() {
 }
 
 #[tokio::test]
+async fn what_ends_while_its_output_is_held_has_ended_before_a_fault() {
+    if cannot_run() {
+        return;
+    }
+    let w = World::new(&[]).await;
+    for only_announce in [true, false] {
+        let name = format!("ends-{only_announce}");
+        let script = "while [ ! -e /go ]; do sleep 0.02; done; exit 3";
+        let (_, id) = running(&w, &name, &["sh", "-c", script]).await;
+        let pid = w.container_pid(&id).await;
+        // For a second the shim waits for this to be closed before it tells of the end.
+        let held = std::fs::File::options()
+            .write(true)
+            .open(format!("/proc/{pid}/fd/1"))
+            .unwrap();
+        w.exec(&id, &["touch", "/go"], 10).await.unwrap();
+        until("its program does not end", &w, async || {
+            !Path::new(&format!("/proc/{pid}")).exists()
+        })
+        .await;
+        assert_eq!(w.status(&id).await.unwrap().state, RUNNING, "not told yet");
+        let mut asked = request(&name, &id);
+        asked.only_announce = only_announce;
+        let outcome = w.fail(asked).await.unwrap().outcome();
+        if !only_announce {
+            assert_eq!(outcome, Outcome::AlreadyExited);
+        }
+        let status = w.wait_exit(&id).await;
+        assert_eq!((status.exit_code, status.reason.as_str()), (3, "Error"));
+        drop(held);
+    }
+    w.finish().await;
+}
+
+#[tokio::test]
 async fn a_crash_between_the_reason_and_the_kill_is_made_good_by_the_next_start() {
     if cannot_run() {
         return;

@@ -39,20 +39,8 @@ async fn running(w: &World, name: &str, host_network: bool) -> (String, String, 
     let pod = w.run_pod(w.pod_config(name, host_network)).await.unwrap();
     let id = w.create(&pod, w.container_config("main", SLEEP)).await.unwrap();
     w.start(&id).await.unwrap();
-    let request = v1::ContainerStatusRequest {
-        container_id: id.clone(),
-        verbose: true,
-    };
-    let info = w
-        .runtime
-        .clone()
-        .container_status(request)
-        .await
-        .unwrap()
-        .into_inner()
-        .info;
-    let info: serde_json::Value = serde_json::from_str(&info["info"]).unwrap();
-    (pod, id, info["pid"].as_i64().unwrap())
+    let pid = w.container_pid(&id).await;
+    (pod, id, pid)
 }
 
 /// Everything of a container and its pod that must not be touched.
@@ -301,6 +289,32 @@ async fn an_end_has_the_time_it_had_not_that_of_whoever_noticed() {
         "{} s late",
         (status.finished_at - before) / 1_000_000_000
     );
+    w.finish().await;
+}
+
+#[tokio::test]
+async fn one_that_ends_before_its_start_is_noted_says_when_it_began() {
+    if cannot_run() {
+        return;
+    }
+    let w = World::new(&[("SLIPWAY_FAILPOINTS", "start_container.after_start=sleep:1000")]).await;
+    let pod = w.run_pod(w.pod_config("short", true)).await.unwrap();
+    let id = w
+        .create(&pod, w.container_config("main", &["true"]))
+        .await
+        .unwrap();
+    let before = now_ns();
+    let start = async { w.start(&id).await.unwrap() };
+    let seen = async {
+        let ended = w.wait_exit(&id).await;
+        assert!(
+            ended.started_at > before && ended.finished_at >= ended.started_at,
+            "{ended:?}"
+        );
+        ended
+    };
+    let ((), ended) = tokio::join!(start, seen);
+    assert_eq!(w.status(&id).await.unwrap(), ended, "it stays so");
     w.finish().await;
 }
 

@@ -141,7 +141,7 @@ impl Shim {
             }
             Ok(Outcome::Exited(exit)) => exit,
         };
-        let id = container.id.clone();
+        let (id, started_at_ns) = (container.id.clone(), container.started_at);
         let waiters = std::mem::take(&mut container.waiters);
         let deletes = !container.deleters.is_empty();
         info!(
@@ -155,6 +155,8 @@ impl Shim {
             exit_code: exit.code,
             oom_killed,
             failure: String::new(),
+            exited_at_ns: exit.at_ns,
+            started_at_ns,
         };
         self.happened(&id, pod::event::What::Exit(what));
         self.publish_exit(&id, &id, exit);
@@ -307,6 +309,8 @@ impl Shim {
             exit_code: exit.code,
             oom_killed: exit.oom_killed,
             failure: fault.status().message,
+            exited_at_ns: exit.at_ns,
+            started_at_ns: 0,
         };
         self.happened(&id, pod::event::What::Exit(what));
         for reply in waiters {

@@ -256,6 +256,8 @@ impl Shim {
             exit_code: status.exit_code(),
             oom_killed: false,
             failure: String::new(),
+            exited_at_ns: crate::clock::now(),
+            started_at_ns: 0,
         };
         if self.pod.stopping.is_none() {
             self.happened("", pod::event::What::Exit(exit));

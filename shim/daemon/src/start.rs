@@ -67,7 +67,7 @@ impl Shim {
         container.starting(reply, deadline)?;
         if let Err(e) = worker::release(&container.bundle, &container.id) {
             // It is dead or about to be: its exit follows.
-            let _ = container.running();
+            let _ = container.not_running();
             if let Some(init) = container.phase.init() {
                 kill(init);
             }
@@ -117,7 +117,7 @@ impl Shim {
         }
         let fault = Fault::from(error).during(format_args!("start container {}", container.id));
         warning!("{fault}");
-        let Ok((reply, deadline)) = container.running() else {
+        let Ok((reply, deadline)) = container.not_running() else {
             return;
         };
         self.reactor.cancel(deadline, Timer::Worker(key));

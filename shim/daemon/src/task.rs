@@ -393,6 +393,16 @@ impl Container {
     /// # Errors
     /// When it is not being started.
     pub fn running(&mut self) -> Result<(Reply, Instant), Illegal> {
+        let asked = self.not_running()?;
+        self.started_at = crate::clock::now();
+        Ok(asked)
+    }
+
+    /// Init was told to run its program, and cannot: its end follows. Answers who asked for it and until when.
+    ///
+    /// # Errors
+    /// When it is not being started.
+    pub fn not_running(&mut self) -> Result<(Reply, Instant), Illegal> {
         match std::mem::replace(&mut self.phase, Phase::Moving) {
             Phase::Starting(Starting {
                 init,
@@ -400,7 +410,6 @@ impl Container {
                 reply,
             }) => {
                 self.phase = Phase::Running(init);
-                self.started_at = crate::clock::now();
                 Ok((reply, deadline))
             }
             other => {
@@ -428,6 +437,10 @@ impl Container {
 
     /// It has no init any more, or never had one. Answers the phase it was in.
     pub fn ending(&mut self, outcome: Outcome) -> Phase {
+        // That it runs may be heard together with its end, which was looked at the clock for first.
+        if let Outcome::Exited(exit) = &outcome {
+            self.started_at = self.started_at.min(exit.at_ns);
+        }
         let ending = Ending {
             outcome,
             since: Instant::now(),
@@ -517,6 +530,20 @@ mod tests {
         assert!(matches!(c.ending(Outcome::Exited(EXIT)), Phase::Running(_)));
         assert!(matches!(c.ended(), Ok(Outcome::Exited(EXIT))));
         assert!(matches!(c.phase, Phase::Stopped(EXIT)));
+    }
+
+    #[test]
+    fn one_whose_program_could_not_be_run_was_never_started_and_no_end_is_before_its_start() {
+        let mut c = container(Phase::Created(child()));
+        c.starting(REPLY, Instant::now()).expect("started");
+        assert_eq!(c.not_running().expect("its end follows").0, REPLY);
+        c.ending(Outcome::Exited(EXIT));
+        assert_eq!(c.started_at, 0);
+        let mut c = container(Phase::Created(child()));
+        c.starting(REPLY, Instant::now()).expect("started");
+        c.running().expect("runs");
+        c.ending(Outcome::Exited(EXIT));
+        assert_eq!(c.started_at, EXIT.at_ns);
     }
 
     #[test]

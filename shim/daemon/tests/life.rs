@@ -37,8 +37,19 @@ async fn root_a_container_is_created_runs_logs_exits_and_is_deleted() {
     assert!(after.exited_at_ns >= after.started_at_ns && after.started_at_ns >= after.created_at_ns);
 
     let events = pod.shim.events(0, Duration::from_secs(1)).await.unwrap();
-    assert!(
-        matches!(&events[..], [pod::Event { seq: 1, what: Some(pod::event::What::Exit(e)), .. }] if e.exit_code == 7)
+    let [
+        pod::Event {
+            seq: 1,
+            what: Some(pod::event::What::Exit(told)),
+            ..
+        },
+    ] = &events[..]
+    else {
+        panic!("{events:?}")
+    };
+    assert_eq!(
+        (told.exit_code, told.exited_at_ns, told.started_at_ns),
+        (7, after.exited_at_ns, after.started_at_ns)
     );
     assert!(
         pod.shim.events(1, Duration::ZERO).await.unwrap().is_empty(),
@@ -47,6 +58,31 @@ async fn root_a_container_is_created_runs_logs_exits_and_is_deleted() {
 
     assert_eq!(pod.shim.delete("c").await.unwrap(), exit);
     assert!(pod.shim.wait("c").await.unwrap_err().is_not_found());
+    pod.finish().await;
+}
+
+#[tokio::test]
+async fn root_an_end_that_is_told_late_has_its_own_time() {
+    let Some(pod) = support::pod().await else { return };
+    pod.create_pod(|_| {}).await;
+    let pid = pod.run("c", "while [ ! -e /go ]; do sleep 0.02; done").await;
+    // Somebody outside holds its output.
+    let held = std::fs::File::options()
+        .write(true)
+        .open(format!("/proc/{pid}/fd/1"))
+        .unwrap();
+    pod.exec("c", "touch /go").await;
+    let mut events = Vec::new();
+    while events.is_empty() {
+        events = pod.shim.events(0, Duration::from_secs(5)).await.unwrap();
+    }
+    let Some(pod::event::What::Exit(told)) = &events[0].what else {
+        panic!("{events:?}")
+    };
+    let late = events[0].time_ns - told.exited_at_ns;
+    assert!(late > 500_000_000, "{late} ns");
+    assert!(told.started_at_ns > 0 && told.started_at_ns < told.exited_at_ns);
+    drop(held);
     pod.finish().await;
 }
 

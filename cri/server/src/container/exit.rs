@@ -1,6 +1,7 @@
 //! What follows a container's end: it is noted (disk first), the shim is allowed to forget it, its rootfs is unmounted.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use slipway_shim_client::Shim;
 use slipway_shim_client::pod as wire;
@@ -67,6 +68,7 @@ pub fn known_or_now(at_ns: i64) -> i64 {
 /// Notes an end; one that is noted already stays as it is. That of a container that is still being created is kept for
 /// CreateContainer, in memory: after a crash there is nothing to keep it for.
 pub async fn note(daemon: &Daemon, container: &Container, exit: Exited) -> Result<(), Error> {
+    let unheard_start = AtomicBool::new(false);
     let change = |state: &mut ContainerState| {
         if state.phase == ContainerPhase::Creating {
             container.set_early_exit(exit);
@@ -78,13 +80,21 @@ pub async fn note(daemon: &Daemon, container: &Container, exit: Exited) -> Resul
         };
         match state.phase.after_exit(exit) {
             Some(phase) => {
-                state.phase = phase;
+                let before = std::mem::replace(&mut state.phase, phase);
+                // So short that StartContainer has not noted its start yet.
+                let began = matches!(&state.phase, ContainerPhase::Exited(exit) if exit.started_at_ns > 0);
+                unheard_start.store(began && before == ContainerPhase::Created, Ordering::Relaxed);
                 true
             }
             None => false,
         }
     };
-    let tell = || events::of_container(daemon, container, What::Stopped);
+    let tell = || {
+        if unheard_start.load(Ordering::Relaxed) {
+            events::of_container(daemon, container, What::Started);
+        }
+        events::of_container(daemon, container, What::Stopped);
+    };
     container.transition_then(&daemon.records, change, tell).await
 }
 
@@ -116,6 +126,19 @@ pub fn seen_exit(seen: &wire::Container) -> Exited {
             seen.oom_killed,
             &seen.failure,
         )
+    }
+}
+
+/// The end of a container as an event of its shim tells it. An event is told some time after the end: nothing of the
+/// container runs then, and all it said is written. Only that time is known of a shim of an older build.
+pub fn told_exit(id: &str, event_ns: i64, exit: &wire::Exit) -> Exited {
+    let at_ns = match exit.exited_at_ns {
+        0 => event_ns,
+        at_ns => at_ns,
+    };
+    Exited {
+        started_at_ns: exit.started_at_ns,
+        ..told(id, exit.exit_code, at_ns, exit.oom_killed, &exit.failure)
     }
 }
 
@@ -203,6 +226,20 @@ mod tests {
         );
         let ended = told("c", 128, 7, false, "");
         assert_eq!((why_not_started(&ended), ended.reason.as_str()), (None, "Error"));
+    }
+
+    #[test]
+    fn an_end_has_its_own_time_and_that_of_its_telling_where_an_older_shim_says_no_other() {
+        let mut exit = wire::Exit {
+            exited_at_ns: 5,
+            started_at_ns: 3,
+            ..Default::default()
+        };
+        let told = told_exit("c", 9, &exit);
+        assert_eq!((told.started_at_ns, told.finished_at_ns), (3, 5));
+        (exit.exited_at_ns, exit.started_at_ns) = (0, 0);
+        let told = told_exit("c", 9, &exit);
+        assert_eq!((told.started_at_ns, told.finished_at_ns), (0, 9));
     }
 
     #[test]

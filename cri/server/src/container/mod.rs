@@ -235,7 +235,8 @@ pub fn describe(phase: &ContainerPhase) -> &'static str {
 }
 
 impl ContainerPhase {
-    /// The phase after an exit, which may be told more than once and before the start has been noted.
+    /// The phase after an exit, which may be told more than once and before the start has been noted: then the exit's own
+    /// time of the start counts.
     ///
     /// `None`: the exit changes nothing.
     pub fn after_exit(&self, exit: Exited) -> Option<ContainerPhase> {
@@ -275,6 +276,23 @@ mod tests {
             panic!("no exit")
         };
         assert_eq!((after.started_at_ns, after.finished_at_ns, after.code), (5, 9, 3));
+    }
+
+    #[test]
+    fn an_exit_that_comes_before_the_start_is_noted_says_when_it_began() {
+        let told = Exited {
+            started_at_ns: 7,
+            ..exit(0)
+        };
+        let Some(ContainerPhase::Exited(after)) = ContainerPhase::Created.after_exit(told.clone()) else {
+            panic!("no exit")
+        };
+        assert_eq!((after.started_at_ns, after.finished_at_ns), (7, 9));
+        let running = ContainerPhase::Running { started_at_ns: 5 };
+        let Some(ContainerPhase::Exited(after)) = running.after_exit(told) else {
+            panic!("no exit")
+        };
+        assert_eq!(after.started_at_ns, 5, "what was told once stays");
     }
 
     #[test]

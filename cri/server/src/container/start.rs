@@ -106,7 +106,7 @@ async fn note_started(daemon: &Daemon, container: &Container, started: Started) 
                     started_at_ns: started.at_ns,
                 };
             }
-            // So short that its end was noted first.
+            // So short that its end was noted first, by a shim of an older build, which does not say when it began.
             ContainerPhase::Exited(exited) if exited.started_at_ns == 0 => {
                 exited.started_at_ns = started.at_ns;
             }

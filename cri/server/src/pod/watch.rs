@@ -120,13 +120,7 @@ async fn handle(daemon: &Arc<Daemon>, pod: &Arc<Pod>, event: &wire::Event) -> Re
             let Ok(container) = daemon.registry.container(&event.container_id) else {
                 return Ok(());
             };
-            let exit = exit::told(
-                container.id().as_str(),
-                ended.exit_code,
-                event.time_ns,
-                ended.oom_killed,
-                &ended.failure,
-            );
+            let exit = exit::told_exit(container.id().as_str(), event.time_ns, ended);
             exit::note(daemon, &container, exit).await?;
             exit::settle_later(daemon, container);
             Ok(())

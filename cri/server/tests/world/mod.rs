@@ -327,6 +327,17 @@ impl World {
             .unwrap())
     }
 
+    /// Of a running container's init.
+    pub async fn container_pid(&self, id: &str) -> i64 {
+        let request = v1::ContainerStatusRequest {
+            container_id: id.into(),
+            verbose: true,
+        };
+        let status = self.runtime.clone().container_status(request).await.unwrap();
+        let info: serde_json::Value = serde_json::from_str(&status.into_inner().info["info"]).unwrap();
+        info["pid"].as_i64().unwrap()
+    }
+
     pub async fn pod_status(&self, id: &str) -> Result<v1::PodSandboxStatusResponse, tonic::Status> {
         let request = v1::PodSandboxStatusRequest {
             pod_sandbox_id: id.into(),
