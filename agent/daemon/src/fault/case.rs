@@ -9,6 +9,9 @@ use time::format_description::well_known::Rfc3339;
 
 use crate::pods::{Holder, Snapshot};
 
+/// The name that slipwayd gives itself (CRI's VersionResponse.runtime_name), and kubelet puts before the ids of its containers.
+const SLIPWAYD: &str = "slipway";
+
 /// One GPU's case.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Case {
@@ -39,7 +42,7 @@ pub struct Target {
     /// The pod's UID, as kubelet and the runtime have it; none: nobody has told it yet.
     pub uid: Option<String>,
     pub container: String,
-    /// The container's id without its scheme; none: not known yet, or it is not there yet.
+    /// The container's id as Kubernetes has it, `RUNTIME://ID`; none: not known yet, or it is not there yet.
     pub id: Option<String>,
     /// The runtime knows why it will end: if it lives it is ended, whatever becomes of the GPU.
     pub announced: bool,
@@ -128,6 +131,13 @@ impl Target {
         names(self) == names(other) && uids
     }
 
+    /// Whether another runtime than slipwayd has the container, on a node that has several: what slipwayd says of it means
+    /// nothing.
+    pub fn is_elsewhere(&self) -> bool {
+        let runtime = self.id.as_ref().and_then(|id| id.split_once("://"));
+        runtime.is_some_and(|(runtime, _)| runtime != SLIPWAYD)
+    }
+
     /// For Events.
     pub fn holder(&self) -> Holder {
         Holder {
@@ -146,7 +156,7 @@ pub struct Pod {
     pub uid: String,
     /// The UID that kubelet and the runtime know it by: of a pod from a file on the node, that of the file.
     pub runs_as: String,
-    /// The container's id without its scheme, when it has one.
+    /// The container's id as Kubernetes has it, when it has one.
     pub id: Option<String>,
     /// It is being deleted already.
     pub leaves: bool,
@@ -193,9 +203,7 @@ impl Pod {
         let either = |a: &Value, b: &Value| named(a).or_else(|| named(b)).unwrap_or_default();
         let wanted = either(&spec["containers"], &spec["initContainers"]);
         let told = either(&status["containerStatuses"], &status["initContainerStatuses"]);
-        let id = told["containerID"]
-            .as_str()
-            .and_then(|id| id.rsplit("://").next());
+        let id = told["containerID"].as_str();
         let policy = wanted["restartPolicy"]
             .as_str()
             .or(spec["restartPolicy"].as_str())
@@ -247,6 +255,16 @@ mod tests {
                 { "name": "side", "containerID": "slipway://s" }, { "name": "main", "containerID": "slipway://m" },
             ] },
         })
+    }
+
+    #[test]
+    fn a_containers_id_says_whose_it_is() {
+        let elsewhere = |id: Option<&str>| {
+            let id = id.map(str::to_owned);
+            Target { id, ..target() }.is_elsewhere()
+        };
+        assert!(elsewhere(Some("containerd://m")) && elsewhere(Some("cri-o://m")));
+        assert!(!elsewhere(Some("slipway://m")) && !elsewhere(None));
     }
 
     #[test]
@@ -320,7 +338,10 @@ mod tests {
     fn whether_the_container_is_started_again_is_its_own_policys_or_the_pods() {
         let read = |pod: &Value| Pod::of(pod, &target(), HERE).expect("the same pod");
         let plain = read(&pod());
-        assert_eq!((plain.id.as_deref(), plain.restarts), (Some("m"), false));
+        assert_eq!(
+            (plain.id.as_deref(), plain.restarts),
+            (Some("slipway://m"), false)
+        );
         assert!(!plain.leaves && !plain.ended && !plain.is_static);
         for (path, value) in [
             ("/spec/restartPolicy", json!("OnFailure")),

@@ -100,12 +100,15 @@ impl Faults {
                 container: target.container.clone(),
             });
         };
+        if target.is_elsewhere() {
+            return Err(AskError::Elsewhere { id });
+        }
         let evicts = self.config.action == FaultAction::FailAndEvict;
         let hold = self.config.wait_seconds + HOLD;
         let request = FailContainerRequest {
             pod_uid: uid,
             container: target.container.clone(),
-            container_id: id,
+            container_id: id.rsplit("://").next().unwrap_or_default().to_owned(),
             reason: case.reason(),
             message: case.message(),
             only_announce,
@@ -185,6 +188,12 @@ impl Faults {
                     Ok(()) => target.killed = true,
                     // That has been told.
                     Err(AskError::Absent { .. }) => {}
+                    Err(e @ AskError::Elsewhere { .. }) => {
+                        let why = chain(&e);
+                        if of_container.is_new(&why) {
+                            tracing::warn!(namespace, pod, why, "the container is not failed");
+                        }
+                    }
                     Err(e) => {
                         let why = chain(&e);
                         if of_container.is_new(&why) {
@@ -268,7 +277,8 @@ impl Faults {
             return Ok(leaving);
         }
         // One that has not started waits for the GPU for ever; one that cannot be failed ends in no other way.
-        let stays = !pod.restarts && target.id.is_some() && !self.told.load(Ordering::Relaxed);
+        let fails = target.id.is_some() && !target.is_elsewhere() && !self.told.load(Ordering::Relaxed);
+        let stays = !pod.restarts && fails;
         if self.config.action == FaultAction::Fail || pod.is_static || stays {
             return Ok(Step::End);
         }

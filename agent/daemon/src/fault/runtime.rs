@@ -41,6 +41,11 @@ pub enum AskError {
     /// Nobody has told which one it is.
     #[error("have container {container} failed: its id is not known yet")]
     Unknown { container: String },
+    /// Not slipwayd's.
+    #[error(
+        "have container {id} failed: another runtime has it, which cannot be asked; its pod is evicted where it may be"
+    )]
+    Elsewhere { id: String },
     /// It said no, or nothing.
     #[error("have container {id} failed: {message}")]
     Refused { id: String, message: String },

@@ -45,10 +45,8 @@ pub fn told(bytes: &[u8]) -> Option<Told> {
         .flat_map(|r| r.limits.keys());
     let may_have = !over && limits.any(|name| name.contains('/'));
     let all = status.container_statuses.into_iter();
-    let containers = all.chain(status.init_container_statuses).filter_map(|c| {
-        let id = c.container_id.rsplit("://").next()?.to_owned();
-        Some((id, c.name))
-    });
+    let containers = all.chain(status.init_container_statuses);
+    let containers = containers.map(|c| (c.name, c.container_id));
     Some(Told {
         uid: meta.uid,
         pod: Pod {

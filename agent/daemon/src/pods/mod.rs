@@ -58,7 +58,7 @@ pub struct Holder {
 struct Pod {
     namespace: String,
     name: String,
-    /// Name by id.
+    /// Id by name, as Kubernetes has it: `RUNTIME://ID`, empty before there is one.
     containers: BTreeMap<String, String>,
 }
 
@@ -76,12 +76,11 @@ impl Snapshot {
         self.holders.get(device).map_or(&[], Vec::as_slice)
     }
 
-    /// The id of a holder's container, where kubelet tells.
+    /// The id of a holder's container with its runtime's name before it, where kubelet tells: `RUNTIME://ID`.
     pub fn id_of(&self, holder: &Holder) -> Option<&str> {
         let pod = self.pods.get(holder.uid.as_ref()?)?;
-        let mut all = pod.containers.iter();
-        all.find(|(id, name)| **name == holder.container && !id.is_empty())
-            .map(|(id, _)| id.as_str())
+        let id = pod.containers.get(&holder.container);
+        id.map(String::as_str).filter(|id| !id.is_empty())
     }
 
     /// The container that a process is in: by its cgroup, and where kubelet tells no UIDs, by being the only one that has
@@ -90,10 +89,13 @@ impl Snapshot {
         let text = std::fs::read_to_string(proc.join(format!("{pid}/cgroup"))).ok()?;
         let place = cgroup::place(&text)?;
         if let Some(pod) = self.pods.get(&place.pod) {
+            let is = |id: &str| id.rsplit("://").next() == Some(place.container.as_str());
+            let mut all = pod.containers.iter();
+            let name = all.find(|(_, id)| is(id)).map(|(name, _)| name.clone());
             return Some(Holder {
                 namespace: pod.namespace.clone(),
                 pod: pod.name.clone(),
-                container: pod.containers.get(&place.container).cloned().unwrap_or_default(),
+                container: name.unwrap_or_default(),
                 uid: Some(place.pod),
             });
         }

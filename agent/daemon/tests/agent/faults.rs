@@ -29,6 +29,8 @@ pub struct Runtime(Arc<Mutex<Vec<FailContainerRequest>>>, Arc<Mutex<Says>>);
 pub struct Says {
     /// These have ended.
     pub gone: String,
+    /// It has none of these.
+    pub unknown: String,
     /// So many kills are broken off.
     pub broken: usize,
 }
@@ -74,7 +76,11 @@ impl Fault for Runtime {
             Outcome::Failed
         };
         let only_announce = request.only_announce;
+        let unknown = says.unknown.contains(&request.container_id[..1]);
         self.0.lock().unwrap().push(request);
+        if unknown {
+            return Err(Status::not_found("there is no such container"));
+        }
         if !only_announce && says.broken > 0 {
             says.broken -= 1;
             return Err(Status::unavailable("it is being restarted"));
@@ -169,9 +175,13 @@ impl World {
 
     /// Until nothing is left to be done.
     pub async fn done(&self) {
+        self.node.wait("it to be written down", || self.is_done()).await;
+    }
+
+    /// Whether somebody is done with.
+    pub fn is_done(&self) -> bool {
         let book = self.node.dir.path().join("state/faults.json");
-        let is_done = || std::fs::read_to_string(&book).is_ok_and(|t| t.contains("\"done\":true"));
-        self.node.wait("it to be written down", is_done).await;
+        std::fs::read_to_string(book).is_ok_and(|t| t.contains("\"done\":true"))
     }
 
     pub fn has_event(&self, pod: &str, reason: &str) -> bool {

@@ -4,7 +4,7 @@ use crate::api::Evicts;
 use crate::faults::{IDS, NAMES, UIDS, pod, world, world_of};
 use crate::kubelet::GPU;
 use crate::node::root;
-use crate::who::Serves;
+use crate::who::{Pod, Serves};
 use slipway_kubelet_api::v1beta1::PreStartContainerRequest;
 
 #[tokio::test]
@@ -280,4 +280,39 @@ async fn root_a_container_that_is_kept_from_a_gpu_that_is_to_be_drained_has_its_
         })
         .await;
     assert!(w.asked().contains(&"announce c".to_owned()), "{:?}", w.asked());
+}
+
+#[tokio::test]
+async fn root_a_pod_of_another_runtime_beside_slipwayd_is_evicted_whatever_its_policy() {
+    if !root() {
+        return;
+    }
+    let elsewhere = "containerd://af1e0d9c8b7a69584736251403f2e1d0c9b8a7968574635241302f1e0d9c8b7a";
+    // Whether kubelet tells whose it is, or the API server.
+    for serves in [Serves::Pods, Serves::Devices] {
+        let w = world_of("Never", "", true, serves).await;
+        w.says().unknown = "a".into();
+        w.who.set(vec![Pod {
+            container: elsewhere,
+            ..pod(0, &[&w.topology.gpus[3].uuid])
+        }]);
+        w.api.change(NAMES[0], |pod| {
+            pod["status"]["containerStatuses"][0]["containerID"] = elsewhere.into();
+            pod["status"]["containerStatuses"][0]["state"]["running"]["startedAt"] =
+                "2026-01-01T00:00:00Z".into();
+        });
+        w.api.allocatable(GPU, 7);
+        w.node.driver.raise("3 79").unwrap();
+        w.node
+            .wait("the pod to be evicted", || !w.api.taken().is_empty())
+            .await;
+        assert_eq!(w.api.taken(), [format!("evict train-0 {}", UIDS[0])]);
+        // It counts as done when the pod is gone, and not before.
+        w.a_moment().await;
+        assert!(!w.is_done());
+        w.api.change(NAMES[0], |pod| *pod = ().into());
+        w.done().await;
+        assert!(w.asked().is_empty(), "{:?}", w.asked());
+        assert_eq!(w.node.log().matches("another runtime has it").count(), 1);
+    }
 }

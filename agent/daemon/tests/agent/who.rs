@@ -33,6 +33,7 @@ use crate::kubelet::GPU;
 pub struct Pod {
     pub name: &'static str,
     pub uid: &'static str,
+    /// Its container's id: slipwayd's, where it does not say whose.
     pub container: &'static str,
     pub devices: Vec<String>,
 }
@@ -58,7 +59,10 @@ impl Pod {
                 phase: "Running".into(),
                 container_statuses: vec![core::ContainerStatus {
                     name: "main".into(),
-                    container_id: format!("containerd://{}", self.container),
+                    container_id: match self.container.contains("://") {
+                        true => self.container.to_owned(),
+                        false => format!("slipway://{}", self.container),
+                    },
                 }],
                 init_container_statuses: vec![],
             }),
