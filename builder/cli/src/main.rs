@@ -54,7 +54,7 @@ impl<E: Into<anyhow::Error>> From<E> for Failure {
 fn main() -> ExitCode {
     let cli = Cli::parse();
     if let Err(error) = log_to_stderr(&cli.global.log_level) {
-        eprintln!("slipway: --log-level: {error}");
+        eprintln!("slipway: --log-level {:?}: {error}", cli.global.log_level);
         return ExitCode::from(2);
     }
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
@@ -94,7 +94,17 @@ fn complain(text: &str) {
     let _ = writeln!(std::io::stderr().lock(), "slipway: {}", text.join("\n"));
 }
 
-fn log_to_stderr(level: &str) -> Result<(), tracing_subscriber::filter::ParseError> {
+/// A word alone is a level: as a filter a misspelt one would be a target that nothing has, and silence.
+fn log_to_stderr(level: &str) -> anyhow::Result<()> {
+    let alone = level.split(',').filter(|word| !word.contains(['=', '[', ':']));
+    for word in alone {
+        anyhow::ensure!(
+            word.trim()
+                .parse::<tracing_subscriber::filter::LevelFilter>()
+                .is_ok(),
+            "{word:?} is none of off, error, warn, info, debug, trace"
+        );
+    }
     let filter: tracing_subscriber::EnvFilter = level.parse()?;
     tracing_subscriber::fmt()
         .with_env_filter(filter)

@@ -11,7 +11,7 @@
 
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{Read, Seek, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt as _, OpenOptionsExt, PermissionsExt};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
@@ -126,15 +126,24 @@ fn listen(socket: &Path, dir_mode: u32, mode: u32) -> Result<UnixListener, Insta
             "somebody else answers there, on another root",
         )));
     }
-    match std::fs::remove_file(socket) {
-        Ok(()) => {}
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
-        Err(error) => return Err(failed(error)),
-    }
+    remove_socket(socket).map_err(failed)?;
     let listener = UnixListener::bind(socket).map_err(failed)?;
     std::fs::set_permissions(socket, std::fs::Permissions::from_mode(mode)).map_err(failed)?;
     listener.set_nonblocking(true).map_err(failed)?;
     Ok(listener)
+}
+
+/// Removes a socket file, if there is one. Any other file is somebody's.
+pub fn remove_socket(path: &Path) -> std::io::Result<()> {
+    match std::fs::symlink_metadata(path) {
+        Ok(there) if there.file_type().is_socket() => std::fs::remove_file(path),
+        Ok(_) => Err(std::io::Error::new(
+            std::io::ErrorKind::AlreadyExists,
+            "a file that is no socket is there, which is kept: name another path, or move it away",
+        )),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(error),
+    }
 }
 
 /// Makes a directory of mode 0700, or makes the one that is there so.
@@ -225,6 +234,26 @@ mod tests {
         ));
         drop(held);
         Instance::acquire(&first).unwrap();
+    }
+
+    #[test]
+    fn a_file_that_is_no_socket_is_not_replaced_by_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let instance =
+            Instance::acquire(&config(&dir.path().join("root"), &dir.path().join("state"))).unwrap();
+        let file = dir.path().join("precious");
+        std::fs::write(&file, "precious").unwrap();
+        let link = dir.path().join("link");
+        std::os::unix::fs::symlink(&file, &link).unwrap();
+        for path in [&file, &link] {
+            let error = instance.listen(path, None).unwrap_err();
+            let why = std::error::Error::source(&error).unwrap().to_string();
+            assert!(why.contains("no socket"), "{why}");
+        }
+        assert_eq!(std::fs::read_to_string(&link).unwrap(), "precious");
+        let socket = dir.path().join("socket");
+        drop(std::os::unix::net::UnixListener::bind(&socket).unwrap());
+        instance.listen(&socket, None).unwrap();
     }
 
     #[test]

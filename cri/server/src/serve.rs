@@ -6,15 +6,16 @@ use std::time::Duration;
 use anyhow::Context as _;
 use slipway_cri_api::v1::image_service_server::ImageServiceServer;
 use slipway_cri_api::v1::runtime_service_server::RuntimeServiceServer;
+use slipway_sys::cgroup::{CgroupError, Layout};
 use tokio::net::UnixListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_stream::wrappers::UnixListenerStream;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Server;
 
-use crate::config::Config;
+use crate::config::{CgroupDriver, Config};
 use crate::daemon::Daemon;
-use crate::instance::Instance;
+use crate::instance::{self, Instance};
 use crate::memory;
 use crate::recover::{self, janitor};
 use crate::rpc::fault::Faults;
@@ -32,6 +33,16 @@ const LAST_WORDS: Duration = Duration::from_secs(1);
 pub async fn serve(config: Config) -> anyhow::Result<()> {
     // Modes are what the code says, for us and the shims, whoever starts us.
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
+    anyhow::ensure!(
+        rustix::process::geteuid().is_root(),
+        "slipwayd has to be run by root: it makes mounts, namespaces and cgroups"
+    );
+    if config.runtime.cgroup_driver == CgroupDriver::Systemd && !Layout::detect()?.is_v2() {
+        anyhow::bail!(
+            "runtime.cgroup_driver is \"systemd\": {}",
+            CgroupError::SystemdOnV1
+        );
+    }
     // Before anything is touched: it must not be ours to touch twice.
     let instance = Instance::acquire(&config)?;
     let kept = systemd::kept(&config.socket);
@@ -107,9 +118,9 @@ pub async fn serve(config: Config) -> anyhow::Result<()> {
         served.context("cannot serve faults")?;
     }
     if !is_kept {
-        let _ = std::fs::remove_file(&socket);
+        let _ = instance::remove_socket(&socket);
     }
-    let _ = std::fs::remove_file(&fault_socket);
+    let _ = instance::remove_socket(&fault_socket);
     Ok(())
 }
 

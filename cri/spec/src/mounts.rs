@@ -355,8 +355,8 @@ pub fn check_propagation(mountinfo: &str, mounts: &[Mount]) -> Result<(), SpecEr
         let enough = shared || (slave && mount.propagation == Propagation::HostToContainer);
         if !enough {
             let reason = match mount.propagation {
-                Propagation::Bidirectional => "is not on a shared mount",
-                _ => "is on a mount that is neither shared nor slave",
+                Propagation::Bidirectional => "is not on a shared mount (mount --make-rshared makes it so)",
+                _ => "is on a mount that is neither shared nor slave (mount --make-rshared makes it so)",
             };
             let shown = mount.host_path.to_string_lossy();
             return Err(SpecError::invalid("mounts.propagation", shown, reason));

@@ -376,11 +376,7 @@ impl Raw {
             fault_socket: absolute("fault_socket", fault_socket)?,
             state,
             log: Log {
-                level: flags
-                    .log_level
-                    .clone()
-                    .or(self.log.level)
-                    .unwrap_or_else(|| "info".to_owned()),
+                level: log_level(flags.log_level.clone().or(self.log.level))?,
                 format: self.log.format.unwrap_or(LogFormat::Text),
             },
             runtime: self.runtime.resolve()?,
@@ -597,6 +593,22 @@ fn absolute(key: &'static str, path: PathBuf) -> Result<PathBuf, ConfigError> {
     }
 }
 
+/// A word alone is a level: as a filter a misspelt one would be a target that nothing has, and silence.
+fn log_level(asked: Option<String>) -> Result<String, ConfigError> {
+    const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
+    let level = asked.unwrap_or_else(|| "info".to_owned());
+    let is_level = |word: &str| LEVELS.iter().any(|known| word.trim().eq_ignore_ascii_case(known));
+    let alone = |word: &&str| !word.contains(['=', '[', ':']);
+    match level.split(',').filter(alone).find(|word| !is_level(word)) {
+        None => Ok(level),
+        Some(_) => Err(ConfigError::Value {
+            key: "log.level",
+            value: format!("{level:?}"),
+            reason: "a word alone is one of off, error, warn, info, debug, trace; a filter has the form TARGET=LEVEL,…",
+        }),
+    }
+}
+
 fn all_absolute(key: &'static str, paths: Vec<PathBuf>) -> Result<Vec<PathBuf>, ConfigError> {
     paths.into_iter().map(|path| absolute(key, path)).collect()
 }
@@ -653,6 +665,23 @@ mod tests {
             );
         }
         assert!(parse("[runtime.handlers.x]\nkernel = \"y\"\n").is_err());
+    }
+
+    #[test]
+    fn a_misspelt_level_of_the_log_is_refused() {
+        for good in [
+            "info",
+            "OFF",
+            "warn,slipwayd=debug",
+            "slipwayd::pod=trace",
+            "[span]=debug",
+        ] {
+            assert!(parse(&format!("[log]\nlevel = \"{good}\"\n")).is_ok(), "{good}");
+        }
+        for bad in ["inof", "", "warn,nonsense"] {
+            let error = parse(&format!("[log]\nlevel = \"{bad}\"\n")).unwrap_err();
+            assert!(error.to_string().starts_with("log.level must not be"), "{error}");
+        }
     }
 
     #[test]
