@@ -1,69 +1,66 @@
-//! What the host looks like from outside: the things a runtime makes, listed so that two moments can be compared.
+//! What the demo puts on the host, by the names that are its own, and what of it is still there.
+//!
+//! Looks for nothing else: what others on the machine make meanwhile is theirs.
 
-use std::collections::BTreeSet;
 use std::path::Path;
-use std::time::Duration;
 
-use harness::cmd;
+use harness::leftovers;
 
-/// Mounts, namespaces, links, firewall rules, cgroups: one moment of the host.
-pub struct Picture(BTreeSet<String>);
+/// The bridge of the demo's CNI network.
+pub const BRIDGE: &str = "slipway-demo0";
+/// That network's name, which the rules in the firewall carry.
+pub const NETWORK: &str = "slipway-demo";
+/// Its addresses.
+pub const SUBNET: &str = "10.126.77.0/24";
+/// The cgroup above the pod's.
+pub const CGROUP: &str = "/slipway-demo";
 
-impl Picture {
-    /// Looks around.
-    pub fn take() -> Picture {
-        let mut seen = BTreeSet::new();
-        let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-        seen.extend(
-            mounts
-                .lines()
-                .filter_map(|l| l.split(' ').nth(4))
-                .map(|m| format!("mount {m}")),
-        );
-        seen.extend(
-            names("/run/netns")
-                .into_iter()
-                .map(|n| format!("network namespace {n}")),
-        );
-        seen.extend(
-            names("/sys/class/net")
-                .into_iter()
-                .map(|n| format!("network link {n}")),
-        );
-        for tool in ["iptables-save", "ip6tables-save"] {
-            let rules = cmd::run(&mut cmd::command(tool, [] as [&str; 0]), Duration::from_secs(10));
-            let rules = rules.map(|o| o.stdout).unwrap_or_default();
-            seen.extend(
-                rules
-                    .lines()
-                    .filter(|l| l.starts_with("-A") || l.starts_with(":CNI"))
-                    .map(|l| {
-                        // A chain's counters are no part of what it is.
-                        format!("{tool} {}", l.split(" [").next().unwrap_or(l))
-                    }),
-            );
-        }
-        for hierarchy in names("/sys/fs/cgroup") {
-            let top = Path::new("/sys/fs/cgroup").join(&hierarchy);
-            if top.is_dir() && top.join("cgroup.procs").exists() {
-                seen.extend(
-                    names(&top)
-                        .into_iter()
-                        .filter(|n| top.join(n).is_dir())
-                        .map(|n| format!("cgroup {hierarchy}/{n}")),
-                );
-            }
-        }
-        Picture(seen)
+/// Everything of the demo's that is on the host now, a line each. `work` is its directory.
+pub fn left(work: &Path) -> Vec<String> {
+    let mut found: Vec<String> = leftovers::mounts_under(work)
+        .into_iter()
+        .map(|m| format!("mount {m}"))
+        .collect();
+    found.extend(
+        leftovers::processes_naming(&work.join("state"))
+            .into_iter()
+            .map(|(p, c)| format!("process {p} {c}")),
+    );
+    found.extend(
+        leftovers::cgroups_named(CGROUP.trim_start_matches('/'))
+            .into_iter()
+            .map(|c| format!("cgroup {c}")),
+    );
+    found.extend(
+        leftovers::firewall_rules_naming(NETWORK)
+            .into_iter()
+            .map(|r| format!("firewall rule {r}")),
+    );
+    if Path::new("/sys/class/net").join(BRIDGE).exists() {
+        found.push(format!("network link {BRIDGE}"));
     }
-
-    /// What is there now and was not then.
-    pub fn new_since(&self, then: &Picture) -> Vec<String> {
-        self.0.difference(&then.0).cloned().collect()
-    }
+    found.extend(on_the_network(work));
+    found
 }
 
-fn names(dir: impl AsRef<Path>) -> Vec<String> {
+/// What is still on the demo's network: links on its bridge, and addresses that are taken.
+pub fn on_the_network(work: &Path) -> Vec<String> {
+    let links = names(&Path::new("/sys/class/net").join(BRIDGE).join("brif"));
+    let addresses = names(&work.join("ipam").join(NETWORK));
+    links
+        .into_iter()
+        .map(|l| format!("network link {l} on {BRIDGE}"))
+        .chain(
+            addresses
+                .into_iter()
+                // host-local's own files lie beside the addresses.
+                .filter(|n| n.parse::<std::net::IpAddr>().is_ok())
+                .map(|a| format!("leased address {a}")),
+        )
+        .collect()
+}
+
+fn names(dir: &Path) -> Vec<String> {
     std::fs::read_dir(dir)
         .into_iter()
         .flatten()

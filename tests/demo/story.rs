@@ -10,28 +10,24 @@ use harness::cri::Cri;
 use harness::v1 as cri;
 use harness::{cmd, lab, leftovers};
 
-use crate::host::Picture;
+use crate::host::{self, BRIDGE, CGROUP, NETWORK, SUBNET};
+use crate::screen;
 
-const BRIDGE: &str = "slipway-demo0";
-const NETWORK: &str = "slipway-demo";
-const SUBNET: &str = "10.126.77.0/24";
-const CGROUP: &str = "/slipway-demo";
 const LOCAL_BASE: &str = "slipway.local/python:3";
 const IMAGE: &str = "slipway.local/train-digits:demo";
 const STEPS: &str = "6000";
 
 /// Builds, runs, shows.
 pub async fn tell(work: &Path) -> Result<()> {
-    let all = Instant::now();
-    reset(work)?;
+    reset(work).await?;
     let base = match std::env::var("BASE").ok().filter(|b| !b.is_empty()) {
         Some(b) => b,
         None => {
-            local_base(work)?;
+            local_base(work).await?;
             LOCAL_BASE.to_owned()
         }
     };
-    build(work, &base)?;
+    build(work, &base).await?;
     let c = start_daemon(work).await?;
     let (pod, container) = run_pod(work, &c).await?;
     let status = follow(work, &c, &container).await?;
@@ -43,38 +39,31 @@ pub async fn tell(work: &Path) -> Result<()> {
             status.message
         );
     }
-    say("Taking it down");
-    step("stopped and removed the pod", async { c.remove_pod(&pod).await }).await?;
-    println!(
-        "\nFrom Dockerfile to a trained model and back to a clean machine in {:.1} s.",
-        all.elapsed().as_secs_f64()
-    );
-    Ok(())
-}
-
-fn say(title: &str) {
-    println!("\n\x1b[1m── {title}\x1b[0m");
+    screen::title("Taking it down");
+    step("stopped and removed the pod", async { c.remove_pod(&pod).await }).await
 }
 
 async fn step<T>(what: &str, f: impl Future<Output = Result<T>>) -> Result<T> {
     let began = Instant::now();
     let r = f.await.with_context(|| what.to_owned())?;
-    println!("   {what} \x1b[2m({})\x1b[0m", shown(began.elapsed()));
+    screen::done(what, began.elapsed());
     Ok(r)
 }
 
-fn shown(d: Duration) -> String {
-    if d < Duration::from_secs(1) {
-        format!("{:.1} ms", d.as_secs_f64() * 1e3)
-    } else {
-        format!("{:.1} s", d.as_secs_f64())
+/// An earlier run that was killed may have left its build, its pod and its daemon: end and forget them first.
+async fn reset(work: &Path) -> Result<()> {
+    std::fs::create_dir_all(work)?;
+    end_builds(work)?;
+    if let Ok(c) = Cri::connect(&socket(work)).await {
+        remove_pods(&c).await?;
     }
+    stop_daemon(work)
 }
 
-/// An earlier run that was killed may have left its daemon and its state: end and forget them first.
-fn reset(work: &Path) -> Result<()> {
-    std::fs::create_dir_all(work)?;
-    stop_daemon(work)?;
+async fn remove_pods(c: &Cri) -> Result<()> {
+    for p in c.pods().await? {
+        c.remove_pod(&p.id).await?;
+    }
     Ok(())
 }
 
@@ -82,7 +71,7 @@ fn slipway(work: &Path, args: &[&str]) -> Command {
     harness::image::slipway(&work.join("root"), &work.join("state"), args)
 }
 
-fn local_base(work: &Path) -> Result<()> {
+async fn local_base(work: &Path) -> Result<()> {
     let there = cmd::run(
         &mut slipway(work, &["inspect", LOCAL_BASE]),
         Duration::from_secs(60),
@@ -90,8 +79,8 @@ fn local_base(work: &Path) -> Result<()> {
     if there.code == 0 {
         return Ok(());
     }
-    say("The base image: Python from this distribution's packages, no registry needed");
-    live(&mut slipway(
+    screen::title("The base image: Python from this distribution's packages, no registry needed");
+    live(slipway(
         work,
         &[
             "build",
@@ -100,15 +89,16 @@ fn local_base(work: &Path) -> Result<()> {
             &work.join("base").display().to_string(),
         ],
     ))
+    .await
 }
 
-fn build(work: &Path, base: &str) -> Result<()> {
+async fn build(work: &Path, base: &str) -> Result<()> {
     let context = lab::repo().join("tests/fixtures/train-digits");
-    say(&format!(
+    screen::title(&format!(
         "slipway build -t {IMAGE} --build-arg BASE={base} tests/fixtures/train-digits"
     ));
     let arg = format!("BASE={base}");
-    live(&mut slipway(
+    live(slipway(
         work,
         &[
             "build",
@@ -119,17 +109,26 @@ fn build(work: &Path, base: &str) -> Result<()> {
             &context.display().to_string(),
         ],
     ))
+    .await
 }
 
-/// Runs a program on the demo's own terminal.
-fn live(c: &mut Command) -> Result<()> {
-    let status = c
-        .stdin(Stdio::null())
+/// Runs `slipway` on the demo's own terminal. One whose caller is given up goes on: [`end_builds`] ends it.
+async fn live(mut c: Command) -> Result<()> {
+    let verb = c
+        .get_args()
+        .next()
+        .unwrap_or_default()
+        .to_string_lossy()
+        .into_owned();
+    c.stdin(Stdio::null())
         .stdout(Stdio::inherit())
-        .stderr(Stdio::inherit())
-        .status()?;
+        .stderr(Stdio::inherit());
+    let status = tokio::process::Command::from(c)
+        .status()
+        .await
+        .context("starting slipway")?;
     if !status.success() {
-        bail!("{c:?} ended with {status}");
+        bail!("`slipway {verb}` failed ({status}): what it says is above");
     }
     Ok(())
 }
@@ -143,7 +142,7 @@ fn socket(work: &Path) -> PathBuf {
 }
 
 async fn start_daemon(work: &Path) -> Result<Cri> {
-    say("slipwayd, on a root of its own");
+    screen::title("slipwayd, on a root of its own");
     let conf = work.join("cni");
     std::fs::create_dir_all(&conf)?;
     let list = serde_json::json!({
@@ -193,17 +192,17 @@ async fn start_daemon(work: &Path) -> Result<Cri> {
         .version(cri::VersionRequest::default())
         .await?
         .into_inner();
-    println!(
-        "   {} {} answers \x1b[2m({})\x1b[0m",
-        v.runtime_name,
-        v.runtime_version,
-        shown(began.elapsed())
+    screen::done(
+        &format!("{} {} answers", v.runtime_name, v.runtime_version),
+        began.elapsed(),
     );
+    // Pods of an earlier run whose slipwayd was killed too.
+    remove_pods(&c).await?;
     Ok(c)
 }
 
 async fn run_pod(work: &Path, c: &Cri) -> Result<(String, String)> {
-    say(&format!("The image runs as a pod: --max_steps {STEPS}"));
+    screen::title(&format!("The image runs as a pod: --max_steps {STEPS}"));
     let sandbox = cri::PodSandboxConfig {
         metadata: Some(cri::PodSandboxMetadata {
             name: "train-digits".into(),
@@ -222,7 +221,7 @@ async fn run_pod(work: &Path, c: &Cri) -> Result<(String, String)> {
     let pod = step("pod sandbox with its own network", c.run_pod(sandbox.clone())).await?;
     let s = c.pod_status(&pod).await?;
     if let Some(ip) = s.status.and_then(|s| s.network).map(|n| n.ip) {
-        println!("   its address is {ip}");
+        screen::line(&format!("   its address is {ip}"));
     }
     let config = cri::ContainerConfig {
         metadata: Some(cri::ContainerMetadata {
@@ -254,7 +253,7 @@ async fn run_pod(work: &Path, c: &Cri) -> Result<(String, String)> {
 
 /// Prints the container's log as it is written; once training is under way, looks inside with exec.
 async fn follow(work: &Path, c: &Cri, id: &str) -> Result<cri::ContainerStatus> {
-    say("Its log, live (the CRI log file that kubectl logs reads)");
+    screen::title("Its log, live (the CRI log file that kubectl logs reads)");
     let path = work.join("logs/train/0.log");
     let began = Instant::now();
     let (mut at, mut looked, mut accuracy) = (0u64, false, false);
@@ -268,7 +267,7 @@ async fn follow(work: &Path, c: &Cri, id: &str) -> Result<cri::ContainerStatus> 
             while r.read_line(&mut line)? > 0 && line.ends_with('\n') {
                 at += line.len() as u64;
                 let text = line.splitn(4, ' ').nth(3).unwrap_or(&line).trim_end().to_owned();
-                println!("   \x1b[36m│\x1b[0m {text}");
+                screen::line(&format!("   {} {text}", screen::painted("36", "│")));
                 accuracy |= text.starts_with("accuracy");
                 if text.starts_with("step") && !looked && !done {
                     looked = true;
@@ -310,11 +309,8 @@ async fn look_inside(c: &Cri, id: &str) -> Result<()> {
     if code != 0 {
         bail!("exec in the container ended with {code}: {err}");
     }
-    println!(
-        "   \x1b[35m│ exec:\x1b[0m {} \x1b[2m({})\x1b[0m",
-        out.trim(),
-        shown(began.elapsed())
-    );
+    let mark = screen::painted("35", "│ exec:");
+    screen::done(&format!("{mark} {}", out.trim()), began.elapsed());
     Ok(())
 }
 
@@ -328,10 +324,10 @@ async fn show(work: &Path, c: &Cri, pod: &str) -> Result<()> {
         .is_ok();
     if !crictl.exists() && !on_path {
         let n = c.containers().await?.len();
-        println!(
+        screen::line(&format!(
             "   (crictl is not installed; over the CRI: 1 pod {}, {n} container)",
             &pod[..13.min(pod.len())]
-        );
+        ));
         return Ok(());
     }
     let program = if crictl.exists() {
@@ -341,7 +337,7 @@ async fn show(work: &Path, c: &Cri, pod: &str) -> Result<()> {
     };
     let endpoint = format!("unix://{}", socket(work).display());
     for verb in [&["pods"][..], &["ps", "-a"][..]] {
-        say(&format!("crictl {}", verb.join(" ")));
+        screen::title(&format!("crictl {}", verb.join(" ")));
         let mut args = vec![
             "--runtime-endpoint",
             endpoint.as_str(),
@@ -351,20 +347,20 @@ async fn show(work: &Path, c: &Cri, pod: &str) -> Result<()> {
         args.extend(verb);
         let o = cmd::run(&mut cmd::command(&program, args), Duration::from_secs(20))?.ok()?;
         for l in o.stdout.lines() {
-            println!("   {l}");
+            screen::line(&format!("   {l}"));
         }
     }
     Ok(())
 }
 
-/// Removes pods that a failed run left, stops slipwayd, removes what CNI plugins never remove themselves.
+/// Ends a build and removes pods that a failed run left, stops slipwayd, removes what CNI plugins never remove themselves.
 pub async fn tear_down(work: &Path) -> Result<()> {
+    end_builds(work)?;
     if let Ok(c) = Cri::connect(&socket(work)).await {
-        for p in c.pods().await? {
-            c.remove_pod(&p.id).await?;
-        }
+        remove_pods(&c).await?;
     }
     stop_daemon(work)?;
+    let kept = host::on_the_network(work);
     leftovers::remove_bridge(BRIDGE);
     for dir in ["state", "logs", "ipam", "cni"] {
         let dir = work.join(dir);
@@ -372,58 +368,82 @@ pub async fn tear_down(work: &Path) -> Result<()> {
             std::fs::remove_dir_all(&dir).with_context(|| format!("removing {}", dir.display()))?;
         }
     }
+    if !kept.is_empty() {
+        bail!(
+            "removing the pod left this on its network:\n  {}",
+            kept.join("\n  ")
+        );
+    }
+    Ok(())
+}
+
+/// Ends a `slipway` that works on the demo's store: one that is asked to end removes what it made.
+fn end_builds(work: &Path) -> Result<()> {
+    let program = lab::bin("slipway").display().to_string();
+    let root = work.join("root");
+    let ours = || {
+        leftovers::processes_naming(&root)
+            .into_iter()
+            .find(|(_, c)| c.split(' ').next() == Some(&program))
+    };
+    while let Some((pid, command)) = ours() {
+        end(pid, &command, &|| ours().is_some_and(|(p, _)| p == pid))?;
+    }
+    Ok(())
+}
+
+/// Sends SIGTERM and waits until the process is not `there` any more.
+fn end(pid: u32, what: &str, there: &dyn Fn() -> bool) -> Result<()> {
+    if let Some(pid) = i32::try_from(pid).ok().and_then(rustix::process::Pid::from_raw) {
+        let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
+    }
+    let began = Instant::now();
+    while there() {
+        if began.elapsed() > Duration::from_secs(10) {
+            bail!("pid {pid} does not end ten seconds after SIGTERM: {what}");
+        }
+        // A zombie of ours has no command line, so the loop ends by itself.
+        std::thread::sleep(Duration::from_millis(10));
+    }
     Ok(())
 }
 
 fn stop_daemon(work: &Path) -> Result<()> {
-    let Ok(text) = std::fs::read_to_string(pid_file(work)) else {
+    let file = pid_file(work);
+    let Ok(text) = std::fs::read_to_string(&file) else {
         return Ok(());
     };
     // Only a process that is still our slipwayd: pids are reused.
-    let ours = leftovers::processes_naming(work)
-        .into_iter()
-        .any(|(p, c)| p.to_string() == text && c.contains("slipwayd"));
-    if ours && let Some(pid) = text.parse().ok().and_then(rustix::process::Pid::from_raw) {
-        let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
-        let began = Instant::now();
-        while leftovers::processes_naming(work)
-            .iter()
-            .any(|(p, _)| p.to_string() == text)
-        {
-            if began.elapsed() > Duration::from_secs(10) {
-                bail!("slipwayd (pid {text}) does not end");
-            }
-            std::thread::sleep(Duration::from_millis(10));
-            // It is our child: a zombie keeps no command line, so the loop above ends by itself.
-        }
+    let ours = || {
+        leftovers::processes_naming(work)
+            .into_iter()
+            .find(|(p, c)| p.to_string() == text && c.contains("slipwayd"))
+    };
+    if let Some((pid, command)) = ours() {
+        end(pid, &command, &|| ours().is_some())?;
     }
-    std::fs::remove_file(pid_file(work)).context("removing slipwayd.pid")
+    std::fs::remove_file(&file).with_context(|| format!("removing {}", file.display()))
 }
 
-/// Compares the host with what it was.
+/// Searches the host for what is the demo's, after waiting a moment for what ends by itself.
 ///
 /// # Errors
-/// Lists what is new.
-pub fn prove_clean(work: &Path, before: &Picture) -> Result<()> {
+/// Lists what is still there.
+pub fn prove_clean(work: &Path) -> Result<()> {
     let began = Instant::now();
     loop {
-        let mut new = Picture::take().new_since(before);
-        new.extend(
-            leftovers::processes_naming(&work.join("state"))
-                .into_iter()
-                .map(|(p, c)| format!("process {p} {c}")),
-        );
-        if new.is_empty() {
+        let left = host::left(work);
+        if left.is_empty() {
             break;
         }
         if began.elapsed() > Duration::from_secs(5) {
-            bail!("this was left behind:\n  {}", new.join("\n  "));
+            bail!("this was left behind:\n  {}", left.join("\n  "));
         }
         std::thread::sleep(Duration::from_millis(50));
     }
-    println!(
+    screen::line(&format!(
         "   nothing is left: no mount, network namespace, link, firewall rule, cgroup or process; the caches are in {}",
         work.display()
-    );
+    ));
     Ok(())
 }

@@ -5,7 +5,7 @@ SLIPWAY_CACHE=${SLIPWAY_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/slipway}
 SLIPWAY_TOOLS=$SLIPWAY_CACHE/tools
 mkdir -p "$SLIPWAY_TOOLS/bin"
 
-say() { printf '\033[1m==>\033[0m %s\n' "$*" >&2; }
+say() { if [ -t 2 ]; then printf '\033[1m==>\033[0m %s\n' "$*" >&2; else printf '==> %s\n' "$*" >&2; fi; }
 die() { printf 'slipway set-up: %s\n' "$*" >&2; exit 1; }
 
 # Packages that are missing, installed in one go. Needs root or sudo only when something is missing.
