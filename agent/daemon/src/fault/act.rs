@@ -12,7 +12,7 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use super::book::Book;
-use super::case::{Case, Target};
+use super::case::{Case, Key, Target};
 use crate::board::{Board, Posted};
 use crate::config::{self, FaultAction};
 use crate::kube::{Client, Note};
@@ -72,8 +72,7 @@ impl Faults {
         let mut board = self.board.clone();
         let this = Arc::new(self);
         let mut tasks = JoinSet::new();
-        // By GPU and since when.
-        let mut open: BTreeSet<(String, u64)> = BTreeSet::new();
+        let mut open: BTreeSet<Key> = BTreeSet::new();
         let mut silent = Silent::default();
         // GPUs on which a container was kept from starting.
         let mut refused: BTreeSet<String> = BTreeSet::new();
@@ -88,7 +87,7 @@ impl Faults {
                 refused.retain(|gpu| posted.health.of(gpu).is_some());
                 this.take_up(&posted, &open, &silent, &refused).await;
                 for case in this.book.cases().await {
-                    let key = (case.gpu.clone(), case.since);
+                    let key = case.key();
                     if !case.is_done() && open.insert(key.clone()) {
                         let this = Arc::clone(&this);
                         tasks.spawn(async move {
@@ -114,14 +113,14 @@ impl Faults {
     async fn take_up(
         &self,
         posted: &Posted,
-        open: &BTreeSet<(String, u64)>,
+        open: &BTreeSet<Key>,
         silent: &Silent,
         refused: &BTreeSet<String>,
     ) {
         let sick: Vec<_> = posted.health.unhealthy().collect();
         self.book
             .keep_only(|c| {
-                open.contains(&(c.gpu.clone(), c.since))
+                open.contains(&c.key())
                     || !c.is_done() && c.is_announced()
                     || sick.iter().any(|(gpu, u)| c.is_about(gpu, u))
             })
@@ -175,10 +174,10 @@ impl Faults {
     }
 
     /// Writes down who has the GPU or a part of it and is not known yet; their places in the case. Nobody, when it is well
-    /// again before kubelet says.
+    /// again before kubelet says, or another case has come in the place of this one.
     async fn find(&self, case: &Case) -> Vec<usize> {
         let mut told = false;
-        while self.is_sick(case) {
+        while self.is_sick(case) && self.book.has(case).await {
             match self.pods.anew().await {
                 Ok(snapshot) => {
                     let posted = Arc::clone(&self.board.borrow());
@@ -238,9 +237,7 @@ impl Faults {
 
     pub(super) async fn target(&self, case: &Case, n: usize) -> Option<Target> {
         let cases = self.book.cases().await;
-        let same = cases
-            .into_iter()
-            .find(|c| c.gpu == case.gpu && c.since == case.since)?;
+        let same = cases.into_iter().find(|c| c.key() == case.key())?;
         same.targets?.into_iter().nth(n)
     }
 }

@@ -57,6 +57,12 @@ impl Book {
         self.page.lock().await.cases.clone()
     }
 
+    /// Whether it is a case still, and no other has come in its place.
+    pub async fn has(&self, case: &Case) -> bool {
+        let page = self.page.lock().await;
+        page.cases.iter().any(|c| c.key() == case.key())
+    }
+
     /// Takes a case up, or puts it in the place of the one of the same GPU.
     pub async fn put(&self, case: Case) {
         self.change(|cases| {
@@ -74,9 +80,7 @@ impl Book {
     /// Changes what is known of one target of a case.
     pub async fn target(&self, case: &Case, n: usize, change: impl FnOnce(&mut Target)) {
         self.change(|cases| {
-            let same = cases
-                .iter_mut()
-                .find(|c| c.gpu == case.gpu && c.since == case.since);
+            let same = cases.iter_mut().find(|c| c.key() == case.key());
             if let Some(target) = same.and_then(|c| c.targets.as_mut()?.get_mut(n)) {
                 change(target);
             }
@@ -88,9 +92,7 @@ impl Book {
     pub async fn found(&self, case: &Case, holders: Vec<Target>) -> Vec<usize> {
         let mut places = Vec::new();
         self.change(|cases| {
-            let same = cases
-                .iter_mut()
-                .find(|c| c.gpu == case.gpu && c.since == case.since);
+            let same = cases.iter_mut().find(|c| c.key() == case.key());
             let Some(case) = same else { return };
             let known = case.targets.get_or_insert_default();
             for holder in holders {
@@ -199,5 +201,16 @@ mod tests {
         assert!(!book.cases().await[0].is_done());
         book.target(&with(2), 0, |t| t.done = true).await;
         assert!(book.cases().await[0].is_done());
+
+        // What only concerned those who wait is another case when work is over, of the same illness.
+        let waiting = Case {
+            only_waiting: true,
+            ..with(3)
+        };
+        book.put(waiting.clone()).await;
+        book.put(case("GPU-1", 3)).await;
+        assert!(!book.has(&waiting).await);
+        assert!(book.found(&waiting, vec![target.clone()]).await.is_empty());
+        assert_eq!(book.cases().await, [case("GPU-1", 3)]);
     }
 }

@@ -12,6 +12,10 @@ use crate::pods::{Holder, Snapshot};
 /// The name that slipwayd gives itself (CRI's VersionResponse.runtime_name), and kubelet puts before the ids of its containers.
 const SLIPWAYD: &str = "slipway";
 
+/// What tells a case from every other: the GPU, since when it is sick, and whether only those are concerned who wait. A GPU on
+/// which work could go on and then cannot is sick since the same moment, and is another case.
+pub type Key = (String, u64, bool);
+
 /// One GPU's case.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Case {
@@ -19,7 +23,7 @@ pub struct Case {
     pub gpu: String,
     /// Its index, for people.
     pub index: u32,
-    /// Since when it is sick: with the UUID, what tells cases apart. Seconds since 1970, as the next.
+    /// Since when it is sick. Seconds since 1970, as the next.
     pub since: u64,
     /// When the case was opened.
     pub opened: u64,
@@ -73,6 +77,11 @@ impl Case {
             only_waiting: !over,
             targets: None,
         })
+    }
+
+    /// What tells it from every other.
+    pub fn key(&self) -> Key {
+        (self.gpu.clone(), self.since, self.only_waiting)
     }
 
     /// Whether it is about this illness of the GPU.

@@ -316,3 +316,45 @@ async fn root_a_pod_of_another_runtime_beside_slipwayd_is_evicted_whatever_its_p
         assert_eq!(w.node.log().matches("another runtime has it").count(), 1);
     }
 }
+
+#[tokio::test]
+async fn root_who_runs_on_a_gpu_that_is_to_be_drained_is_ended_when_it_dies_before_the_node_has_fallen() {
+    if !root() {
+        return;
+    }
+    let mut w = world("OnFailure", "wait_seconds = 600\n", true).await;
+    let gpu = w.topology.gpus[4].uuid.clone();
+    w.who.set(vec![pod(1, &[&gpu])]);
+    w.api.change(NAMES[1], |pod| {
+        pod["status"]["containerStatuses"][0]["state"]["running"]["startedAt"] =
+            "2026-01-01T00:00:00Z".into();
+    });
+    w.topology.gpus[4].recovery_action = Some(4);
+    w.node.driver.set_topology(&w.topology).unwrap();
+    w.node.driver.raise("4 63").unwrap();
+    w.node
+        .wait("one unhealthy", || w.kubelet.ids(GPU, false).len() == 1)
+        .await;
+    let request = PreStartContainerRequest {
+        devices_ids: vec![gpu.clone()],
+    };
+    let answer = w.kubelet.plugin(GPU).await.pre_start_container(request).await;
+    assert!(answer.is_err());
+    let book = w.node.dir.path().join("state/faults.json");
+    let has = |what: &str| std::fs::read_to_string(&book).is_ok_and(|t| t.contains(what));
+    w.node.wait("who has it", || has(UIDS[1])).await;
+    assert!(has("\"only_waiting\":true") && w.asked().is_empty());
+    // While it is waited for the node, work on it is over.
+    w.topology.gpus[4].recovery_action = None;
+    w.node.driver.set_topology(&w.topology).unwrap();
+    w.node.driver.raise("4 79").unwrap();
+    w.node.wait("it to be announced", || !w.asked().is_empty()).await;
+    assert!(w.api.taken().is_empty());
+    w.api.allocatable(GPU, 7);
+    w.node
+        .wait("it to be ended", || w.asked() == ["announce b", "kill b"])
+        .await;
+    w.done().await;
+    assert_eq!(w.api.taken(), [format!("evict train-1 {}", UIDS[1])]);
+    assert_eq!(w.runtime.as_ref().unwrap().last().reason, "GpuXid79");
+}
