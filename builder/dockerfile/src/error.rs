@@ -156,8 +156,8 @@ pub enum Problem {
         expression: String,
         suggestion: Suggestion,
     },
-    #[error("{name:?} cannot be the name of an image")]
-    BadImageName { name: String },
+    #[error("{name:?} cannot be the name of an image: {flaw}")]
+    BadImageName { name: String, flaw: &'static str },
     #[error("the platform {expression} is empty after expansion{suggestion}")]
     EmptyPlatform {
         expression: String,

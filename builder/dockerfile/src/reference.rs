@@ -1,7 +1,7 @@
 //! Whether a string can name an image. What it then names is not for this crate to know.
 
-/// Whether `text` is `[host[:port]/]path[:tag][@digest]` as container registries have it.
-pub(crate) fn is_valid(text: &str) -> bool {
+/// What keeps `text` from being `[host[:port]/]path[:tag][@digest]` as container registries have it.
+pub(crate) fn flaw(text: &str) -> Option<&'static str> {
     let (name, digest) = match text.split_once('@') {
         Some((name, digest)) => (name, Some(digest)),
         None => (text, None),
@@ -13,18 +13,26 @@ pub(crate) fn is_valid(text: &str) -> bool {
     let path = match name.split_once('/') {
         Some((host, path)) if host.contains(['.', ':']) || host == "localhost" => {
             if !is_host(host) {
-                return false;
+                return Some("what is before its first / is no registry's host");
             }
             path
         }
         _ => name,
     };
-    path.split('/').all(is_component)
-        && tag.is_none_or(is_tag)
-        && digest.is_none_or(|d| {
-            d.split_once(':')
-                .is_some_and(|(a, hex)| !a.is_empty() && is_hex(hex))
-        })
+    if path.contains(|c: char| c.is_ascii_uppercase()) {
+        return Some("its letters must be lower case, but for those of a tag");
+    }
+    if !path.split('/').all(is_component) {
+        return Some("it must be of a-z and 0-9, joined by '.', '_', '__' or '-', with '/' between them");
+    }
+    if !tag.is_none_or(is_tag) {
+        return Some("a tag is 1 to 128 letters, digits, '_', '.' and '-', the first neither '.' nor '-'");
+    }
+    let is_digest = |d: &str| {
+        d.split_once(':')
+            .is_some_and(|(a, hex)| !a.is_empty() && is_hex(hex))
+    };
+    (!digest.is_none_or(is_digest)).then_some("a digest is an algorithm, ':' and its hexadecimal digits")
 }
 
 fn is_hex(text: &str) -> bool {
@@ -73,7 +81,7 @@ mod tests {
             "localhost:5000/a__b/c-d",
             &digest,
         ] {
-            assert!(is_valid(text), "{text}");
+            assert_eq!(flaw(text), None, "{text}");
         }
         for text in [
             "",
@@ -87,7 +95,20 @@ mod tests {
             "host.x:/a",
             "a/",
         ] {
-            assert!(!is_valid(text), "{text}");
+            assert!(flaw(text).is_some(), "{text}");
+        }
+    }
+
+    #[test]
+    fn what_is_wrong_with_a_name_is_said() {
+        for (text, part) in [
+            ("Bad::", "lower case"),
+            ("a//b", "'/' between"),
+            ("busybox:", "a tag"),
+            ("a@b", "a digest"),
+            ("host.x:/a", "host"),
+        ] {
+            assert!(flaw(text).is_some_and(|f| f.contains(part)), "{text}");
         }
     }
 }

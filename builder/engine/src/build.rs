@@ -281,13 +281,13 @@ impl Build {
                     };
                     let base = self.images.get(name, platform, self.step(), false).await;
                     let image = base.and_then(|b| b.image());
-                    image.map(|image| (*id, image)).map_err(|source| match source {
+                    image.map(|image| (*id, image)).map_err(|error| match error {
                         BaseError::Cancelled => BuildError::Cancelled,
-                        source => BuildError::Base {
+                        error => BuildError::Base {
                             image: name.clone(),
                             span: span.clone(),
                             excerpt: Excerpt::of(&text.text, span),
-                            source: Box::new(source),
+                            error: Box::new(error),
                         },
                     })
                 }))

@@ -36,7 +36,7 @@ pub enum BuildError {
     #[error("cannot give the build its devices")]
     Device(#[source] DeviceError),
     /// A base image cannot be had.
-    #[error("{span}: cannot use the image {image}{excerpt}")]
+    #[error("{span}: cannot use the image {image}: {}{excerpt}", crate::chain(&**error))]
     Base {
         /// The image, as written.
         image: String,
@@ -44,9 +44,8 @@ pub enum BuildError {
         span: Span,
         /// The lines.
         excerpt: Excerpt,
-        /// Why.
-        #[source]
-        source: Box<BaseError>,
+        /// Why. It stands before the lines, so it is no `source`, which would be printed after them.
+        error: Box<BaseError>,
     },
     /// The store said no.
     #[error("cannot {act}")]
@@ -169,13 +168,13 @@ impl fmt::Display for StepFailure {
                 writeln!(f, "  {line}")?;
             }
         }
-        write!(f, "\n{}: {}", self.span, self.error)?;
-        let mut source = std::error::Error::source(&self.error);
-        while let Some(cause) = source {
-            write!(f, ": {cause}")?;
-            source = cause.source();
-        }
-        write!(f, "{}", self.excerpt)
+        write!(
+            f,
+            "\n{}: {}{}",
+            self.span,
+            crate::chain(&self.error),
+            self.excerpt
+        )
     }
 }
 
@@ -489,6 +488,25 @@ mod tests {
         assert_eq!(
             Excerpt::of(text, &span).to_string(),
             "\n   1 | FROM a\n   2 | ENV b=c\n > 3 | RUN x \\\n > 4 |   y\n   5 | CMD z"
+        );
+    }
+
+    #[test]
+    fn why_a_base_cannot_be_had_stands_before_the_lines() {
+        let span = Span {
+            file: "Dockerfile".into(),
+            start: 1,
+            end: 1,
+        };
+        let error = BuildError::Base {
+            image: "a:1".into(),
+            excerpt: Excerpt::of(b"FROM a:1\nRUN x\n", &span),
+            span,
+            error: Box::new(BaseError::Gone),
+        };
+        assert_eq!(
+            crate::chain(&error).to_string(),
+            "Dockerfile:1: cannot use the image a:1: it was removed from the store while the build wanted to use it\n > 1 | FROM a:1\n   2 | RUN x"
         );
     }
 }

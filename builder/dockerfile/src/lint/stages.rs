@@ -135,7 +135,7 @@ pub(crate) fn references(linter: &mut Linter, ast: &Ast, defaults: &dyn Environm
         let Ok(expanded) = Lexer::new(ast.directives.escape).process(base, defaults) else {
             return;
         };
-        if !reference::is_valid(&expanded.text) {
+        if reference::flaw(&expanded.text).is_some() {
             linter.warn(Rule::InvalidDefaultArgInFrom, &node.span, &node.comments, || {
                 format!("with the defaults of its ARGs {base} names no image")
             });

@@ -152,12 +152,13 @@ impl Plan {
         Ok(match self.outline.named(name) {
             Some(context) => Source::Named(context),
             None if name == "scratch" => Source::Scratch,
-            None if !reference::is_valid(name) => {
-                return Err(Problem::BadImageName {
-                    name: name.to_owned(),
-                });
-            }
-            None => Source::Image(name.to_owned()),
+            None => match reference::flaw(name) {
+                Some(flaw) => {
+                    let name = name.to_owned();
+                    return Err(Problem::BadImageName { name, flaw });
+                }
+                None => Source::Image(name.to_owned()),
+            },
         })
     }
 }

@@ -198,12 +198,13 @@ impl Outline {
         {
             Some(earlier) => Base::Stage(*earlier),
             None if expanded.text == "scratch" => Base::Scratch,
-            None => match self.named(&expanded.text) {
-                Some(context) => Base::Named(context),
-                None if !reference::is_valid(&expanded.text) => {
-                    return Err(Error::new(span, Problem::BadImageName { name: expanded.text }));
+            None => match (self.named(&expanded.text), reference::flaw(&expanded.text)) {
+                (Some(context), _) => Base::Named(context),
+                (None, Some(flaw)) => {
+                    let name = expanded.text;
+                    return Err(Error::new(span, Problem::BadImageName { name, flaw }));
                 }
-                None => Base::Image(expanded.text),
+                (None, None) => Base::Image(expanded.text),
             },
         };
         let platform = match (&base, asked) {
