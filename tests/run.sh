@@ -22,6 +22,8 @@ done
 part "suite: streaming" cargo test -q -p slipway-tests --test streaming -- --test-threads=3
 # A real kubelet, API server and etcd on slipwayd: two nodes, and the examples end to end.
 part "suite: kubelet" cargo test -q -p slipway-tests --test kubelet -- --test-threads=4
+# `make cluster` and `make cluster-down` as they are typed.
+part "suite: cluster" cargo test -q -p slipway-tests --test cluster
 # Conformance, over SPDY and over WebSocket.
 part "critest" cargo test -q -p slipway-tests --test critest
 # The same where nodes are otherwise: unified cgroups, systemd, AppArmor, power cuts. Three guests, each of one processor; a busy

@@ -1,5 +1,7 @@
 //! `make cluster` and `make cluster-down`: a Kubernetes cluster on this machine with slipwayd under it.
 //!
+//! `CLUSTER_NAME` names its links, network namespaces and cgroups otherwise than "slipway" (8 characters at most).
+//!
 //! `cluster up DIR NODES [GPUS]`, `cluster examples DIR`, `cluster down DIR`, `cluster dns ADDRESS KUBECTL KUBECONFIG` (the DNS server of one, run by `up`).
 #![forbid(unsafe_code)]
 
@@ -52,6 +54,10 @@ async fn up(dir: &Path, nodes: &str, gpus: &str) -> Result<()> {
         .ok()
         .filter(|n| (0..=8).contains(n))
         .with_context(|| format!("GPUS is from 0 to 8, not {gpus:?}"))?;
+    let name = std::env::var("CLUSTER_NAME").unwrap_or_else(|_| "slipway".into());
+    if !(1..=8).contains(&name.len()) || !name.bytes().all(|b| b.is_ascii_alphanumeric()) {
+        bail!("CLUSTER_NAME is up to 8 letters and digits, not {name:?}");
+    }
     if Cluster::find(dir)?.is_some() {
         bail!(
             "a cluster is up already, in {}: `make cluster-down` takes it down",
@@ -61,7 +67,7 @@ async fn up(dir: &Path, nodes: &str, gpus: &str) -> Result<()> {
     let (cluster, took) = Cluster::up(Options {
         dir: dir.to_owned(),
         net: Net {
-            name: "slipway".into(),
+            name,
             base: (244, 0),
             count,
         },
@@ -144,6 +150,8 @@ async fn down(dir: &Path) -> Result<()> {
         return Ok(());
     };
     cluster.down().await?;
-    println!("nothing is left: no process, mount, link, network namespace, firewall rule, cgroup or file");
+    println!(
+        "nothing is left: no process, mount, link, network namespace, firewall rule, cgroup, file or changed setting of the machine"
+    );
     Ok(())
 }

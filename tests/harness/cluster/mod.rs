@@ -10,7 +10,8 @@
 //! ```
 //! Node 1 is the host; every further node is a network namespace with a runtime and a kubelet of its own. There is no
 //! kube-proxy: a Service needs to be headless, and its names come from the cluster's own DNS server; pods reach the API server
-//! by the Service `kubernetes`, whose address a rule of the firewall leads to it.
+//! by the Service `kubernetes`, whose address a rule of the firewall leads to it. What is changed of the machine itself is put
+//! back by the last cluster on it (host.rs).
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -26,6 +27,7 @@ mod audit;
 mod containerd;
 pub mod dns;
 mod examples;
+mod host;
 mod net;
 mod node;
 mod pki;
@@ -166,6 +168,7 @@ impl Cluster {
 
     async fn bring_up(&self) -> Result<Took> {
         let began = Instant::now();
+        host::enter(self.dir())?;
         let pki = self.make_pki()?;
         self.options.net.up(self.ports.api)?;
         self.make_cgroup()?;
@@ -480,6 +483,9 @@ impl Cluster {
         self.net().down(self.ports.api);
         self.remove_cgroups(&mut wrong);
         forget_container_links(self.dir());
+        if wrong.is_empty() {
+            wrong = host::leave(self.dir())?;
+        }
         if wrong.is_empty() {
             std::fs::remove_dir_all(self.dir())
                 .with_context(|| format!("removing {}", self.dir().display()))?;

@@ -129,15 +129,17 @@ impl Net {
         }
     }
 
-    /// The links on the host that are this cluster's.
+    /// The links in this process's network that are this cluster's.
     pub fn links(&self) -> Vec<String> {
-        let ours = |l: &String| *l == self.name || l.starts_with(&format!("{}-", self.name));
-        let dir = std::fs::read_dir("/sys/class/net")
-            .into_iter()
-            .flatten()
-            .flatten();
-        dir.map(|e| e.file_name().to_string_lossy().into_owned())
+        let ours = |l: &&str| *l == self.name || l.starts_with(&format!("{}-", self.name));
+        // Not /sys/class/net, which is of the network in which it was mounted.
+        let links = sh("ip -o link").unwrap_or_default();
+        links
+            .lines()
+            .filter_map(|l| l.split(": ").nth(1))
+            .map(|l| l.split('@').next().unwrap_or(l))
             .filter(ours)
+            .map(str::to_owned)
             .collect()
     }
 
