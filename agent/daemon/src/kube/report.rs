@@ -5,6 +5,7 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
+use hyper::StatusCode;
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
@@ -46,16 +47,31 @@ struct Wanted {
     sick: Vec<(String, String)>,
 }
 
+/// What the API server does not take of what is said of the node, though it answers: it is tried again, and nothing else waits
+/// for it.
+struct Refused {
+    why: String,
+    pause: Duration,
+    until: Instant,
+}
+
 struct Queue {
     report: Report,
     wanted: Option<Wanted>,
     said: Option<(Wanted, Instant)>,
+    refused: Option<Refused>,
     /// The condition's status and since when it is so.
     since: Option<(bool, String)>,
     notes: VecDeque<(String, Note)>,
     told: BTreeMap<String, Instant>,
     next: u64,
     started: u64,
+}
+
+/// Whether the same request would be refused again: what it is about is gone, or it is not allowed.
+fn is_final(error: &KubeError) -> bool {
+    let refused = |c: StatusCode| c.is_client_error() && ![401, 408, 429].contains(&c.as_u16());
+    error.refused().is_some_and(refused)
 }
 
 fn now() -> u64 {
@@ -75,6 +91,7 @@ impl Report {
             report: self,
             wanted: None,
             said: None,
+            refused: None,
             since: None,
             notes: VecDeque::new(),
             told: BTreeMap::new(),
@@ -92,7 +109,9 @@ impl Report {
                         tracing::info!("the API server answers again");
                     }
                     pause = FIRST_PAUSE;
-                    AGAIN
+                    let again = queue.refused.as_ref();
+                    let again = again.map(|r| r.until.saturating_duration_since(Instant::now()));
+                    again.unwrap_or(AGAIN)
                 }
                 Err(e) => {
                     let text = chain(&e);
@@ -220,26 +239,54 @@ impl Queue {
     }
 
     fn is_behind(&self) -> bool {
-        !self.notes.is_empty() || self.said.as_ref().map(|(w, _)| w) != self.wanted.as_ref()
+        let node = self.said.as_ref().map(|(w, _)| w) != self.wanted.as_ref();
+        !self.notes.is_empty() || node && !self.is_refused()
+    }
+
+    /// Whether the API server has refused what is said of the node a moment ago.
+    fn is_refused(&self) -> bool {
+        self.refused.as_ref().is_some_and(|r| Instant::now() < r.until)
+    }
+
+    fn refuse(&mut self, error: &KubeError) {
+        let why = chain(error);
+        let before = self.refused.take();
+        if before.as_ref().is_none_or(|r| r.why != why) {
+            tracing::warn!(
+                error = why,
+                "labels and condition of the node are not taken; trying again"
+            );
+        }
+        let pause = before.map_or(FIRST_PAUSE, |r| (r.pause * 2).min(MAX_PAUSE));
+        let until = Instant::now() + pause;
+        self.refused = Some(Refused { why, pause, until });
     }
 
     /// Says what there is to say, until something fails.
     async fn work(&mut self) -> Result<(), KubeError> {
         if let Some(wanted) = self.wanted.clone() {
             let fresh = |(said, at): &(Wanted, Instant)| *said == wanted && at.elapsed() < AGAIN;
-            if !self.said.as_ref().is_some_and(fresh) {
-                self.node(&wanted).await?;
-                self.said = Some((wanted, Instant::now()));
+            if self.said.as_ref().is_some_and(fresh) {
+                self.refused = None;
+            } else if !self.is_refused() {
+                match self.node(&wanted).await {
+                    Ok(()) => {
+                        self.said = Some((wanted, Instant::now()));
+                        if self.refused.take().is_some() {
+                            tracing::info!("labels and condition of the node are taken again");
+                        }
+                    }
+                    // No reason to keep Events back.
+                    Err(e) if is_final(&e) => self.refuse(&e),
+                    Err(e) => return Err(e),
+                }
             }
         }
         while let Some((name, note)) = self.notes.front().cloned() {
             match self.event(&name, &note).await {
                 Ok(()) => {}
                 // The pod or its namespace is gone, or this is not allowed: it never will be.
-                Err(e)
-                    if e.refused()
-                        .is_some_and(|c| c.is_client_error() && ![401, 408, 429].contains(&c.as_u16())) =>
-                {
+                Err(e) if is_final(&e) => {
                     // It was made, and the answer was lost.
                     if e.refused().is_none_or(|c| c.as_u16() != 409) {
                         tracing::warn!(error = chain(&e), reason = note.reason, "an Event is not told");
@@ -256,29 +303,11 @@ impl Queue {
     async fn node(&mut self, wanted: &Wanted) -> Result<(), KubeError> {
         let path = format!("/api/v1/nodes/{}", self.report.node);
         let there = self.report.client.get(&path).await?;
-        if self.report.labels {
-            let mut patch = serde_json::Map::new();
-            let old = there["metadata"]["labels"].as_object();
-            for (name, value) in old.into_iter().flatten() {
-                match wanted.labels.get(name) {
-                    Some(new) if value == new => {}
-                    None if labels::is_ours(name, &self.report.wanted) => {
-                        drop(patch.insert(name.clone(), Value::Null))
-                    }
-                    _ => {}
-                }
-            }
-            for (name, value) in &wanted.labels {
-                if old.and_then(|o| o.get(name)).is_none_or(|v| v != value) {
-                    patch.insert(name.clone(), json!(value));
-                }
-            }
-            if !patch.is_empty() {
-                let patch = json!({ "metadata": { "labels": patch } });
-                self.report.client.patch(&path, MERGE, &patch).await?;
-                tracing::info!(node = self.report.node, "the node is labelled");
-            }
-        }
+        let labelled = match self.label(&path, &there, wanted).await {
+            // Whoever may not label nodes may say how they are.
+            Err(e) if !is_final(&e) => return Err(e),
+            labelled => labelled,
+        };
         let status = !wanted.sick.is_empty();
         let at = stamp(now());
         if self.since.as_ref().is_none_or(|(was, _)| *was != status) {
@@ -292,6 +321,34 @@ impl Queue {
         let patch = json!({ "status": { "conditions": [condition(&wanted.sick, since, &at)] } });
         let path = format!("{path}/status");
         self.report.client.patch(&path, STRATEGIC, &patch).await?;
+        labelled
+    }
+
+    async fn label(&self, path: &str, there: &Value, wanted: &Wanted) -> Result<(), KubeError> {
+        if !self.report.labels {
+            return Ok(());
+        }
+        let mut patch = serde_json::Map::new();
+        let old = there["metadata"]["labels"].as_object();
+        for (name, value) in old.into_iter().flatten() {
+            match wanted.labels.get(name) {
+                Some(new) if value == new => {}
+                None if labels::is_ours(name, &self.report.wanted) => {
+                    drop(patch.insert(name.clone(), Value::Null))
+                }
+                _ => {}
+            }
+        }
+        for (name, value) in &wanted.labels {
+            if old.and_then(|o| o.get(name)).is_none_or(|v| v != value) {
+                patch.insert(name.clone(), json!(value));
+            }
+        }
+        if !patch.is_empty() {
+            let patch = json!({ "metadata": { "labels": patch } });
+            self.report.client.patch(path, MERGE, &patch).await?;
+            tracing::info!(node = self.report.node, "the node is labelled");
+        }
         Ok(())
     }
 

@@ -33,6 +33,8 @@ struct State {
     events: Vec<Value>,
     /// Refuses everything with this.
     refuses: Option<u16>,
+    /// Refuses to change what is at a path that ends so.
+    denies: Option<(&'static str, u16)>,
     requests: usize,
     /// Pods that are not as any other, by name.
     pods: BTreeMap<String, Value>,
@@ -70,6 +72,15 @@ fn answer(state: &mut State, method: &Method, path: &str, kind: &str, body: &Val
     state.requests += 1;
     if let Some(code) = state.refuses {
         return (code, json!({ "kind": "Status", "message": "not now" }));
+    }
+    if let Some((end, code)) = state.denies
+        && method == Method::PATCH
+        && path.ends_with(end)
+    {
+        return (
+            code,
+            json!({ "kind": "Status", "message": format!("cannot patch {end}") }),
+        );
     }
     let node = format!("/api/v1/nodes/{NODE}");
     let parts: Vec<&str> = path.trim_start_matches('/').split('/').collect();
@@ -291,6 +302,10 @@ impl Api {
 
     pub fn refuse(&self, code: Option<u16>) {
         self.state.lock().unwrap().refuses = code;
+    }
+
+    pub fn deny(&self, path: Option<(&'static str, u16)>) {
+        self.state.lock().unwrap().denies = path;
     }
 
     pub fn requests(&self) -> usize {

@@ -250,6 +250,53 @@ async fn root_an_api_server_that_is_gone_holds_up_nothing_and_hears_all_of_it_la
 }
 
 #[tokio::test]
+async fn root_an_api_server_that_takes_no_labels_takes_the_condition_and_one_without_either_takes_events() {
+    if !root() {
+        return;
+    }
+    let topology = Topology::named("h100x8").unwrap();
+    let api = Api::serve(0).await;
+    api.deny(Some((NODE, 403)));
+    let mut node = telling(&topology, api.port, "");
+    let kubelet = Kubelet::start(&node.kubelet());
+    let who = Who::serve(&node.pod_resources(), &node.pods(), true);
+    who.set(vec![pod(&topology, 3), pod(&topology, 4)]);
+    node.start();
+    node.wait("a list of eight", || kubelet.ids(GPU, true).len() == 8)
+        .await;
+    node.wait("the condition", || {
+        api.condition("status").as_deref() == Some("False")
+    })
+    .await;
+    assert!(api.label("nvidia.com/gpu.count").is_none());
+    let told = |gpu: usize| {
+        let is = |(reason, message): &(String, String)| {
+            reason == "GpuUnhealthy" && message.contains(&topology.gpus[gpu].uuid)
+        };
+        [NODE, "train-0"].map(|of| api.events(of).iter().any(is))
+    };
+    for (gpu, path) in [(3, NODE), (4, "/status")] {
+        api.deny(Some((path, 403)));
+        node.driver.raise(&format!("{gpu} 79")).unwrap();
+        node.wait("the Events", || told(gpu) == [true, true]).await;
+    }
+    // Each refusal is told once, and both are heard when they are allowed.
+    let tellings = || node.log().matches("are not taken; trying again").count();
+    node.wait("word of it", || tellings() == 2).await;
+    api.deny(None);
+    node.wait("the labels", || api.label("nvidia.com/gpu.count").is_some())
+        .await;
+    node.wait("the condition", || {
+        let message = api.condition("message").unwrap();
+        message.contains("GPU 3 (") && message.contains("GPU 4 (")
+    })
+    .await;
+    node.wait("word of its end", || node.log().contains("are taken again"))
+        .await;
+    assert_eq!(tellings(), 2);
+}
+
+#[tokio::test]
 async fn root_labels_go_into_a_feature_file_and_follow_the_geometry() {
     if !root() {
         return;
