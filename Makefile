@@ -15,7 +15,7 @@ SETUP := tests/setup
 
 .PHONY: help
 help: ## This list
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/; s#\$$\(SLIPWAY_BIN\)#$(SLIPWAY_BIN)#; s#\$$\(SLIPWAY_CACHE\)#$(SLIPWAY_CACHE)#; s#\$$\(PREFIX\)#$(PREFIX)#' | expand -t 18
 
 .PHONY: run
 run: build ## Build a training image from a Dockerfile and run it as a pod, leaving nothing behind
@@ -39,6 +39,15 @@ build: ## Release builds of slipwayd, slipway, slipway-agent, the shim and its w
 	@cd $(CARGO_TARGET_DIR) && for f in release/slipwayd release/slipway release/slipway-agent \
 	  $(ARCH)-unknown-linux-musl/shim/containerd-shim-slipway-v1 $(ARCH)-unknown-linux-gnu/release/slipway-runc; do \
 	    cmp -s $$f $(SLIPWAY_BIN)/$${f##*/} || install -m 755 $$f $(SLIPWAY_BIN)/; done
+	@echo 'The programs are in $(SLIPWAY_BIN)'
+
+.PHONY: where
+where: ## Where `make build` puts the programs
+	@echo '$(SLIPWAY_BIN)'
+
+.PHONY: path
+path: ## The same for PATH, with the tools that `make test` and `make cluster` bring along: export PATH=$(make path):$PATH
+	@echo '$(SLIPWAY_BIN):$(SLIPWAY_CACHE)/tools/bin'
 
 .PHONY: check
 check: ## Formatting, lints, unit tests, licences and advisories, and the arrows of ARCHITECTURE.md

@@ -22,16 +22,28 @@ for unit in slipwayd.service slipway-agent.service; do
   chmod 644 "$dest$units/$unit"
 done
 
-config() { # config FILE TARGET; a link is the administrator's too, and below DESTDIR it may not lead to where it does on the node
+config() { # config FILE TARGET [NOTE]: NOTE is what a file that is kept has to agree with; a link is the administrator's too, and below DESTDIR it may not lead to where it does on the node
   to=$dest$etc/$2
   mkdir -p "$(dirname "$to")"
   if [ -L "$to" ] || { [ -e "$to" ] && ! cmp -s "$here/$1" "$to"; }; then
     to=$to.new
-    echo "$etc/$2 is kept; the new one is $etc/$2.new"
+    echo "$etc/$2 is kept${3:+: $3}; the new one is $etc/$2.new"
   fi
   put "$here/$1" "$to" 644
 }
-config config.toml slipway/config.toml
+config config.toml slipway/config.toml \
+  "its cgroup_driver (cgroupfs where it does not say) has to be the cgroupDriver of $etc/kubernetes/kubelet.conf.d/20-slipway.conf"
 [ "${CNI:-yes}" = no ] || config 10-slipway.conflist cni/net.d/10-slipway.conflist
-config kubelet.conf kubernetes/kubelet.conf.d/20-slipway.conf
+config kubelet.conf kubernetes/kubelet.conf.d/20-slipway.conf \
+  "it has to name slipwayd's socket, and its cgroupDriver has to be the cgroup_driver of $etc/slipway/config.toml"
 mkdir -p "$dest$etc/slipway/certs.d"
+
+echo "installed${dest:+ below $dest}: programs in $prefix/bin, units in $units, configuration in $etc/slipway, kubelet's drop-in in $etc/kubernetes/kubelet.conf.d"
+# What follows is for a node of one's own; below DESTDIR somebody else goes on.
+[ -z "$dest" ] || exit 0
+if [ "${CNI:-yes}" != no ]; then
+  echo "pods' network: $etc/cni/net.d/10-slipway.conflist, 10.88.0.0/16 on this node alone (CNI=no where the cluster has a network)"
+fi
+[ -e /opt/cni/bin/bridge ] || [ -e /usr/lib/cni/bridge ] ||
+  echo "neither /opt/cni/bin nor /usr/lib/cni has CNI plugins, which pods need: install containernetworking-plugins"
+echo "next: systemctl daemon-reload && systemctl enable --now slipwayd"
