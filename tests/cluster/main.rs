@@ -1,14 +1,19 @@
 //! `make cluster` and `make cluster-down`: a Kubernetes cluster on this machine with slipwayd under it.
 //!
-//! `CLUSTER_NAME` names its links, network namespaces and cgroups otherwise than "slipway" (8 characters at most).
+//! `CLUSTER_NAME` names its links, network namespaces and cgroups otherwise than "slipplay" (8 characters at most).
 //!
 //! `cluster up DIR NODES [GPUS]`, `cluster examples DIR`, `cluster down DIR`, `cluster dns ADDRESS KUBECTL KUBECONFIG` (the DNS server of one, run by `up`).
 #![forbid(unsafe_code)]
 
+use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use harness::cluster::{Cluster, Net, Options, dns};
+use tokio::signal::unix::{SignalKind, signal};
+
+/// Neither the cgroup of a slipwayd with its defaults nor the beginning of another's names.
+const NAME: &str = "slipplay";
 
 #[tokio::main]
 async fn main() -> std::process::ExitCode {
@@ -25,8 +30,8 @@ async fn run() -> Result<()> {
     let args: Vec<String> = std::env::args().skip(1).collect();
     let args: Vec<&str> = args.iter().map(String::as_str).collect();
     match args[..] {
-        ["up", dir, nodes] => up(Path::new(dir), nodes, "0").await,
-        ["up", dir, nodes, gpus] => up(Path::new(dir), nodes, gpus).await,
+        ["up", dir, nodes] => up_or_down(Path::new(dir), nodes, "0").await,
+        ["up", dir, nodes, gpus] => up_or_down(Path::new(dir), nodes, gpus).await,
         ["examples", dir] => examples(Path::new(dir)),
         ["down", dir] => down(Path::new(dir)).await,
         ["dns", listen, kubectl, kubeconfig] => dns::serve(
@@ -43,6 +48,32 @@ async fn run() -> Result<()> {
     }
 }
 
+/// Its processes outlive this one: who is interrupted before they are all there takes down those that are.
+async fn up_or_down(dir: &Path, nodes: &str, gpus: &str) -> Result<()> {
+    let there = Cluster::find(dir)?.is_some();
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut hangup = signal(SignalKind::hangup())?;
+    let heard = tokio::select! {
+        biased;
+        _ = interrupt.recv() => "SIGINT",
+        _ = terminate.recv() => "SIGTERM",
+        _ = hangup.recv() => "SIGHUP",
+        r = up(dir, nodes, gpus) => return r,
+    };
+    if !there && let Some(cluster) = Cluster::find(dir)? {
+        let _ = writeln!(
+            std::io::stderr(),
+            "interrupted by {heard}: taking down what is up already"
+        );
+        cluster
+            .down()
+            .await
+            .context("interrupted; `make cluster-down` tries again to take it down")?;
+    }
+    bail!("interrupted by {heard}; nothing is left of it")
+}
+
 async fn up(dir: &Path, nodes: &str, gpus: &str) -> Result<()> {
     let count: usize = nodes
         .parse()
@@ -54,7 +85,7 @@ async fn up(dir: &Path, nodes: &str, gpus: &str) -> Result<()> {
         .ok()
         .filter(|n| (0..=8).contains(n))
         .with_context(|| format!("GPUS is from 0 to 8, not {gpus:?}"))?;
-    let name = std::env::var("CLUSTER_NAME").unwrap_or_else(|_| "slipway".into());
+    let name = std::env::var("CLUSTER_NAME").unwrap_or_else(|_| NAME.into());
     if !(1..=8).contains(&name.len()) || !name.bytes().all(|b| b.is_ascii_alphanumeric()) {
         bail!("CLUSTER_NAME is up to 8 letters and digits, not {name:?}");
     }
@@ -86,18 +117,19 @@ async fn up(dir: &Path, nodes: &str, gpus: &str) -> Result<()> {
         dir.join("log").display()
     );
     if gpus > 0 {
-        let mut topology = slipway_fake_gpu::Topology::named("h100x8")?;
-        topology.gpus.truncate(gpus);
-        for n in cluster.nodes() {
-            cluster.start_gpus(n, &topology)?;
-            cluster
-                .wait_allocatable(n, "nvidia.com/gpu", gpus, std::time::Duration::from_secs(60))
-                .await?;
-        }
+        give_gpus(&cluster, gpus)
+            .await
+            .context("the cluster is up but for its GPUs; `make cluster-down` takes it down")?;
         println!(
             "each node has {gpus} GPUs that are not real; `echo 0 79 >> {}/nvml/events` makes the first fall off its bus",
             cluster.node_dir(1).join("driver").display()
         );
+        for n in cluster.nodes() {
+            if let Some(address) = cluster.agent_address(n) {
+                println!("node{n}'s metrics: curl http://{address}/metrics");
+            }
+            println!("what its agent sees: {} list", cluster.agent_command(n));
+        }
     }
     let bin: PathBuf = harness::lab::tool("kubectl");
     println!("\nexport KUBECONFIG={}", cluster.kubeconfig().display());
@@ -106,6 +138,18 @@ async fn up(dir: &Path, nodes: &str, gpus: &str) -> Result<()> {
         bin.parent().unwrap_or(Path::new("/")).display()
     );
     println!("\n`make cluster-down` removes every trace of it.");
+    Ok(())
+}
+
+async fn give_gpus(cluster: &Cluster, count: usize) -> Result<()> {
+    let mut topology = slipway_fake_gpu::Topology::named("h100x8")?;
+    topology.gpus.truncate(count);
+    for n in cluster.nodes() {
+        cluster.start_gpus(n, &topology)?;
+        cluster
+            .wait_allocatable(n, "nvidia.com/gpu", count, std::time::Duration::from_secs(60))
+            .await?;
+    }
     Ok(())
 }
 

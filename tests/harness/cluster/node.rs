@@ -300,6 +300,25 @@ impl Cluster {
         self.processes().start(&format!("agent{n}"), &c)
     }
 
+    /// Where node `n`'s slipway-agent serves HTTP ("address:port"), as its log says; `None` before it does.
+    pub fn agent_address(&self, n: usize) -> Option<String> {
+        let log = std::fs::read_to_string(self.processes().log(&format!("agent{n}"))).ok()?;
+        let line = log.lines().rfind(|l| l.contains("HTTP is served"))?;
+        Some(line.split_once("address=")?.1.trim().to_owned())
+    }
+
+    /// The environment and arguments with which `slipway-agent VERB` looks at what node `n`'s agent sees, for a shell.
+    pub fn agent_command(&self, n: usize) -> String {
+        let dir = self.node_dir(n);
+        format!(
+            "{}={} {} --config {}",
+            slipway_fake_gpu::FOLDER,
+            dir.join("driver/nvml").display(),
+            lab::bin("slipway-agent").display(),
+            dir.join("agent.toml").display()
+        )
+    }
+
     /// Waits until node `n`'s kubelet says that it may hand out `count` of `resource`; how long that took.
     ///
     /// # Errors

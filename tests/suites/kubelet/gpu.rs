@@ -18,13 +18,7 @@ const SICK: &str = ".status.conditions[?(@.type==\"GpuUnhealthy\")].status";
 
 /// What the agent of node 1 tells Prometheus.
 pub fn metrics(k: &Kube) -> Result<String> {
-    let log = std::fs::read_to_string(k.cluster.processes().log("agent1"))?;
-    let line = log.lines().rfind(|l| l.contains("HTTP is served"));
-    let address = line
-        .and_then(|l| l.split_once("address="))
-        .context("no address")?
-        .1
-        .trim();
+    let address = k.cluster.agent_address(1).context("no address")?;
     let mut stream = std::net::TcpStream::connect(address)?;
     write!(
         stream,
