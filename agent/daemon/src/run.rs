@@ -294,6 +294,14 @@ impl Again {
     }
 }
 
+/// What goes together: the GPUs, and what the CDI file has of them. A device that is said to be there before it is in the file
+/// costs the container that gets it.
+struct Offered {
+    inventory: Inventory,
+    without: Without,
+    spec: Option<slipway_cdi::Spec>,
+}
+
 struct Agent {
     config: Config,
     roots: Roots,
@@ -311,8 +319,8 @@ struct Agent {
     silent: BTreeMap<u32, Again>,
     /// Since some GPU fails: when a new process is tried.
     failing: Option<Again>,
-    without: Without,
-    spec: Option<slipway_cdi::Spec>,
+    /// None: nothing has been looked at yet, and nothing is said to kubelet.
+    offered: Option<Offered>,
     board: watch::Sender<Arc<Posted>>,
     sides: Sides,
     plugins: BTreeMap<String, JoinHandle<()>>,
@@ -353,8 +361,7 @@ impl Agent {
             overtaken: BTreeSet::new(),
             silent: BTreeMap::new(),
             failing: None,
-            without: Without::new(),
-            spec: None,
+            offered: None,
             board,
             sides,
             plugins: BTreeMap::new(),

@@ -67,7 +67,13 @@ impl Agent {
             }
             // Somebody is at work on the driver: nothing is asked, and everything stays.
             Err(GpuError::Released) => return Some(()),
-            Err(e) => self.unreachable(&e),
+            Err(e) => {
+                self.unreachable(&e);
+                // Nothing has been seen: that is not to say that there is nothing.
+                if self.offered.is_none() && matches!(e, GpuError::Process(_)) {
+                    return Some(());
+                }
+            }
         }
         self.refresh(events).await
     }

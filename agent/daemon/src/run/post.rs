@@ -1,5 +1,5 @@
 //! Saying what there is: the CDI file, the board, and a plugin for each resource. A device that no container could be given is
-//! posted as unhealthy.
+//! posted as unhealthy, and none is posted before the file that has it is written.
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -9,7 +9,7 @@ use slipway_cdi::{Cache, ResolveError, Spec};
 use slipway_gpu::{GpuEvent, Inventory};
 use tokio::sync::mpsc;
 
-use super::Agent;
+use super::{Agent, Offered};
 use crate::board::Posted;
 use crate::cause::chain;
 use crate::cdi::{self, Roots};
@@ -29,8 +29,7 @@ struct Wanted {
 
 /// What became of it.
 struct Written {
-    spec: Option<Spec>,
-    without: Without,
+    offered: Offered,
     /// For the log, each once.
     errors: Vec<String>,
 }
@@ -50,7 +49,7 @@ impl Agent {
         let written = tokio::task::spawn_blocking(move || wanted.write());
         match self.while_hearing(events, written).await? {
             Ok(written) => {
-                (self.spec, self.without) = (written.spec, written.without);
+                self.offered = Some(written.offered);
                 for error in written.errors {
                     if self.warned.insert(error.clone()) {
                         tracing::error!("{error}");
@@ -63,22 +62,31 @@ impl Agent {
         Some(())
     }
 
-    /// Posts what is known and has a plugin for each resource. Waits for nothing.
+    /// Posts what is offered and how it is now, and has a plugin for each resource. Waits for nothing. Before anything is
+    /// offered, kubelet is not told of any: to it, an empty list would be the end of all devices.
     pub(super) fn post(&mut self) {
+        let Some(offered) = &self.offered else {
+            self.board.send_modify(|posted| {
+                let posted = Arc::make_mut(posted);
+                posted.health.clone_from(&self.health);
+                posted.xids.clone_from(&self.xids);
+            });
+            return;
+        };
         let offer = node::offer(
-            &self.inventory,
+            &offered.inventory,
             &self.health,
-            &self.without,
+            &offered.without,
             &self.config.resources,
         );
         let names: Vec<String> = offer.resources.keys().cloned().collect();
         self.board.send_replace(Arc::new(Posted {
-            inventory: self.inventory.clone(),
+            inventory: offered.inventory.clone(),
             items: offer.resources,
-            spec: self.spec.clone(),
+            spec: offered.spec.clone(),
             health: self.health.clone(),
             xids: self.xids.clone(),
-            silent: self.silent_uuids(),
+            silent: self.silent_uuids(&offered.inventory),
         }));
         for warning in offer.warnings {
             if self.warned.insert(warning.clone()) {
@@ -106,9 +114,9 @@ impl Agent {
 }
 
 impl Agent {
-    fn silent_uuids(&self) -> BTreeSet<String> {
+    fn silent_uuids(&self, inventory: &Inventory) -> BTreeSet<String> {
         let silent = |g: &&slipway_gpu::Gpu| self.silent.contains_key(&g.index);
-        let gpus = self.inventory.gpus.iter();
+        let gpus = inventory.gpus.iter();
         gpus.filter(silent).map(|g| g.uuid.clone()).collect()
     }
 }
@@ -123,7 +131,20 @@ impl Wanted {
         devices.map(|uuid| (uuid, reason.to_owned())).collect()
     }
 
-    fn write(&self) -> Written {
+    fn write(self) -> Written {
+        let (spec, without, errors) = self.make();
+        let inventory = self.inventory;
+        Written {
+            offered: Offered {
+                inventory,
+                without,
+                spec,
+            },
+            errors,
+        }
+    }
+
+    fn make(&self) -> (Option<Spec>, Without, Vec<String>) {
         let made = match cdi::generate(&self.inventory, &self.roots, &self.kind) {
             Ok(made) => made,
             Err(e) => {
@@ -131,11 +152,7 @@ impl Wanted {
                 let mut errors = vec![reason.clone()];
                 // What the file says is not there any more.
                 errors.extend(self.remove());
-                return Written {
-                    spec: None,
-                    without: self.none(&reason),
-                    errors,
-                };
+                return (None, self.none(&reason), errors);
             }
         };
         let reason = |e| format!("no container can be given it: {}", chain(e));
@@ -150,11 +167,7 @@ impl Wanted {
             .collect();
         let Some(spec) = made.spec else {
             errors.extend(self.remove());
-            return Written {
-                spec: None,
-                without,
-                errors,
-            };
+            return (None, without, errors);
         };
         match cdi::write(&spec, &self.folder) {
             Ok(true) => {
@@ -177,11 +190,7 @@ impl Wanted {
         if self.by_name {
             without.extend(conflicts);
         }
-        Written {
-            spec: Some(spec),
-            without,
-            errors,
-        }
+        (Some(spec), without, errors)
     }
 
     fn remove(&self) -> Option<String> {

@@ -1,5 +1,7 @@
 //! The CDI file over time, and what is handed out while a device is not in it.
 
+use std::time::Duration;
+
 use slipway_fake_gpu::Topology;
 
 use crate::kubelet::{GPU, Kubelet, ready, ready_with};
@@ -165,4 +167,73 @@ async fn root_an_agent_whose_file_is_replaced_goes_on_and_its_hooks_keep_their_p
         .await;
     let text = std::fs::read_to_string(node.cdi().join("slipway-gpu.json")).unwrap();
     assert!(!text.contains("deleted"), "{text}");
+}
+
+/// Holds up whoever reads the file, until [`let_go`].
+fn hold(file: &std::path::Path) {
+    let new = file.with_extension("fifo");
+    let (mode, fifo) = (rustix::fs::Mode::RWXU, rustix::fs::FileType::Fifo);
+    rustix::fs::mknodat(rustix::fs::CWD, &new, fifo, mode, 0).unwrap();
+    std::fs::rename(new, file).unwrap();
+}
+
+fn let_go(file: &std::path::Path) {
+    drop(std::fs::OpenOptions::new().write(true).open(file).unwrap());
+}
+
+#[tokio::test]
+async fn root_the_first_list_is_of_everything_and_of_nothing_that_the_file_has_not() {
+    if !root() {
+        return;
+    }
+    let mut node = Node::new("h100x8", "");
+    let kubelet = Kubelet::start(&node.kubelet());
+    let file = node.cdi().join("slipway-gpu.json");
+    std::fs::create_dir(node.cdi()).unwrap();
+    hold(&file);
+    // One after the other is found to have links that it had not.
+    let slow = ["nvmlDeviceRegisterEvents sleep 100"];
+    node.driver.override_with(&slow).unwrap();
+    node.start();
+    node.wait("the look", || node.log().contains("the node's GPUs"))
+        .await;
+    node.driver.raise("3 79").unwrap();
+    node.wait("word of it", || node.log().contains("xid=79")).await;
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    assert!(kubelet.resources().is_empty(), "{:?}", kubelet.known(GPU));
+    let_go(&file);
+    node.wait("a list", || !kubelet.resources().is_empty()).await;
+    let first = kubelet.first(GPU);
+    let sick = first.iter().filter(|d| d.health == "Unhealthy").count();
+    assert_eq!((first.len(), sick), (8, 1));
+    node.kill();
+
+    // What is found later is not told of either before it is in the file.
+    let mut topology = Topology::named("a100x4-mig").unwrap();
+    let all = topology.clone();
+    let slices = &mut topology.gpus[0].mig.as_mut().unwrap().devices;
+    slices.retain(|d| d.profile != "2g.10gb");
+    let more = "[resources]\nmig_strategy = \"mixed\"\n[health]\nprobe_seconds = 3\n";
+    let mut node = Node::of(&topology, more);
+    let kubelet = Kubelet::start(&node.kubelet());
+    let file = node.cdi().join("slipway-gpu.json");
+    node.start();
+    node.wait("three resources", || kubelet.resources().len() == 3)
+        .await;
+    // Between two looks.
+    std::fs::remove_file(&file).unwrap();
+    node.wait("the end of a look", || file.exists()).await;
+    hold(&file);
+    node.driver.set_topology(&all).unwrap();
+    let looks = || node.log().matches("the node's GPUs").count();
+    node.wait("the look", || looks() == 2).await;
+    node.driver.raise("3 79").unwrap();
+    node.wait("one unhealthy", || kubelet.ids(GPU, false).len() == 1)
+        .await;
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    assert_eq!(kubelet.resources().len(), 3);
+    let_go(&file);
+    node.wait("four resources", || kubelet.resources().len() == 4)
+        .await;
+    assert_eq!(kubelet.first("nvidia.com/mig-2g.10gb").len(), 1);
 }

@@ -34,6 +34,8 @@ pub struct Known {
 #[derive(Default)]
 struct State {
     known: BTreeMap<String, Known>,
+    /// The first list of each resource.
+    first: BTreeMap<String, Vec<Device>>,
     names: BTreeSet<String>,
     streams: BTreeMap<String, tokio::task::JoinHandle<()>>,
 }
@@ -90,7 +92,10 @@ impl Registration for Registrar {
                     ended: false,
                     at: Instant::now(),
                 };
-                state.lock().unwrap().known.insert(r.resource_name.clone(), known);
+                let mut state = state.lock().unwrap();
+                let first = state.first.entry(r.resource_name.clone());
+                first.or_insert_with(|| known.devices.clone());
+                state.known.insert(r.resource_name.clone(), known);
             }
             if let Some(known) = state.lock().unwrap().known.get_mut(&r.resource_name)
                 && known.endpoint == r.endpoint
@@ -130,6 +135,11 @@ impl Kubelet {
 
     pub fn known(&self, resource: &str) -> Option<Known> {
         self.state.lock().unwrap().known.get(resource).cloned()
+    }
+
+    /// The first list that came of a resource.
+    pub fn first(&self, resource: &str) -> Vec<Device> {
+        self.state.lock().unwrap().first[resource].clone()
     }
 
     pub fn resources(&self) -> Vec<String> {
