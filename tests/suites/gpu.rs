@@ -123,7 +123,7 @@ fn with(c: &mut v1::ContainerConfig, device: &str) {
 }
 
 /// What a container has, loads, and may open. The devices have no driver: opening one that is allowed says so.
-const LOOK: &str = "ls /dev | grep nvidia | tr '\\n' ' '; echo; opens; echo $NVIDIA_VISIBLE_DEVICES; \
+const LOOK: &str = "ls /dev | grep nvidia | tr '\\n' ' '; echo; opens; echo $NVIDIA_VISIBLE_DEVICES; for l in /dev/dri/by-path/*; do readlink $l; done; \
     cat /dev/nvidia1 2>&1; for minor in 0 2 3; do mknod /dev/other$minor c 195 $minor 2>/dev/null && cat /dev/other$minor 2>&1; done; \
     touch /usr/lib/x86_64-linux-gnu/libcuda.so.1 2>/dev/null || echo read-only";
 
@@ -136,7 +136,7 @@ async fn containerd_gives_a_container_the_same_gpu_by_the_same_file() -> Result<
     let containerd = Containerd::start(&w.lab)?;
     containerd.ctr(&["images", "import", &tar])?.ok()?;
     let fifos = w.lab.join("fifos").display().to_string();
-    let look = "opens; ls /dev | grep nvidia | tr '\\n' ' '; echo; grep -c libcuda.so.1 /etc/ld.so.cache";
+    let look = "opens; ls /dev | grep nvidia | tr '\\n' ' '; echo; grep -c libcuda.so.1 /etc/ld.so.cache; for l in /dev/dri/by-path/*; do readlink $l; done";
     for runtime in ["io.containerd.runc.v2", "io.containerd.slipway.v1"] {
         let cgroup = format!("{}/{runtime}", w.lab.cgroup());
         let run = [
@@ -162,7 +162,8 @@ async fn containerd_gives_a_container_the_same_gpu_by_the_same_file() -> Result<
             .context(runtime)?;
         let lines: Vec<&str> = said.stdout.lines().collect();
         let nodes = "nvidia-modeset nvidia-uvm nvidia-uvm-tools nvidia1 nvidiactl ";
-        assert_eq!(lines, ["libcuda 580", nodes, "1"], "{runtime}");
+        let wanted = ["libcuda 580", nodes, "1", "../card0", "../renderD128"];
+        assert_eq!(lines, wanted, "{runtime}");
     }
     drop(containerd);
     w.finish().await
@@ -186,6 +187,8 @@ async fn a_container_has_its_own_gpu_and_the_drivers_library_and_opens_no_other(
                 "nvidia-modeset nvidia-uvm nvidia-uvm-tools nvidia1 nvidiactl ",
                 "libcuda 580",
                 "void",
+                "../card0",
+                "../renderD128",
                 "cat: can't open '/dev/nvidia1': No such device or address",
                 &denied(0),
                 &denied(2),
@@ -225,7 +228,7 @@ async fn in_a_user_namespace_the_gpu_and_the_library_are_there_too() -> Result<(
     let mut config = pod_config("user", &w.lab, false);
     let user = own_users(&mut config);
     let pod = w.cri.run_pod(config.clone()).await?;
-    let script = "opens; cat /dev/nvidia1 2>&1; ls /dev | grep 'nvidia[0-9]'";
+    let script = "opens; cat /dev/nvidia1 2>&1; ls /dev | grep 'nvidia[0-9]'; for l in /dev/dri/by-path/*; do readlink $l; done";
     let mut c = container_config("user", WITH_LIBC, &["sh", "-c", script]);
     with(&mut c, "0");
     security(&mut c)
@@ -240,7 +243,9 @@ async fn in_a_user_namespace_the_gpu_and_the_library_are_there_too() -> Result<(
         [
             "libcuda 580",
             "cat: can't open '/dev/nvidia1': No such device or address",
-            "nvidia1"
+            "nvidia1",
+            "../card0",
+            "../renderD128"
         ]
     );
     w.finish().await

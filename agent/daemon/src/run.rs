@@ -73,6 +73,7 @@ pub fn roots(config: &Config) -> Roots {
             true => own::path(),
             false => config.cdi.hook.clone(),
         },
+        extra: config.cdi.extra.clone(),
     }
 }
 

@@ -39,6 +39,12 @@ const NAMES: [&str; 9] = [
     "libnvcuvid",
     "libcudadebugger",
 ];
+/// Libraries that are not named `NAME.so.VERSION` in [`LIBRARIES`]: where they are below it, VERSION to be filled in; the name that
+/// links to each.
+const OTHERS: [(&str, &str); 2] = [
+    ("libnvidia-nvvm70.so.4", ""),
+    ("vdpau/libvdpau_nvidia.so.VERSION", "vdpau/libvdpau_nvidia.so.1"),
+];
 const PROGRAMS: [&str; 5] = [
     "nvidia-smi",
     "nvidia-debugdump",
@@ -210,6 +216,16 @@ impl Driver {
             compile(&dir.join(&file), &soname, &name.replace('-', "_"))?;
             link(&soname, &file)?;
             link(&format!("{name}.so"), &soname)?;
+        }
+        fs::create_dir_all(dir.join("vdpau"))?;
+        for (file, name) in OTHERS {
+            let file = dir.join(file.replace("VERSION", version));
+            let own = file.file_name().and_then(|n| n.to_str()).unwrap_or_default();
+            let soname = name.rsplit('/').next().filter(|n| !n.is_empty());
+            compile(&file, soname.unwrap_or(own), "other")?;
+            if !name.is_empty() {
+                link(name, own)?;
+            }
         }
         let file = format!("libnvidia-ml.so.{version}");
         fs::copy(built()?, dir.join(&file))?;

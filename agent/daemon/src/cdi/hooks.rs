@@ -25,6 +25,19 @@ pub fn all(program: &Path, driver: &str, mounts: &[Mount]) -> Vec<Hook> {
     hooks
 }
 
+/// Makes links of these names and targets, in the container.
+pub fn links(program: &Path, links: &[(String, String)]) -> Hook {
+    let links: Vec<String> = links
+        .iter()
+        .map(|(path, target)| format!("{target}::{path}"))
+        .collect();
+    let mut args = vec!["create-symlinks"];
+    for link in &links {
+        args.extend(["--link", link]);
+    }
+    hook(program, &args)
+}
+
 fn hook(program: &Path, args: &[&str]) -> Hook {
     let name = program.file_name().and_then(|n| n.to_str()).unwrap_or_default();
     // Each of the programs has these verbs at another place.
@@ -43,7 +56,7 @@ fn hook(program: &Path, args: &[&str]) -> Hook {
 }
 
 /// Where the libraries are in the container, each folder once, in order.
-fn library_folders(mounts: &[Mount]) -> Vec<&str> {
+pub fn library_folders(mounts: &[Mount]) -> Vec<&str> {
     let mut folders = Vec::new();
     for mount in mounts {
         let Some((folder, file)) = mount.container_path.rsplit_once('/') else {
@@ -83,6 +96,17 @@ mod tests {
             let wanted = ["/usr/lib64", "/usr/lib64/vdpau"].map(str::to_owned);
             assert!(
                 matches!(&known[1], slipway_hooks::Hook::UpdateLdcache { folders, .. } if *folders == wanted),
+                "{known:?}"
+            );
+            let path = "/dev/dri/by-path/pci-0000:65:00.0-card";
+            let made = links(Path::new(program), &[(path.to_owned(), "../card1".to_owned())]);
+            let known = slipway_hooks::recognise(Path::new(&made.path), &made.args);
+            let wanted = [slipway_hooks::Link {
+                target: "../card1".to_owned(),
+                path: path.to_owned(),
+            }];
+            assert!(
+                matches!(&known, Some(slipway_hooks::Hook::CreateSymlinks(links)) if *links == wanted),
                 "{known:?}"
             );
         }

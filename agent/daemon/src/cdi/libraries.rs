@@ -1,7 +1,8 @@
 //! The driver's files: which libraries, programs and other files of it a container gets, and where they are.
 //!
 //! The version is the running driver's: the kernel module and the libraries must be of one. A file's version is its name's
-//! end: `libcuda.so.VERSION`. Everything of that version in the driver's library folders belongs to it.
+//! end: `libcuda.so.VERSION`. Everything of that version in the driver's library folders belongs to it, and the one library that
+//! has a version of its own ([`UNVERSIONED`]).
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -24,6 +25,10 @@ const FOLDERS: [&str; 10] = [
     "lib/nvidia",
     "nvidia/lib64",
 ];
+/// Library folders below those that are looked at too: what a driver has for VDPAU.
+const BELOW: &str = "vdpau";
+/// The driver's compiler for kernels of older CUDA versions, named by its interface: `libnvidia-nvvm70.so.4`.
+const UNVERSIONED: &str = "libnvidia-nvvm70.so.";
 const PROGRAM_FOLDERS: [&str; 3] = ["usr/bin", "bin", "usr/sbin"];
 const PROGRAMS: [&str; 7] = [
     "nvidia-smi",
@@ -154,9 +159,15 @@ pub fn mounts(root: &Path, version: &str) -> Result<Vec<Mount>, GenerateError> {
         Err(_) => path.display().to_string(),
     };
     let mut taken = Vec::new();
-    for folder in folders {
+    let end = format!(".so.{version}");
+    for folder in folders
+        .into_iter()
+        .flat_map(|f| [f.join(BELOW), f].into_iter().rev())
+    {
         let names = names_in(&folder);
-        for name in names.iter().filter(|n| n.ends_with(&format!(".so.{version}"))) {
+        let of_driver = names.iter().any(|n| n.ends_with(&end));
+        let belongs = |n: &&String| n.ends_with(&end) || of_driver && n.starts_with(UNVERSIONED);
+        for name in names.iter().filter(belongs) {
             if taken.contains(name) {
                 continue;
             }
@@ -208,6 +219,13 @@ pub fn mounts(root: &Path, version: &str) -> Result<Vec<Mount>, GenerateError> {
         }
     }
     Ok(mounts)
+}
+
+/// Where the driver's libraries are in the container, each folder once, in order: what `NVIDIA_CTK_LIBCUDA_DIR` says.
+pub fn driver_folders(mounts: &[Mount]) -> String {
+    let folders = super::hooks::library_folders(mounts).into_iter();
+    let own: Vec<&str> = folders.filter(|f| !f.ends_with(&format!("/{BELOW}"))).collect();
+    own.join(":")
 }
 
 /// Names in the folder that lead to the file, `libx.so.1` and `libx.so`.

@@ -3,13 +3,15 @@
 //!
 //! ```text
 //! all devices       nvidiactl, nvidia-uvm, nvidia-uvm-tools, nvidia-modeset; libraries, firmware, programs, sockets
-//! a GPU             /dev/nvidiaN, its DRM nodes
+//!                   where the configuration asks for them: nvidia-fs*, gdrdrv, infiniband/*, an IMEX channel ([`extra`])
+//! a GPU             /dev/nvidiaN, its DRM nodes and their names in /dev/dri/by-path
 //! a MIG device      its GPU's /dev/nvidiaN, the capability nodes of its GPU and compute instance
 //! ```
 //! A library is mounted at each of its names (`libcuda.so.1`), so that it takes no hook to make links. What only a hook can
 //! do, loader's cache, forward compatibility, the driver's parameters and profile, is said with the names that NVIDIA's files
 //! use: slipwayd does it itself, other runtimes run `slipway-agent cdi-hook` ([`hooks`]).
 
+mod extra;
 mod hooks;
 mod libraries;
 mod write;
@@ -22,6 +24,8 @@ use std::path::{Path, PathBuf};
 
 use slipway_cdi::{ContainerEdits, Device, DeviceEdit, Mount, Spec};
 use slipway_gpu::{Gpu, Inventory, MigDevice};
+
+use crate::config::Extra;
 
 pub use libraries::find_nvml;
 pub use write::{FILE_NAME, remove, write};
@@ -37,6 +41,8 @@ pub struct Roots {
     pub proc: PathBuf,
     /// The program that does the hooks.
     pub hook: PathBuf,
+    /// What every container with a GPU gets beside it.
+    pub extra: Vec<Extra>,
 }
 
 /// Why there is no file.
@@ -163,6 +169,7 @@ fn add(all: &mut ContainerEdits, edits: &ContainerEdits) {
             all.additional_gids.push(*gid);
         }
     }
+    all.hooks.extend_from_slice(&edits.hooks);
 }
 
 /// What every container with a GPU gets.
@@ -173,6 +180,11 @@ fn common(roots: &Roots, driver: &str) -> Result<ContainerEdits, GenerateError> 
         mounts: libraries::mounts(&roots.driver, driver)?,
         ..ContainerEdits::default()
     };
+    // For the programs of NVIDIA's in a container that look for the driver's libraries themselves.
+    edits.env.push(format!(
+        "NVIDIA_CTK_LIBCUDA_DIR={}",
+        libraries::driver_folders(&edits.mounts)
+    ));
     edits.hooks = hooks::all(&roots.hook, driver, &edits.mounts);
     for (name, needed) in [
         ("nvidiactl", true),
@@ -185,6 +197,9 @@ fn common(roots: &Roots, driver: &str) -> Result<ContainerEdits, GenerateError> 
             Err(e) if !needed && e.kind() == io::ErrorKind::NotFound => {}
             Err(e) => return Err(missing(roots, name, "all GPUs", e)),
         }
+    }
+    for extra in &roots.extra {
+        extra::add(*extra, roots, &mut edits);
     }
     Ok(edits)
 }
@@ -200,10 +215,11 @@ fn gpu_node(gpu: &Gpu, device: &str, roots: &Roots) -> Result<ContainerEdits, Ge
 
 fn gpu_edits(gpu: &Gpu, roots: &Roots) -> Result<ContainerEdits, GenerateError> {
     let mut edits = gpu_node(gpu, &gpu.uuid, roots)?;
+    let mut links = Vec::new();
     // A card without a display driver has none.
     for kind in ["card", "render"] {
-        let link = roots.dev.join(format!("dri/by-path/pci-{}-{kind}", gpu.pci));
-        let target = fs::read_link(&link).ok();
+        let link = format!("dri/by-path/pci-{}-{kind}", gpu.pci);
+        let target = fs::read_link(roots.dev.join(&link)).ok();
         let name = target
             .as_deref()
             .and_then(Path::file_name)
@@ -212,7 +228,11 @@ fn gpu_edits(gpu: &Gpu, roots: &Roots) -> Result<ContainerEdits, GenerateError> 
             && let Ok(found) = node(roots, &format!("dri/{name}"))
         {
             found.put(&mut edits);
+            links.push((format!("/dev/{link}"), format!("../{name}")));
         }
+    }
+    if !links.is_empty() {
+        edits.hooks.push(hooks::links(&roots.hook, &links));
     }
     Ok(edits)
 }

@@ -157,6 +157,22 @@ pub struct Cdi {
     pub kind: String,
     /// The hooks' program; empty for this one.
     pub hook: PathBuf,
+    /// What every container with a GPU gets beside it, where the node has it.
+    pub extra: Vec<Extra>,
+}
+
+/// Nodes of the machine that work with its GPUs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Extra {
+    /// GPUDirect Storage.
+    Gds,
+    /// GDRCopy.
+    Gdrcopy,
+    /// InfiniBand and RoCE.
+    Mofed,
+    /// The first IMEX channel.
+    Imex,
 }
 
 /// The programs that can do the CDI file's hooks.
@@ -381,6 +397,7 @@ impl Default for Cdi {
         Cdi {
             kind: "nvidia.com/gpu".into(),
             hook: PathBuf::new(),
+            extra: Vec::new(),
         }
     }
 }

@@ -70,7 +70,13 @@ fn root_the_file_has_what_one_gpu_needs() {
         ["/dev/nvidia0", "/dev/dri/card0", "/dev/dri/renderD128"]
     );
     let common = &spec.container_edits;
-    assert_eq!(common.env, ["NVIDIA_VISIBLE_DEVICES=void"]);
+    assert_eq!(
+        common.env,
+        [
+            "NVIDIA_VISIBLE_DEVICES=void",
+            "NVIDIA_CTK_LIBCUDA_DIR=/usr/lib/x86_64-linux-gnu"
+        ]
+    );
     let all: Vec<_> = common.device_nodes.iter().map(|n| n.path.as_str()).collect();
     assert_eq!(
         all,
@@ -88,6 +94,9 @@ fn root_the_file_has_what_one_gpu_needs() {
         "/usr/lib/x86_64-linux-gnu/libcuda.so.1",
         "/usr/lib/x86_64-linux-gnu/libcuda.so",
         "/usr/lib/x86_64-linux-gnu/libnvidia-ml.so.1",
+        // Named by its interface, not by the driver's version.
+        "/usr/lib/x86_64-linux-gnu/libnvidia-nvvm70.so.4",
+        "/usr/lib/x86_64-linux-gnu/vdpau/libvdpau_nvidia.so.1",
         "/usr/bin/nvidia-smi",
         "/lib/firmware/nvidia/580.95.05/gsp_ga10x.bin",
         "/etc/OpenCL/vendors/nvidia.icd",
@@ -110,6 +119,163 @@ fn root_the_file_has_what_one_gpu_needs() {
         ]
     );
     assert!(common.hooks.iter().all(|h| h.path.ends_with("/slipway-agent")));
+    // The names that a display's node is looked for by are its GPU's; what is no link there has none.
+    let pci = &Topology::named("h200").unwrap().gpus[0].pci;
+    let wanted: Vec<String> = ["card", "render"]
+        .into_iter()
+        .zip(["card0", "renderD128"])
+        .flat_map(|(kind, node)| {
+            let link = format!("../{node}::/dev/dri/by-path/pci-{pci}-{kind}");
+            ["--link".to_owned(), link]
+        })
+        .collect();
+    for device in &spec.devices {
+        let [hook] = device.container_edits.hooks.as_slice() else {
+            panic!("{device:?}");
+        };
+        assert_eq!(hook.args[1..3], ["cdi-hook", "create-symlinks"]);
+        assert_eq!(hook.args[3..], wanted);
+    }
+}
+
+#[test]
+fn root_a_node_is_given_with_its_group_and_a_socket_can_be_spoken_to() {
+    if !root() {
+        return;
+    }
+    let node = Node::new("h200", "");
+    let dev = node.driver.dev();
+    // Nobody's but its group's; one that everybody may open asks for no group.
+    for (name, gid) in [("dri/card0", 44), ("dri/renderD128", 105), ("nvidia-modeset", 44)] {
+        std::os::unix::fs::chown(dev.join(name), None, Some(gid)).unwrap();
+    }
+    let daemon = node.driver.root().join("run/nvidia-persistenced");
+    std::fs::create_dir_all(&daemon).unwrap();
+    let _socket = std::os::unix::net::UnixListener::bind(daemon.join("socket")).unwrap();
+    std::fs::create_dir_all(node.driver.root().join("tmp/nvidia-mps")).unwrap();
+    let spec = generated(&node);
+    for device in &spec.devices {
+        assert_eq!(device.container_edits.additional_gids, [44, 105], "{device:?}");
+    }
+    assert!(spec.container_edits.additional_gids.is_empty());
+    for (place, host) in [
+        ("/run/nvidia-persistenced/socket", daemon.join("socket")),
+        ("/tmp/nvidia-mps", node.driver.root().join("tmp/nvidia-mps")),
+    ] {
+        let mut mounts = spec.container_edits.mounts.iter();
+        let mount = mounts.find(|m| m.container_path == place).unwrap();
+        assert_eq!(mount.host_path, host.display().to_string());
+        assert_eq!(
+            mount.options,
+            ["nosuid", "nodev", "noexec", "rbind", "rprivate"],
+            "{place}"
+        );
+    }
+    // The group 44 cannot be asked for where everybody may.
+    std::fs::set_permissions(
+        dev.join("nvidia-modeset"),
+        std::os::unix::fs::PermissionsExt::from_mode(0o660),
+    )
+    .unwrap();
+    assert_eq!(generated(&node).container_edits.additional_gids, [44]);
+}
+
+#[test]
+fn root_libraries_are_found_in_lib64_and_where_the_loaders_configuration_says() {
+    if !root() {
+        return;
+    }
+    for (folder, configured) in [("usr/lib64", false), ("opt/driver/lib", true)] {
+        let node = Node::new("h200", "");
+        let top = node.driver.root();
+        std::fs::create_dir_all(top.join(folder)).unwrap();
+        std::fs::remove_dir(top.join(folder)).unwrap();
+        std::fs::rename(top.join(slipway_fake_gpu::driver::LIBRARIES), top.join(folder)).unwrap();
+        if configured {
+            std::fs::create_dir_all(top.join("etc/ld.so.conf.d")).unwrap();
+            std::fs::write(
+                top.join("etc/ld.so.conf.d/driver.conf"),
+                "# a driver's\n/opt/driver/lib\n",
+            )
+            .unwrap();
+        }
+        let spec = generated(&node);
+        let common = &spec.container_edits;
+        let places: BTreeSet<&str> = common.mounts.iter().map(|m| m.container_path.as_str()).collect();
+        for name in [
+            "libcuda.so.1",
+            "libnvidia-nvvm70.so.4",
+            "vdpau/libvdpau_nvidia.so.1",
+        ] {
+            let place = format!("/{folder}/{name}");
+            assert!(places.contains(place.as_str()), "{place} is not in {places:?}");
+        }
+        assert_eq!(common.env[1], format!("NVIDIA_CTK_LIBCUDA_DIR=/{folder}"));
+        let cache = common
+            .hooks
+            .iter()
+            .find(|h| h.args[2] == "update-ldcache")
+            .unwrap();
+        assert_eq!(cache.args[3..5], ["--folder".to_owned(), format!("/{folder}")]);
+    }
+}
+
+#[test]
+fn root_nodes_of_other_drivers_are_given_where_they_are_asked_for_and_are_there() {
+    if !root() {
+        return;
+    }
+    let names = [
+        "nvidia-fs0",
+        "nvidia-fs10",
+        "gdrdrv",
+        "infiniband/rdma_cm",
+        "infiniband/uverbs0",
+        "infiniband/uverbs1",
+        "nvidia-caps-imex-channels/channel0",
+    ];
+    let lay = |node: &Node| {
+        for name in names
+            .iter()
+            .chain(&["infiniband/umad0", "nvidia-caps-imex-channels/channel1"])
+        {
+            let path = node.driver.dev().join(name);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            let device = rustix::fs::makedev(slipway_fake_gpu::driver::UVM_MAJOR, 77);
+            let kind = rustix::fs::FileType::CharacterDevice;
+            let mode = rustix::fs::Mode::from_raw_mode(0o666);
+            rustix::fs::mknodat(rustix::fs::CWD, &path, kind, mode, device).unwrap();
+            std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o666)).unwrap();
+        }
+        std::fs::create_dir_all(node.driver.root().join("run/udev")).unwrap();
+        std::fs::write(node.driver.root().join("etc/cufile.json"), "{}\n").unwrap();
+    };
+    let given = |node: &Node| {
+        let edits = generated(node).container_edits;
+        let nodes: Vec<String> = edits.device_nodes.into_iter().skip(4).map(|n| n.path).collect();
+        let files = edits.mounts.iter().map(|m| m.container_path.as_str());
+        let files: Vec<&str> = files
+            .filter(|p| p.contains("udev") || p.contains("cufile"))
+            .collect();
+        (nodes, files.join(" "))
+    };
+    let all = "[cdi]\nextra = [\"gds\", \"gdrcopy\", \"mofed\", \"imex\"]\n";
+    let node = Node::new("h200", all);
+    assert_eq!(given(&node), (Vec::new(), String::new()), "none is there");
+    lay(&node);
+    let wanted = names.map(|n| format!("/dev/{n}"));
+    let (mut nodes, files) = given(&node);
+    nodes.sort();
+    let mut sorted = wanted.to_vec();
+    sorted.sort();
+    assert_eq!((nodes, files.as_str()), (sorted, "/run/udev /etc/cufile.json"));
+
+    let node = Node::new("h200", "[cdi]\nextra = [\"gdrcopy\"]\n");
+    lay(&node);
+    assert_eq!(given(&node), (vec!["/dev/gdrdrv".to_owned()], String::new()));
+    let node = Node::new("h200", "");
+    lay(&node);
+    assert_eq!(given(&node), (Vec::new(), String::new()), "none is asked for");
 }
 
 #[test]
