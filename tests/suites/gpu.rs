@@ -3,6 +3,8 @@
 
 mod gpu_build;
 
+#[path = "gpu/families.rs"]
+mod families;
 #[path = "gpu/real.rs"]
 mod real;
 
@@ -248,5 +250,36 @@ async fn in_a_user_namespace_the_gpu_and_the_library_are_there_too() -> Result<(
             "../renderD128"
         ]
     );
+    w.finish().await
+}
+
+/// By the file as the agent makes it: where the driver's libraries lie on the node, no loader but Debian's looks by itself.
+#[tokio::test]
+async fn a_program_of_any_distribution_finds_libcuda_by_its_name_in_the_agents_own_file() -> Result<()> {
+    let (w, _driver, topology) = world("gpu-families", "workstation").await?;
+    let wanted =
+        ["libcuda.so.1", "libcuda.so"].map(|name| format!("{name}: libcuda.so.{}", topology.driver_version));
+    for family in families::families() {
+        let image = families::image(&w, &family, |_| Ok(()))?;
+        for kind in ["plain", "readonly", "users"] {
+            let name = format!("{}-{kind}", family.name);
+            let mut config = pod_config(&name, &w.lab, false);
+            let mut c = container_config(&name, &image, &["/opens", "libcuda.so.1", "libcuda.so"]);
+            c.cdi_devices = vec![v1::CdiDevice {
+                name: "nvidia.com/gpu=0".into(),
+            }];
+            security(&mut c).readonly_rootfs = kind == "readonly";
+            if kind == "users" {
+                let users = Some(own_users(&mut config));
+                let options = &mut security(&mut c).namespace_options;
+                options.get_or_insert_default().userns_options = users;
+            }
+            let pod = w.cri.run_pod(config.clone()).await?;
+            let id = w.cri.run(&pod, c, config).await?;
+            w.cri.wait_exit(&id, Duration::from_secs(20)).await?;
+            let lines: Vec<_> = w.log(&name)?.into_iter().map(|l| l.text).collect();
+            assert_eq!(lines, wanted, "{name}");
+        }
+    }
     w.finish().await
 }

@@ -108,6 +108,8 @@ async fn every_run_step_has_the_devices_of_the_command_line_and_leaves_nothing_o
     let names = layers(&w.lab, "gpu/with:1", 2)?;
     // The image has none of the three, and each container needs them.
     assert_eq!(names, ["dev/", "proc/", "said", "sys/"]);
+    let one = build("gpu/one:1", &["--device", "nvidia.com/gpu=0"])?;
+    assert_eq!(said(&one), ["libcuda 580", "1", "libcuda 580"], "{}", one.stdout);
     w.finish().await
 }
 

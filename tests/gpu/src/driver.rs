@@ -358,7 +358,7 @@ fn capabilities(topology: &Topology) -> Vec<(String, u32)> {
     all
 }
 
-/// A library with one function and no need of any other, so that every libc can load it.
+/// A library with its own function and `whose`, which says the file's name, and no need of any other, so that every libc can load it.
 fn compile(to: &Path, soname: &str, function: &str) -> Result<()> {
     let mut cc = Command::new("cc")
         .args(["-shared", "-nostdlib", "-fPIC", "-x", "c", "-", "-o"])
@@ -367,7 +367,10 @@ fn compile(to: &Path, soname: &str, function: &str) -> Result<()> {
         .stdin(Stdio::piped())
         .spawn()
         .context("starting cc (tests/setup/build-deps.sh installs it)")?;
-    let source = format!("int {function}_fake(void) {{ return 580; }}\n");
+    let own = to.file_name().and_then(|n| n.to_str()).unwrap_or_default();
+    let source = format!(
+        "int {function}_fake(void) {{ return 580; }}\nconst char *whose(void) {{ return \"{own}\"; }}\n"
+    );
     cc.stdin
         .take()
         .context("no stdin")?
