@@ -107,6 +107,14 @@ pub async fn an_agents_account_is_of_its_own_node(k: Kube) -> Result<()> {
         said.as_ref()
             .is_err_and(|e| e.contains("may only do this on its own node"))
     };
+    // So it is where kustomize has put it into another namespace; an account of another name is nobody's agent.
+    let as_another = |account: &str| {
+        let account = format!("--as=system:serviceaccount:{account}");
+        let args = ["delete", "pod", "of-there", "--dry-run=server", &account, rights];
+        let node_name = node("here");
+        k.ok(&[&args[..], &[&node_name]].concat())
+            .map_err(|e| format!("{e:#}"))
+    };
     // A policy is in force a moment after it is made.
     k.until_true("another node's pod to be kept", |_| {
         Ok(refused(&delete("of-there", &[&node("here")])))
@@ -116,6 +124,12 @@ pub async fn an_agents_account_is_of_its_own_node(k: Kube) -> Result<()> {
     ensure!(own.is_ok(), "{own:?}");
     let nameless = delete("of-here", &[]);
     ensure!(refused(&nameless), "{nameless:?}");
+    let moved = as_another("gpu-operators:slipway-agent");
+    ensure!(refused(&moved), "{moved:?}");
+    for free in ["slipway-system:not-slipway-agent", "slipway-agent:default"] {
+        let other = as_another(free);
+        ensure!(other.is_ok(), "{free}: {other:?}");
+    }
     let label = |name: &str| {
         let node_name = node("node1");
         let args = [

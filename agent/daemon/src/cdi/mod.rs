@@ -53,12 +53,14 @@ pub enum GenerateError {
     #[error("find the driver's libraries below {}: there is neither libcuda.so.VERSION nor libnvidia-ml.so.VERSION", .0.display())]
     NoLibraries(PathBuf),
     /// A node that its device cannot do without.
-    #[error("find the device node {} (of {device})", path.display())]
+    #[error("find the device node {} (of {device}; what makes it: {remedy})", path.display())]
     Node {
         /// On the host.
         path: PathBuf,
         /// Whose.
         device: String,
+        /// How it comes to be there.
+        remedy: String,
         /// Why not.
         #[source]
         source: io::Error,
@@ -195,7 +197,14 @@ fn common(roots: &Roots, driver: &str) -> Result<ContainerEdits, GenerateError> 
         match node(roots, name) {
             Ok(found) => found.put(&mut edits),
             Err(e) if !needed && e.kind() == io::ErrorKind::NotFound => {}
-            Err(e) => return Err(missing(roots, name, "all GPUs", e)),
+            Err(e) => {
+                // A GPU's node is made with the driver; unified memory's with a module of its own.
+                let remedy = match name {
+                    "nvidiactl" => "nvidia-modprobe -c 255",
+                    _ => "nvidia-modprobe -u -c 0",
+                };
+                return Err(missing(roots, name, "all GPUs", remedy.to_owned(), e));
+            }
         }
     }
     for extra in &roots.extra {
@@ -208,7 +217,8 @@ fn common(roots: &Roots, driver: &str) -> Result<ContainerEdits, GenerateError> 
 fn gpu_node(gpu: &Gpu, device: &str, roots: &Roots) -> Result<ContainerEdits, GenerateError> {
     let mut edits = ContainerEdits::default();
     let name = format!("nvidia{}", gpu.minor);
-    let found = node(roots, &name).map_err(|e| missing(roots, &name, device, e))?;
+    let remedy = format!("nvidia-modprobe -c {}", gpu.minor);
+    let found = node(roots, &name).map_err(|e| missing(roots, &name, device, remedy, e))?;
     found.put(&mut edits);
     Ok(edits)
 }
@@ -263,16 +273,18 @@ fn slice_edits(gpu: &Gpu, slice: &MigDevice, roots: &Roots) -> Result<ContainerE
             ))
         })?;
         let name = format!("nvidia-caps/nvidia-cap{minor}");
-        let found = node(roots, &name).map_err(|e| missing(roots, &name, &slice.uuid, e))?;
+        let remedy = format!("nvidia-modprobe -f {}", file.display());
+        let found = node(roots, &name).map_err(|e| missing(roots, &name, &slice.uuid, remedy, e))?;
         found.put(&mut edits);
     }
     Ok(edits)
 }
 
-fn missing(roots: &Roots, name: &str, device: &str, source: io::Error) -> GenerateError {
+fn missing(roots: &Roots, name: &str, device: &str, remedy: String, source: io::Error) -> GenerateError {
     GenerateError::Node {
         path: roots.dev.join(name),
         device: device.to_owned(),
+        remedy,
         source,
     }
 }

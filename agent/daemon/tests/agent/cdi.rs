@@ -359,6 +359,33 @@ fn root_what_is_missing_is_named() {
         !out.status.success() && said.contains("nvidia0") && said.contains("GPU-"),
         "{said}"
     );
+    assert!(said.contains("nvidia-modprobe -c 0"), "{said}");
+
+    // What nobody has made, though the driver runs: no GPU can be used.
+    let node = Node::new("h200", "");
+    std::fs::remove_file(node.driver.dev().join("nvidia-uvm")).unwrap();
+    let out = node.run(&["cdi", "generate"]);
+    let said = String::from_utf8_lossy(&out.stderr);
+    assert!(
+        !out.status.success() && said.contains("/nvidia-uvm") && said.contains("nvidia-modprobe -u -c 0"),
+        "{said}"
+    );
+    // The same of a MIG device's capabilities costs that device only.
+    let node = Node::new("a100x4-mig", "");
+    let topology = Topology::named("a100x4-mig").unwrap();
+    let slice = &topology.gpus[1].mig.as_ref().unwrap().devices[4];
+    let capability = format!("nvidia-caps/nvidia-cap{}", 3 + 135 + slice.gi * 9);
+    std::fs::remove_file(node.driver.dev().join(&capability)).unwrap();
+    let out = node.run(&["cdi", "generate"]);
+    let said = String::from_utf8_lossy(&out.stderr);
+    let remedy = format!("capabilities/gpu1/mig/gi{}/access", slice.gi);
+    assert!(
+        out.status.success()
+            && said.contains(&capability)
+            && said.contains("nvidia-modprobe -f /")
+            && said.contains(&remedy),
+        "{said}"
+    );
 
     let folder = node.dir.path().join("file");
     std::fs::write(&folder, "").unwrap();
