@@ -6,8 +6,8 @@
 //!        ▲                                                              │
 //!        └── kubelet.sock made anew · our socket gone · nobody lists ◀──┘
 //! ```
-//! The folder is watched, and looked at from time to time, since a folder that is put in its place is another one. What fails is
-//! tried again with growing pauses; health lies elsewhere and is not touched. What a killed agent left is removed.
+//! The folder is watched, and looked at from time to time, since a folder that is put in its place is another one, and where it
+//! cannot be watched, looked at only. What fails is tried again with growing pauses; health lies elsewhere and is not touched. What a killed agent left is removed.
 
 use std::io;
 use std::os::unix::fs::MetadataExt;
@@ -86,13 +86,24 @@ pub async fn keep_registered(plugin: Plugin) {
     let mut pause = first;
     let mut waiting = false;
     // Each failure is told once.
-    let mut told = String::new();
+    let (mut told, mut unwatched) = (String::new(), false);
     loop {
         // Watched before anything is done, so that nothing that happens meanwhile is missed.
-        let watched = Folder::watch(&plugin.folder);
+        let (mut folder, error) = Folder::watch(&plugin.folder);
+        if let Some(e) = error.filter(|_| folder.which.is_some() && !unwatched) {
+            let error = &e as &dyn std::error::Error;
+            tracing::warn!(
+                folder = %plugin.folder.display(),
+                error,
+                "a new kubelet is noticed late: its folder cannot be watched, and is looked at every {} s only (fs.inotify.max_user_instances and max_user_watches bound how many are)",
+                look.as_secs()
+            );
+            unwatched = true;
+        }
         let before = identity(&plugin.folder);
-        let registered = match &watched {
-            Ok(_) if before.is_none() => None,
+        let registered = match folder.which {
+            Some(_) if before.is_none() => None,
+            // Of a folder that is not there, the failure tells.
             _ => Some(register(&plugin).await),
         };
         let done = matches!(registered, Some(Ok(_)));
@@ -122,14 +133,8 @@ pub async fn keep_registered(plugin: Plugin) {
         plugin.status.registered(&plugin.resource, current.is_some());
         // Where it just failed, that our socket is gone is no news.
         let ours = current.as_ref().filter(|_| done).map(|r| r.socket.clone());
-        let Ok(watched) = watched else {
-            // The folder is not there yet.
-            tokio::time::sleep(pause).await;
-            pause = (pause * 2).min(longest);
-            continue;
-        };
         tokio::select! {
-            () = watched.changed(&plugin.folder, before, ours.as_deref(), look) => {}
+            () = folder.changed(&plugin.folder, before, ours.as_deref(), look) => {}
             // kubelet.sock was there and did not answer, or was not there: both may change without a sign.
             () = tokio::time::sleep(pause), if !done => pause = (pause * 2).min(longest),
             () = ended(&mut current, &plugin.resource) => {}
@@ -247,7 +252,8 @@ fn identity(folder: &Path) -> Option<Identity> {
 
 /// kubelet's folder, watched.
 struct Folder {
-    watch: pipe::Receiver,
+    /// None: it is not there, or there are too many watches on this machine.
+    watch: Option<pipe::Receiver>,
     /// Which folder that is: its device and inode.
     which: Option<(u64, u64)>,
 }
@@ -258,39 +264,58 @@ fn which(folder: &Path) -> Option<(u64, u64)> {
 }
 
 impl Folder {
-    fn watch(folder: &Path) -> io::Result<Folder> {
+    /// And why it is not watched.
+    fn watch(folder: &Path) -> (Folder, Option<io::Error>) {
         let which = which(folder);
-        let watch = inotify::init(inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK)?;
-        inotify::add_watch(
-            &watch,
-            folder,
-            inotify::WatchFlags::CREATE
-                | inotify::WatchFlags::DELETE
-                | inotify::WatchFlags::MOVED_TO
-                | inotify::WatchFlags::MOVED_FROM
-                | inotify::WatchFlags::DELETE_SELF
-                | inotify::WatchFlags::MOVE_SELF,
-        )?;
-        // Not a pipe, but read like one: it is only to be waited for.
-        let watch = pipe::Receiver::from_owned_fd_unchecked(watch)?;
-        Ok(Folder { watch, which })
+        let (watch, error) = match watch(folder) {
+            Ok(watch) => (Some(watch), None),
+            Err(e) => (None, Some(e)),
+        };
+        (Folder { watch, which }, error)
     }
 
     /// Until kubelet's socket is another than `before`, ours is gone, or the folder itself is another. What happened is looked up
     /// and not taken from the events: they say only when to look.
-    async fn changed(&self, folder: &Path, before: Option<Identity>, ours: Option<&Path>, look: Duration) {
+    async fn changed(
+        &mut self,
+        folder: &Path,
+        before: Option<Identity>,
+        ours: Option<&Path>,
+        look: Duration,
+    ) {
         loop {
             let now = identity(folder);
             let lost = ours.is_some_and(|socket| !socket.exists());
             if lost || which(folder) != self.which || (now.is_some() && now != before) {
                 return;
             }
-            if let Ok(Err(_)) = tokio::time::timeout(look, self.watch.readable()).await {
+            let Some(events) = &self.watch else {
+                tokio::time::sleep(look).await;
+                self.watch = watch(folder).ok();
+                continue;
+            };
+            if let Ok(Err(_)) = tokio::time::timeout(look, events.readable()).await {
                 tokio::time::sleep(look).await;
             }
-            while matches!(self.watch.try_read(&mut [0; 4096]), Ok(1..)) {}
+            while matches!(events.try_read(&mut [0; 4096]), Ok(1..)) {}
         }
     }
+}
+
+fn watch(folder: &Path) -> io::Result<pipe::Receiver> {
+    let watch = inotify::init(inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK)?;
+    inotify::add_watch(
+        &watch,
+        folder,
+        inotify::WatchFlags::CREATE
+            | inotify::WatchFlags::DELETE
+            | inotify::WatchFlags::MOVED_TO
+            | inotify::WatchFlags::MOVED_FROM
+            | inotify::WatchFlags::DELETE_SELF
+            | inotify::WatchFlags::MOVE_SELF,
+    )?;
+    // Not a pipe, but read like one: it is only to be waited for.
+    pipe::Receiver::from_owned_fd_unchecked(watch)
 }
 
 #[cfg(test)]

@@ -142,6 +142,11 @@ impl Kubelet {
         self.state.lock().unwrap().first[resource].clone()
     }
 
+    /// How often anything was registered with it.
+    pub fn registrations(&self) -> usize {
+        self.state.lock().unwrap().names.len()
+    }
+
     pub fn resources(&self) -> Vec<String> {
         self.state.lock().unwrap().known.keys().cloned().collect()
     }

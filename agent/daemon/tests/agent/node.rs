@@ -1,5 +1,6 @@
 //! A node for one test: a fake driver, the agent's folders, and the agent.
 
+use std::io::Write;
 use std::path::PathBuf;
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -8,11 +9,21 @@ use slipway_fake_gpu::{Driver, FOLDER, Topology};
 
 /// Device nodes have to be made: says so loudly when that cannot be.
 pub fn root() -> bool {
-    let root = rustix::process::geteuid().is_root();
-    if !root {
-        eprintln!("\n*** SKIPPED: this test needs root, to make device nodes ***\n");
+    !skipped(
+        !rustix::process::geteuid().is_root(),
+        "root, to make device nodes",
+    )
+}
+
+/// Whether a test lacks what it needs: says so loudly, past libtest, which keeps what `eprintln!` prints of tests that pass.
+pub fn skipped(lacks: bool, needs: &str) -> bool {
+    if lacks {
+        let thread = std::thread::current();
+        let test = thread.name().unwrap_or("this test");
+        let text = format!("\n*** SKIPPED: {test} needs {needs} ***\n\n");
+        std::io::stderr().write_all(text.as_bytes()).unwrap();
     }
-    root
+    lacks
 }
 
 pub struct Node {

@@ -1,5 +1,9 @@
 //! What kubelet sees of the agent.
 
+use std::os::unix::fs::PermissionsExt;
+use std::process::Command;
+use std::time::Duration;
+
 use slipway_fake_gpu::Topology;
 use slipway_kubelet_api::v1beta1::{
     AllocateRequest, ContainerAllocateRequest, ContainerPreferredAllocationRequest, PreStartContainerRequest,
@@ -7,7 +11,7 @@ use slipway_kubelet_api::v1beta1::{
 };
 
 use crate::kubelet::{GPU, Kubelet, ready, ready_with};
-use crate::node::{Node, root};
+use crate::node::{Node, root, skipped};
 
 fn allocate(ids: &[String]) -> AllocateRequest {
     AllocateRequest {
@@ -336,4 +340,44 @@ async fn root_a_list_that_kubelet_hears_no_longer_is_registered_anew() {
     let kubelet = Kubelet::start(&node.kubelet());
     node.wait("a registration there", || kubelet.ids(GPU, true).len() == 8)
         .await;
+}
+
+#[tokio::test]
+async fn root_an_agent_that_can_watch_nothing_registers_once_and_still_notices_a_new_kubelet() {
+    // In a user namespace of its own there may be none.
+    let none = "echo 0 > /proc/sys/user/max_inotify_instances";
+    let unshare = ["--user", "--map-root-user", "sh", "-c"];
+    let mut allowed = Command::new("unshare");
+    let allowed = allowed.args(unshare).arg(none).output();
+    if !root() || skipped(!allowed.is_ok_and(|o| o.status.success()), "a user namespace") {
+        return;
+    }
+    let mut node = Node::new("h100x8", "");
+    let agent = node.program.display().to_string();
+    node.program = node.dir.path().join("slipway-agent");
+    let text = format!(
+        "#!/bin/sh\nexec unshare --user --map-root-user sh -c '{none} && exec {agent} \"$@\"' sh \"$@\"\n"
+    );
+    std::fs::write(&node.program, text).unwrap();
+    std::fs::set_permissions(&node.program, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let kubelet = Kubelet::start(&node.kubelet());
+    node.start();
+    node.wait("a list of eight", || kubelet.ids(GPU, true).len() == 8)
+        .await;
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert_eq!(kubelet.registrations(), 1);
+    assert_eq!(node.log().matches("cannot be watched").count(), 1);
+    // Its socket is deleted, which only a look tells of.
+    let first = kubelet.known(GPU).unwrap().endpoint;
+    std::fs::remove_file(node.kubelet().join(&first)).unwrap();
+    node.wait("another registration", || {
+        kubelet.known(GPU).is_some_and(|k| k.endpoint != first)
+    })
+    .await;
+    assert_eq!(kubelet.registrations(), 2);
+    drop(kubelet);
+    let kubelet = Kubelet::start(&node.kubelet());
+    node.wait("a list for the new kubelet", || kubelet.ids(GPU, true).len() == 8)
+        .await;
+    assert_eq!(kubelet.registrations(), 1);
 }
