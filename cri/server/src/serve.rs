@@ -57,8 +57,9 @@ pub async fn serve(config: Config) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen for SIGINT")?;
 
-    // Clients see the truth or nothing: the socket appears when what was left has been looked at. What takes long, as a
-    // network plugin that hangs, is finished beside serving.
+    // Clients see the truth or nothing: the socket appears when the shims have said what they know, and what has become of the
+    // containers of one that hangs is not told before it has. What takes long, as a network plugin that hangs, is finished
+    // beside serving.
     recover::recover(&daemon).await.map_err(chained)?;
     daemon.background.spawn(janitor::run(daemon.clone()));
     daemon.background.spawn(janitor::builds(daemon.clone()));

@@ -615,3 +615,225 @@ async fn the_pod_cidr_fills_a_template_in_or_is_answered_truthfully() {
     );
     w.finish().await;
 }
+
+/// A pipe in the place of a file in a container's cgroup: who writes there waits for somebody who reads.
+struct SlowFile {
+    file: PathBuf,
+    pipe: PathBuf,
+}
+
+impl SlowFile {
+    fn put(w: &World, file: PathBuf) -> SlowFile {
+        let pipe = w.path().join("pipe");
+        let mode = rustix::fs::Mode::from_raw_mode(0o600);
+        rustix::fs::mknodat(rustix::fs::CWD, &pipe, rustix::fs::FileType::Fifo, mode, 0).unwrap();
+        rustix::mount::mount_bind(&pipe, &file).unwrap();
+        SlowFile { file, pipe }
+    }
+
+    /// Reads what is written, once.
+    async fn read(&self) -> String {
+        let pipe = self.pipe.clone();
+        let read = tokio::task::spawn_blocking(move || std::fs::read_to_string(pipe).unwrap());
+        tokio::time::timeout(Duration::from_secs(20), read)
+            .await
+            .unwrap()
+            .unwrap()
+    }
+}
+
+impl Drop for SlowFile {
+    fn drop(&mut self) {
+        let _ = rustix::mount::unmount(&self.file, rustix::mount::UnmountFlags::DETACH);
+    }
+}
+
+#[tokio::test]
+async fn what_has_run_is_told_before_anything_that_takes_long() {
+    if cannot_run() {
+        return;
+    }
+    let mut w = World::new(&[]).await;
+    let (pod, slow, _) = running(&w, "init", true).await;
+    // They are gone through by their ids.
+    let mut quick = String::new();
+    for n in 0.. {
+        let config = w.container_config(&format!("quick{n}"), &["true"]);
+        quick = w.create(&pod, config).await.unwrap();
+        if quick > slow {
+            break;
+        }
+    }
+    let limits = v1::LinuxContainerResources {
+        cpu_shares: 512,
+        ..Default::default()
+    };
+    w.update(&slow, limits).await.unwrap();
+    w.kill9();
+    w.restart(&[("SLIPWAY_FAILPOINTS", "start_container.after_start=kill")])
+        .await;
+    w.start(&quick).await.unwrap_err();
+    w.wait_end().await;
+    let group = format!("{}/init/{slow}", w.cgroup());
+    let files = [
+        format!("/sys/fs/cgroup/cpu{group}/cpu.shares"),
+        format!("/sys/fs/cgroup{group}/cpu.weight"),
+    ];
+    let file = files
+        .iter()
+        .map(PathBuf::from)
+        .find(|file| file.exists())
+        .unwrap();
+    let held = SlowFile::put(&w, file);
+    w.restart(&[]).await;
+    let status = w.status(&quick).await.unwrap();
+    assert_eq!(
+        (status.state, status.exit_code),
+        (v1::ContainerState::ContainerExited as i32, 0),
+        "{status:?}"
+    );
+    assert!(status.started_at > 0 && status.finished_at >= status.started_at);
+    assert_ne!(held.read().await, "");
+    drop(held);
+    w.finish().await;
+}
+
+/// Has the shims of a world stand still, or go on.
+fn signal_shims(w: &World, signal: rustix::process::Signal) {
+    for pid in w.shims() {
+        rustix::process::kill_process(pid, signal).unwrap();
+    }
+}
+
+#[tokio::test]
+async fn of_a_shim_that_hangs_nothing_is_told_and_everything_of_the_others() {
+    if cannot_run() {
+        return;
+    }
+    let mut w = World::new(&[]).await;
+    let (hung_pod, hung, _) = running(&w, "hung", true).await;
+    let ending = {
+        let config = w.container_config("ends", &["sh", "-c", "sleep 0.5; exit 4"]);
+        let id = w.create(&hung_pod, config).await.unwrap();
+        w.start(&id).await.unwrap();
+        id
+    };
+    w.kill9();
+    tokio::time::sleep(Duration::from_millis(800)).await;
+    signal_shims(&w, rustix::process::Signal::STOP);
+    let began = Instant::now();
+    w.restart(&[]).await;
+    assert!(began.elapsed() < Duration::from_secs(6), "{:?}", began.elapsed());
+    for id in [&hung, &ending] {
+        let error = w.status(id).await.unwrap_err();
+        assert_eq!(error.code(), tonic::Code::DeadlineExceeded, "{error}");
+        assert!(error.message().contains(&hung_pod), "{error}");
+    }
+    w.pod_status(&hung_pod).await.unwrap_err();
+    assert_eq!(w.containers().await.len(), 2, "they are there all the same");
+    let (_, well, _) = running(&w, "well", true).await;
+    assert_eq!(w.status(&well).await.unwrap().state, RUNNING);
+    signal_shims(&w, rustix::process::Signal::CONT);
+    until("it is never asked again", &w, async || {
+        w.status(&hung).await.is_ok()
+    })
+    .await;
+    assert_eq!(w.status(&hung).await.unwrap().state, RUNNING);
+    assert_eq!(w.wait_exit(&ending).await.exit_code, 4);
+    w.finish().await;
+}
+
+/// What stands between slipwayd and a pod's shim.
+struct Between {
+    /// Connections made from now on are answered with nonsense.
+    nonsense: std::sync::Arc<std::sync::atomic::AtomicBool>,
+    /// Ends the connections that there are.
+    cut: tokio::sync::broadcast::Sender<()>,
+    task: tokio::task::JoinHandle<()>,
+}
+
+impl Between {
+    /// Takes the place of the pod's shim on its socket. Descriptors are not passed on.
+    fn put(w: &World, pod: &str) -> Between {
+        use std::sync::atomic::Ordering;
+        // A socket's path is short.
+        let dir = w.path().join("p");
+        std::os::unix::fs::symlink(w.path().join("state/pods").join(pod), &dir).unwrap();
+        let (socket, real) = (dir.join("shim.sock"), dir.join("real.sock"));
+        std::fs::rename(&socket, &real).unwrap();
+        let listener = tokio::net::UnixListener::bind(&socket).unwrap();
+        let nonsense = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+        let (cut, _) = tokio::sync::broadcast::channel(1);
+        let task = tokio::spawn({
+            let (nonsense, cut) = (nonsense.clone(), cut.clone());
+            async move {
+                while let Ok((mut client, _)) = listener.accept().await {
+                    if nonsense.load(Ordering::Acquire) {
+                        tokio::spawn(answer_nonsense(client));
+                        continue;
+                    }
+                    let mut shim = tokio::net::UnixStream::connect(&real).await.unwrap();
+                    let mut end = cut.subscribe();
+                    tokio::spawn(async move {
+                        tokio::select! {
+                            _ = tokio::io::copy_bidirectional(&mut client, &mut shim) => {}
+                            _ = end.recv() => {}
+                        }
+                    });
+                }
+            }
+        });
+        Between { nonsense, cut, task }
+    }
+}
+
+/// Answers each request of a ttrpc connection with a payload that is no message.
+async fn answer_nonsense(mut client: tokio::net::UnixStream) {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    let mut header = [0; 10];
+    while client.read_exact(&mut header).await.is_ok() {
+        let length = u32::from_be_bytes(*header.first_chunk().unwrap());
+        let mut data = vec![0; length as usize];
+        client.read_exact(&mut data).await.unwrap();
+        // The length, the request's number, a response; in it a payload.
+        let answer = [&[0, 0, 0, 3], &header[4..8], &[2, 0], &[0x12, 1, 0xff]].concat();
+        client.write_all(&answer).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_shim_that_lives_and_gives_no_answer_is_not_buried() {
+    use std::sync::atomic::Ordering;
+    if cannot_run() {
+        return;
+    }
+    let mut w = World::new(&[]).await;
+    let (pod, id, pid) = running(&w, "lost", true).await;
+    w.kill9();
+    let between = Between::put(&w, &pod);
+    w.restart(&[]).await;
+    assert_eq!(w.status(&id).await.unwrap().state, RUNNING);
+    between.nonsense.store(true, Ordering::Release);
+    between.cut.send(()).unwrap();
+    // Asked again and again.
+    until("its loss is not noticed", &w, async || {
+        w.log().matches("reconnect to the shim").count() >= 2
+    })
+    .await;
+    assert!(alive(pid), "{}", w.log());
+    between.nonsense.store(false, Ordering::Release);
+    until("it is not followed again", &w, async || {
+        w.status(&id).await.is_ok()
+    })
+    .await;
+    assert_eq!(w.status(&id).await.unwrap().state, RUNNING);
+    let ready = w.pod_status(&pod).await.unwrap().status.unwrap().state;
+    assert_eq!(ready, v1::PodSandboxState::SandboxReady as i32);
+    // Its events are heard again.
+    w.stop(&id, 0).await.unwrap();
+    let status = w.status(&id).await.unwrap();
+    assert_eq!((status.exit_code, status.reason.as_str()), (137, "Error"));
+    w.remove_pod(&pod).await.unwrap();
+    between.task.abort();
+    w.finish().await;
+}

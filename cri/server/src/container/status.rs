@@ -1,7 +1,19 @@
-//! What crictl inspect shows beyond the status.
+//! When a container's status can be told, and what crictl inspect shows beyond it.
 
 use super::Container;
 use crate::daemon::Daemon;
+use crate::error::Error;
+
+/// Waits until what is noted of it is what its shim knows; one without a pod has none.
+///
+/// # Errors
+/// [`Error::Timeout`] when that is not so after a moment.
+pub async fn wait_known(daemon: &Daemon, container: &Container) -> Result<(), Error> {
+    match daemon.registry.pod(container.pod().as_str()) {
+        Ok(pod) => pod.known.wait(pod.id().as_str()).await,
+        Err(_) => Ok(()),
+    }
+}
 
 /// The verbose information of a container, as JSON. Reads the bundle: not for async threads.
 pub fn verbose(daemon: &Daemon, container: &Container) -> serde_json::Value {

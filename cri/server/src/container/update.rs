@@ -49,12 +49,17 @@ pub async fn update(daemon: &Arc<Daemon>, id: &str, change: Resources) -> Result
     Err(error)
 }
 
-/// Sets what the record says: a crash may have come between the two.
+/// Sets what the record says: a crash may have come between the two. Somebody may change it meanwhile.
 pub async fn enforce(container: &Container, shim: &Shim) -> Result<(), Error> {
-    match container.state().resources {
-        Some(resources) => apply(shim, container, &resources).await,
-        None => Ok(()),
+    let mut set = None;
+    while container.live()
+        && let Some(resources) = container.state().resources
+        && set.as_ref() != Some(&resources)
+    {
+        apply(shim, container, &resources).await?;
+        set = Some(resources);
     }
+    Ok(())
 }
 
 async fn record(daemon: &Daemon, container: &Container, resources: Option<Resources>) -> Result<(), Error> {

@@ -5,6 +5,7 @@
 
 mod addresses;
 pub mod dir;
+pub mod known;
 pub mod list;
 pub mod network;
 pub mod remove;
@@ -45,6 +46,8 @@ pub struct Pod {
     turn: Turn,
     /// Held shared while something is made in the pod, alone while it is taken down.
     gate: Arc<RwLock<()>>,
+    /// Whether what is noted of it and its containers is what its shim knows.
+    pub known: known::Known,
     /// What the last statistics were, for rates.
     pub samples: Mutex<Samples>,
 }
@@ -58,6 +61,7 @@ impl Pod {
             shim: Mutex::default(),
             turn: Turn::default(),
             gate: Arc::default(),
+            known: known::Known::yes(),
             samples: Mutex::default(),
         }
     }

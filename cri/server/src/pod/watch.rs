@@ -15,6 +15,8 @@ use crate::daemon::Daemon;
 use crate::error::Error;
 use crate::events::{self, What};
 use crate::records::{Exited, PodPhase};
+use crate::recover;
+use crate::recover::reconcile::{self, Before};
 
 /// How long one question waits for an event.
 const LONG_POLL: Duration = Duration::from_secs(300);
@@ -87,21 +89,13 @@ fn missed(after: u64, events: &[wire::Event]) -> bool {
 /// Asks the shim how things are, in the place of events that are lost.
 async fn catch_up(daemon: &Arc<Daemon>, pod: &Arc<Pod>, shim: &Shim) -> Result<(), Error> {
     tracing::warn!("the shim has dropped events; asking it for everything");
-    // Those only that were there before it was asked: it may not have known the others yet.
-    let before = daemon.registry.containers_of(pod.id());
+    let before = Before::of(daemon, pod);
     let info = shim
         .info()
         .await
         .map_err(Error::shim("ask for the state", pod.id()))?;
-    if pod.state().init_pid.is_some() && info.init_pid == 0 {
-        not_ready(daemon, pod, "the init of its PID namespace has ended").await?;
-    }
-    for container in before {
-        let seen = info
-            .containers
-            .iter()
-            .find(|seen| seen.id == container.id().as_str());
-        crate::recover::reconcile::one(daemon, &container, seen).await?;
+    reconcile::note(daemon, pod, &before, &info).await?;
+    for container in daemon.registry.containers_of(pod.id()) {
         exit::settle_later(daemon, container);
     }
     Ok(())
@@ -154,14 +148,12 @@ async fn shim_died(daemon: &Arc<Daemon>, pod: &Arc<Pod>, dead: &Shim) {
         if !watched(&pod.phase()) {
             return Ok(());
         }
-        // Losing the connection is not the shim's death: one that answers is followed again.
-        let dir = PodDir::new(&daemon.paths.pods, pod.id());
-        if let Ok(shim) = daemon.launcher.connect(dir.path()).await
-            && let Ok(info) = shim.info().await
-        {
+        // Losing the connection is not the shim's death: one that answers is followed again, now or when it does.
+        if let Some((shim, info)) = recover::reach(daemon, pod).await? {
             tracing::warn!("the connection to the pod's shim was lost; it lives and is followed again");
-            crate::recover::follow(daemon, pod, &shim, &info).await?;
+            recover::follow(daemon, pod, &shim, &info).await?;
             spawn(daemon, pod, shim, info.last_event);
+            tidy_later(daemon, pod);
             return Ok(());
         }
         bury(daemon, pod, "the pod's shim ended unexpectedly").await?;
@@ -171,12 +163,19 @@ async fn shim_died(daemon: &Arc<Daemon>, pod: &Arc<Pod>, dead: &Shim) {
     if let Err(error) = died.await {
         // Without one, the janitor looks after it.
         pod.forget_shim(dead);
+        pod.known.set(pod.shim().is_some());
         tracing::error!(
             error = error.chain(),
-            "a pod whose shim died could not be cleaned up; trying again later"
+            "the shim of a pod could neither be followed again nor be buried; trying again later"
         );
         daemon.janitor.wake();
     }
+}
+
+fn tidy_later(daemon: &Arc<Daemon>, pod: &Arc<Pod>) {
+    let (daemon, pod) = (daemon.clone(), pod.clone());
+    let tasks = daemon.background.clone();
+    tasks.spawn(async move { reconcile::tidy(&daemon, &pod).await }.in_current_span());
 }
 
 /// Cleans up after a dead shim: kills what it left, and notes how each container ended.

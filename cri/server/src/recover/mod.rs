@@ -1,5 +1,6 @@
-//! What a start finds: the records of pods and containers, and what is left of them. Each is reconnected, finished or
-//! undone; then the directories are swept of what no record knows. What takes long goes on beside serving.
+//! What a start finds: the records of pods and containers, and what is left of them. First every shim is asked what it knows,
+//! so that what clients are told is true; then each pod is finished or undone, and the directories are swept of what no
+//! record knows. What takes long goes on beside serving: a status that is not known yet is not told (`pod::known`).
 //!
 //! ```text
 //! pod's phase   its shim answers                its shim is gone                another boot
@@ -39,6 +40,8 @@ use crate::records::{
 
 /// Pods recovered at once.
 const AT_ONCE: usize = 8;
+/// Shims asked at once: each that hangs takes one of them.
+const ASKED_AT_ONCE: usize = 64;
 /// How long clients wait for all of it: most starts take a fraction of this. What takes longer goes on beside serving.
 const PATIENCE: Duration = Duration::from_secs(3);
 /// The exit code of a container whose real one nobody knows.
@@ -49,17 +52,38 @@ const UNKNOWN: i32 = 255;
 pub async fn recover(daemon: &Arc<Daemon>) -> Result<(), Error> {
     load(daemon).await?;
     for pod in daemon.registry.pods() {
-        if pod.record().boot_id != daemon.boot_id
-            && let Err(error) = after_reboot(daemon, &pod).await
-        {
-            tracing::error!(pod = %pod.id(), error = error.chain(), "what the reboot ended could not be recorded; trying again later");
+        if pod.record().boot_id == daemon.boot_id {
+            continue;
+        }
+        match after_reboot(daemon, &pod).await {
+            Ok(()) => pod.known.set(true),
+            Err(error) => {
+                tracing::error!(pod = %pod.id(), error = error.chain(), "what the reboot ended could not be recorded; trying again later");
+            }
         }
     }
+    let until = tokio::time::Instant::now() + PATIENCE;
+    let asked = daemon.background.spawn(ask_all(daemon.clone()));
+    if tokio::time::timeout_at(until, asked).await.is_err() {
+        tracing::warn!("not every shim has said yet what has become of its pod; serving what is known");
+    }
     let rest = daemon.background.spawn(finish(daemon.clone()));
-    if tokio::time::timeout(PATIENCE, rest).await.is_err() {
+    if tokio::time::timeout_at(until, rest).await.is_err() {
         tracing::warn!("what was left takes long to be finished; serving meanwhile");
     }
     Ok(())
+}
+
+/// Makes every record say what the pod's shim knows, and nothing else.
+async fn ask_all(daemon: Arc<Daemon>) {
+    let pods = daemon.registry.pods().into_iter();
+    // Nobody has been told of one that is still starting.
+    let pods = pods.filter(|pod| pod.record().boot_id == daemon.boot_id && pod.phase() != PodPhase::Starting);
+    each(&daemon, pods.collect(), ASKED_AT_ONCE, |daemon, pod| async move {
+        let _turn = pod.begin("its recovery").await?;
+        ask(&daemon, &pod).await
+    })
+    .await;
 }
 
 /// Everything that may take its time. Verbs of clients wait for their turn on a pod that is at it.
@@ -110,15 +134,31 @@ async fn finish(daemon: Arc<Daemon>) {
 }
 
 async fn recover_all(daemon: &Arc<Daemon>, pods: Vec<Arc<Pod>>) {
+    each(daemon, pods, AT_ONCE, |daemon, pod| async move {
+        recover_pod(&daemon, &pod).await
+    })
+    .await;
+}
+
+/// Does something to each pod, to so many at once. What fails is told and left to the janitor.
+async fn each<Done>(
+    daemon: &Arc<Daemon>,
+    pods: Vec<Arc<Pod>>,
+    at_once: usize,
+    act: impl Fn(Arc<Daemon>, Arc<Pod>) -> Done,
+) where
+    Done: Future<Output = Result<(), Error>> + Send + 'static,
+{
     let mut pods = pods.into_iter();
     let mut tries = JoinSet::new();
     loop {
-        while tries.len() < AT_ONCE
+        while tries.len() < at_once
             && let Some(pod) = pods.next()
         {
             let daemon = daemon.clone();
+            let trying = act(daemon.clone(), pod.clone());
             tries.spawn(async move {
-                if let Err(error) = recover_pod(&daemon, &pod).await {
+                if let Err(error) = trying.await {
                     let error = error.chain();
                     tracing::error!(pod = %pod.id(), error, "a pod could not be recovered; trying again later");
                     daemon.janitor.wake();
@@ -147,7 +187,9 @@ async fn load(daemon: &Arc<Daemon>) -> Result<(), Error> {
             continue;
         }
         let state = states.remove(&id).unwrap_or_else(PodState::starting);
-        daemon.registry.insert_pod(Arc::new(Pod::new(record, state)));
+        let pod = Pod::new(record, state);
+        pod.known.set(false);
+        daemon.registry.insert_pod(Arc::new(pod));
     }
     // A state without a record is the end of a deletion.
     for id in states.keys().filter(|id| !unreadable.contains(id)) {
@@ -194,13 +236,14 @@ async fn load(daemon: &Arc<Daemon>) -> Result<(), Error> {
 
 /// Brings one pod to a state that is true. Also the janitor's way of trying again.
 pub async fn recover_pod(daemon: &Arc<Daemon>, pod: &Arc<Pod>) -> Result<(), Error> {
-    let _turn = pod.begin("its recovery").await?;
+    let turn = pod.begin("its recovery").await?;
     if pod.record().boot_id != daemon.boot_id {
         after_reboot(daemon, pod).await?;
+        pod.known.set(true);
         let dir = PodDir::new(&daemon.paths.pods, pod.id());
         crate::blocking::run(move || dir.remove()).await?;
-    } else if pod.shim().is_none() {
-        reconnect(daemon, pod).await?;
+    } else {
+        ask(daemon, pod).await?;
     }
     match pod.phase() {
         PodPhase::Starting | PodPhase::Removing => {
@@ -211,11 +254,15 @@ pub async fn recover_pod(daemon: &Arc<Daemon>, pod: &Arc<Pod>) -> Result<(), Err
         PodPhase::Stopped if pod.shim().is_some() => stop::halt(daemon, pod).await?,
         PodPhase::Ready | PodPhase::NotReady { .. } | PodPhase::Stopped => {}
     }
-    finish_containers(daemon, pod).await
+    let finished = finish_containers(daemon, pod).await;
+    // Nobody's verb has to wait for a kernel that takes long over a limit.
+    drop(turn);
+    reconcile::tidy(daemon, pod).await;
+    finished
 }
 
-/// Takes a shim for the pod's and compares notes with it. One that could not be caught up with is not the pod's: it is
-/// connected to again.
+/// Takes a shim for the pod's and makes its records say what that knows. One of which they do not is not the pod's: it is
+/// connected to again. [`reconcile::tidy`] is for later.
 ///
 /// # Errors
 /// When what it says cannot be noted.
@@ -225,41 +272,64 @@ pub async fn follow(
     shim: &Shim,
     info: &wire::InfoResponse,
 ) -> Result<(), Error> {
+    let before = reconcile::Before::of(daemon, pod);
     pod.set_shim(Some(shim.clone()));
     let noted = async {
         fail::point("recover.follow").await?;
-        reconcile::with_shim(daemon, pod, shim, info).await
+        reconcile::note(daemon, pod, &before, info).await
     };
-    noted.await.inspect_err(|_| drop(pod.set_shim(None)))
+    noted.await.inspect_err(|_| drop(pod.set_shim(None)))?;
+    pod.known.set(true);
+    Ok(())
 }
 
-/// Connects to the pod's shim and compares notes; a dead one is buried.
-async fn reconnect(daemon: &Arc<Daemon>, pod: &Arc<Pod>) -> Result<(), Error> {
+/// Connects to the shim of a pod that has none and compares notes; a dead one is buried.
+async fn ask(daemon: &Arc<Daemon>, pod: &Arc<Pod>) -> Result<(), Error> {
+    if pod.shim().is_some() {
+        return Ok(());
+    }
+    let answer = match reach(daemon, pod).await {
+        // Nothing of it runs, whatever the shim says.
+        Err(_) if pod.phase() == PodPhase::Stopped => None,
+        answer => answer?,
+    };
+    match answer {
+        Some((shim, info)) => {
+            follow(daemon, pod, &shim, &info).await?;
+            if matches!(pod.phase(), PodPhase::Ready | PodPhase::NotReady { .. }) {
+                watch::spawn(daemon, pod, shim, info.last_event);
+            }
+        }
+        None if pod.phase() == PodPhase::Stopped => {}
+        None => {
+            if pod.phase() == PodPhase::Ready {
+                tracing::error!(pod = %pod.id(), "the pod's shim died while slipwayd was away");
+            }
+            watch::bury(daemon, pod, "the pod's shim ended while slipwayd was away").await?;
+            watch::not_ready(daemon, pod, "its shim ended while slipwayd was away").await?;
+        }
+    }
+    pod.known.set(true);
+    Ok(())
+}
+
+/// The pod's shim, with what it knows; `None` when it is dead.
+///
+/// # Errors
+/// When somebody listens and gives no such answer: slow or of another version is not dead, and may answer later.
+pub async fn reach(daemon: &Daemon, pod: &Pod) -> Result<Option<(Shim, wire::InfoResponse)>, Error> {
     let dir = PodDir::new(&daemon.paths.pods, pod.id());
     let answer = match daemon.launcher.connect(dir.path()).await {
         Ok(shim) => shim.info().await.map(|info| (shim, info)),
         Err(error) => Err(error),
     };
     match answer {
-        Ok((shim, info)) => {
-            follow(daemon, pod, &shim, &info).await?;
-            if matches!(pod.phase(), PodPhase::Ready | PodPhase::NotReady { .. }) {
-                watch::spawn(daemon, pod, shim, info.last_event);
-            }
-            Ok(())
-        }
-        Err(_) if pod.phase() == PodPhase::Stopped => Ok(()),
-        // Slow or of another version is not dead: only what nobody listens for is buried. The rest is tried again.
-        Err(error) if !matches!(error, slipway_shim_client::Error::Gone) && dir.path().exists() => {
-            Err(Error::shim("reconnect to the shim", pod.id())(error))
-        }
-        Err(error) => {
-            if pod.phase() == PodPhase::Ready {
-                tracing::error!(pod = %pod.id(), %error, "the pod's shim died while slipwayd was away");
-            }
-            watch::bury(daemon, pod, "the pod's shim ended while slipwayd was away").await?;
-            watch::not_ready(daemon, pod, "its shim ended while slipwayd was away").await
-        }
+        Ok(answer) => Ok(Some(answer)),
+        Err(slipway_shim_client::Error::Gone) => Ok(None),
+        Err(error) => match dir.path().exists() {
+            true => Err(Error::shim("reconnect to the shim", pod.id())(error)),
+            false => Ok(None),
+        },
     }
 }
 

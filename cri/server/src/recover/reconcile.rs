@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use slipway_shim_client::{Shim, pod as wire};
+use slipway_shim_client::pod as wire;
 
 use super::unknown_exit;
 use crate::container::{Container, exit, update};
@@ -13,11 +13,36 @@ use crate::records::{ContainerPhase, PinnedNamespace};
 
 const SIGKILL: u32 = 9;
 
-/// Makes the records of a pod's containers say what its shim knows.
-pub async fn with_shim(
+/// The containers of a pod as they are before its shim is asked for them, or is there for others: it may not know yet those
+/// that come later.
+pub struct Before(Vec<(Arc<Container>, bool)>);
+
+impl Before {
+    pub fn of(daemon: &Daemon, pod: &Pod) -> Before {
+        let containers = daemon.registry.containers_of(pod.id()).into_iter();
+        Before(containers.map(|c| (c.clone(), c.live())).collect())
+    }
+
+    /// Each with what the shim knows of it, but those that it need not know yet.
+    fn seen<'a>(
+        &'a self,
+        info: &'a wire::InfoResponse,
+    ) -> impl Iterator<Item = (&'a Arc<Container>, Option<&'a wire::Container>)> {
+        self.0.iter().filter_map(|(container, live)| {
+            let seen = info
+                .containers
+                .iter()
+                .find(|seen| seen.id == container.id().as_str());
+            (*live || seen.is_some()).then_some((container, seen))
+        })
+    }
+}
+
+/// Makes the records of a pod and its containers say what its shim knows.
+pub async fn note(
     daemon: &Arc<Daemon>,
     pod: &Arc<Pod>,
-    shim: &Shim,
+    before: &Before,
     info: &wire::InfoResponse,
 ) -> Result<(), Error> {
     if pod.state().namespaces.is_empty() {
@@ -34,21 +59,24 @@ pub async fn with_shim(
     if pod.state().init_pid.is_some() && info.init_pid == 0 {
         watch::not_ready(daemon, pod, "the init of its PID namespace has ended").await?;
     }
+    for (container, seen) in before.seen(info) {
+        one(daemon, container, seen).await?;
+    }
+    Ok(())
+}
+
+/// What may take its time once the records are right: limits are set as they are recorded, and what no record knows is
+/// removed from the shim.
+pub async fn tidy(daemon: &Arc<Daemon>, pod: &Arc<Pod>) {
+    let Some(shim) = pod.shim() else { return };
     for container in daemon.registry.containers_of(pod.id()) {
-        let seen = info
-            .containers
-            .iter()
-            .find(|seen| seen.id == container.id().as_str());
-        one(daemon, &container, seen).await?;
-        if container.live()
-            && let Err(error) = update::enforce(&container, shim).await
-        {
+        if let Err(error) = update::enforce(&container, &shim).await {
             tracing::warn!(container = %container.id(), error = error.chain(), "its limits could not be set as they are recorded");
         }
     }
     let unreadable = daemon.registry.unreadable();
-    for stray in info
-        .containers
+    let known = shim.info().await.map(|info| info.containers).unwrap_or_default();
+    for stray in known
         .iter()
         .filter(|seen| daemon.registry.container(&seen.id).is_err() && !unreadable.contains(&seen.id))
     {
@@ -58,11 +86,10 @@ pub async fn with_shim(
         let _ = tokio::time::timeout(std::time::Duration::from_secs(5), shim.wait(&stray.id)).await;
         let _ = shim.delete(&stray.id).await;
     }
-    Ok(())
 }
 
 /// Makes a container's record say what its shim knows of it.
-pub async fn one(
+async fn one(
     daemon: &Arc<Daemon>,
     container: &Arc<Container>,
     seen: Option<&wire::Container>,
@@ -107,4 +134,40 @@ async fn note_start(
             late
         })
         .await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::container::Container;
+    use crate::ids::{ContainerId, PodId};
+    use crate::records::ContainerRecord;
+
+    #[test]
+    fn a_container_that_was_being_created_before_the_shim_was_asked_need_not_be_known_to_it() {
+        let record = ContainerRecord {
+            version: crate::records::version(),
+            id: ContainerId::random().unwrap(),
+            pod: PodId::random().unwrap(),
+            created_at_ns: 0,
+            boot_id: String::new(),
+            config: crate::model::ContainerConfig::default(),
+        };
+        let container = Arc::new(Container::creating(record));
+        let seen = |live, info: &wire::InfoResponse| {
+            let before = Before(vec![(container.clone(), live)]);
+            before.seen(info).map(|(_, seen)| seen.is_some()).next()
+        };
+        let nothing = wire::InfoResponse::default();
+        assert_eq!(seen(false, &nothing), None, "whatever it is by now");
+        assert_eq!(seen(true, &nothing), Some(false), "it has ended unseen");
+        let info = wire::InfoResponse {
+            containers: vec![wire::Container {
+                id: container.id().to_string(),
+                ..Default::default()
+            }],
+            ..Default::default()
+        };
+        assert_eq!(seen(false, &info), Some(true), "its end may have come early");
+    }
 }

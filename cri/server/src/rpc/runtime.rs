@@ -184,6 +184,7 @@ impl RuntimeService for Cri {
             info_span!("PodSandboxStatus", pod = clip(&request.pod_sandbox_id)),
             async {
                 let pod = self.pod(request.pod_sandbox_id)?;
+                pod.known.wait(pod.id().as_str()).await?;
                 let filter = container::list::Filter {
                     pod: pod.id().to_string(),
                     ..Default::default()
@@ -348,6 +349,7 @@ impl RuntimeService for Cri {
             info_span!("ContainerStatus", container = clip(&request.container_id)),
             async {
                 let container = self.container(request.container_id)?;
+                container::status::wait_known(&self.daemon, &container).await?;
                 let status = Some(encode::container_status(&container));
                 let mut info = Default::default();
                 if request.verbose {

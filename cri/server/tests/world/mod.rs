@@ -104,17 +104,25 @@ impl World {
         Store::open(&self.path().join("root"), OwnerKind::Cli).unwrap()
     }
 
-    /// Kills the shims of this world with SIGKILL.
-    pub fn kill_shims(&self) {
+    /// The shims of this world.
+    pub fn shims(&self) -> Vec<rustix::process::Pid> {
         let state = self.path().join("state").display().to_string();
+        let mut found = Vec::new();
         for entry in std::fs::read_dir("/proc").unwrap().flatten() {
             let cmdline = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
             let cmdline = String::from_utf8_lossy(&cmdline).into_owned();
             if cmdline.contains("containerd-shim-slipway-v1") && cmdline.contains(&state) {
                 let pid = entry.file_name().to_string_lossy().parse().unwrap();
-                let pid = rustix::process::Pid::from_raw(pid).unwrap();
-                rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+                found.push(rustix::process::Pid::from_raw(pid).unwrap());
             }
+        }
+        found
+    }
+
+    /// Kills the shims of this world with SIGKILL.
+    pub fn kill_shims(&self) {
+        for pid in self.shims() {
+            rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
         }
     }
 
