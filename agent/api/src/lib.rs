@@ -1,6 +1,7 @@
 //! kubelet's APIs on the node: messages, clients and server traits generated from `proto/`.
 //!
 //! Owns the wire and nothing else, as far as the agent uses it.
+#![forbid(unsafe_code)]
 
 /// The device plugin API: kubelet's registration, and what a plugin serves.
 #[allow(missing_docs, clippy::all, clippy::unwrap_used, reason = "generated")]

@@ -2,6 +2,7 @@
 //! trait generated from `proto/fault.proto`, and the bounds that it states.
 //!
 //! Owns the wire and nothing else: who checks, kills and remembers is slipwayd.
+#![forbid(unsafe_code)]
 
 /// `slipway.fault.v1`.
 #[allow(missing_docs, clippy::all, clippy::unwrap_used, reason = "generated")]
