@@ -257,15 +257,19 @@ pub async fn prune(store: &Store, args: &PruneArgs) -> Result<()> {
     {
         outln!("  {held}");
     }
-    for (key, what) in [
-        ("images", "unnamed images"),
-        ("cache_entries", "steps of the build cache"),
-        ("cache_mounts", "cache mounts"),
-        ("snapshots", "snapshots"),
-        ("blobs", "blobs"),
+    for (key, one, more) in [
+        ("images", "unnamed image", "unnamed images"),
+        (
+            "cache_entries",
+            "step of the build cache",
+            "steps of the build cache",
+        ),
+        ("cache_mounts", "cache mount", "cache mounts"),
+        ("snapshots", "snapshot", "snapshots"),
+        ("blobs", "blob", "blobs"),
     ] {
         if let Some(count) = pruned[key].as_u64().filter(|n| *n > 0) {
-            outln!("  {count} {what}");
+            outln!("  {count} {}", if count == 1 { one } else { more });
         }
     }
     first

@@ -188,7 +188,7 @@ pub async fn save(store: &Store, args: SaveArgs, cancel: Cancel) -> Result<(), F
             }
             let mut out = BufWriter::new(std::io::stdout().lock());
             store.export(&names, format, &mut out)?;
-            return Ok(out.flush()?);
+            return out.flush().context("write the image archive");
         };
         write_whole(path, &stop, |out| Ok(store.export(&names, format, out)?))
     });

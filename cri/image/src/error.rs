@@ -184,6 +184,15 @@ pub enum StoreError {
         #[source]
         source: io::Error,
     },
+    /// An archive could not be written to where it goes.
+    #[error("write {what}")]
+    Write {
+        /// Which archive.
+        what: String,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
     /// The media type of a layer is not one we can unpack.
     #[error("{what} has media type {media_type}, which cannot be unpacked")]
     MediaType {

@@ -97,10 +97,16 @@ pub fn notes(incident: &Incident, at: u64) -> Vec<Note> {
         warning: true,
         at,
     };
+    // The reason begins with the XID, which is told already.
+    let condemned = xid.condemned.as_deref().unwrap_or_default();
+    let why = match condemned.strip_prefix(&format!("XID {}", xid.xid)) {
+        Some(rest) => rest.to_owned(),
+        None => format!(": {condemned}"),
+    };
     let mut all = Vec::new();
     if let Some(culprit) = &incident.culprit {
         let end = match &xid.condemned {
-            Some(why) => format!("the GPU is not handed out any more: {why}"),
+            Some(_) => format!("the GPU is not handed out any more{why}"),
             None => "the GPU is well".to_owned(),
         };
         all.push(note(
@@ -111,9 +117,8 @@ pub fn notes(incident: &Incident, at: u64) -> Vec<Note> {
     }
     let hit = incident.holders.iter().filter(|_| xid.condemned.is_some());
     for holder in hit.filter(|h| !is_same(h, incident.culprit.as_ref())) {
-        let why = xid.condemned.as_deref().unwrap_or_default();
         let message = format!(
-            "{gpu}, which this container has, is unhealthy (XID {}{process}): {why}",
+            "{gpu}, which this container has, is unhealthy (XID {}{process}){why}",
             xid.xid
         );
         all.push(note(holder, "GpuUnhealthy", message));
@@ -186,6 +191,28 @@ mod tests {
         );
         assert_eq!(pods(&incident(None, &["b"], Some("XID 79"))), ["b GpuUnhealthy"]);
         assert!(pods(&incident(None, &["b"], None)).is_empty());
+    }
+
+    #[test]
+    fn an_event_says_the_xid_once() {
+        let said = |condemned| -> Vec<String> {
+            let all = notes(&incident(Some("a"), &["a", "b"], Some(condemned)), 1);
+            all.into_iter().map(|n| n.message).collect()
+        };
+        assert_eq!(
+            said("XID 79"),
+            [
+                "XID 79 on GPU 0 (GPU-1), process 7: the GPU is not handed out any more",
+                "GPU 0 (GPU-1), which this container has, is unhealthy (XID 79, process 7)",
+            ]
+        );
+        assert_eq!(
+            said("XID 79: the driver asks for a reset"),
+            [
+                "XID 79 on GPU 0 (GPU-1), process 7: the GPU is not handed out any more: the driver asks for a reset",
+                "GPU 0 (GPU-1), which this container has, is unhealthy (XID 79, process 7): the driver asks for a reset",
+            ]
+        );
     }
 
     #[test]

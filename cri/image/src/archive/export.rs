@@ -50,8 +50,8 @@ fn write_error(source: io::Error) -> StoreError {
         true => StoreError::DiskFull {
             act: "write the image archive".into(),
         },
-        false => StoreError::Read {
-            what: "the image archive while writing it".into(),
+        false => StoreError::Write {
+            what: "the image archive".into(),
             source,
         },
     }

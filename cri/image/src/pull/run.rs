@@ -270,7 +270,8 @@ impl Run {
         match image.filter(|_| built) {
             Some(image) => {
                 let reason = chain(&error);
-                tracing::info!(
+                // Whoever listens says it aloud.
+                tracing::debug!(
                     reference = %self.key.reference, image = %image.id, reason,
                     "answering a pull with the build on this node"
                 );

@@ -375,7 +375,7 @@ impl Session {
     async fn head(&self, place: &Place, target: Target<'_>) -> Result<(Digest, String), Failure> {
         let url = self.url(&place.endpoint, &format!("manifests/{target}"));
         let request = Request::new(Method::HEAD, url).header(ACCEPT_HEADER, HeaderValue::from_static(ACCEPT));
-        match self.call_patiently(place, &target.to_string(), &request).await {
+        match self.call_patiently(place, &self.named(target), &request).await {
             Ok(answer) => {
                 if let Target::Digest(digest) = target {
                     return Ok((digest, answer.host));
@@ -418,11 +418,20 @@ impl Session {
         Err(last)
     }
 
+    /// What is asked for by its whole name: whoever hears of it knows neither registry nor repository.
+    fn named(&self, target: Target<'_>) -> String {
+        let joint = match target {
+            Target::Tag(_) => ':',
+            Target::Digest(_) => '@',
+        };
+        format!("{}{joint}{target}", self.reference.name())
+    }
+
     async fn document_at(&self, place: &Place, target: Target<'_>) -> Result<Fetched, Failure> {
         let url = self.url(&place.endpoint, &format!("manifests/{target}"));
         let request = Request::new(Method::GET, url).header(ACCEPT_HEADER, HeaderValue::from_static(ACCEPT));
         let mut backoff = self.backoff();
-        let what = target.to_string();
+        let what = self.named(target);
         loop {
             match self.document_once(place, &request).await {
                 Ok(fetched) => {

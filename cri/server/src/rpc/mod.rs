@@ -44,7 +44,8 @@ async fn call<T>(
     async move {
         let began = std::time::Instant::now();
         let result = verb.await;
-        let ms = began.elapsed().as_secs_f64() * 1e3;
+        // To the microsecond.
+        let ms = (began.elapsed().as_secs_f64() * 1e6).round() / 1e3;
         match result {
             Ok(answer) => {
                 tracing::debug!(ms, "done");
