@@ -12,6 +12,7 @@ use harness::cluster::{Cluster, Net, Options};
 use harness::{cmd, leftovers};
 use serde_json::{Value, json};
 
+use crate::allocatable;
 use crate::table::Table;
 
 const IMAGE: &str = "slipway.test/busybox:1";
@@ -83,7 +84,8 @@ async fn all_rows(table: &mut Table, cluster: &Cluster, rounds: usize) -> Result
     table.times("30 pods at once, create to Ready", &many[0], &many[1]);
     bench.commands(table, rounds)?;
     bench.probes(table)?;
-    bench.listed(table).await
+    bench.listed(table).await?;
+    allocatable::measure(table, cluster).await
 }
 
 struct Bench<'a> {

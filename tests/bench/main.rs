@@ -4,6 +4,7 @@
 #![forbid(unsafe_code)]
 
 mod agent;
+mod allocatable;
 mod builds;
 mod devices;
 mod kubernetes;
