@@ -23,7 +23,7 @@ pod_file() {
  "linux":{"cgroup_parent":"kubepods-$1.slice","security_context":{"namespace_options":{"network":${NETWORK:-2},"pid":1}${2:+,$2}}}}
 J
 }
-# run POD-NAME POD-ID NAME SCRIPT [JSON of linux]: a running container; prints its id.
+# run POD-NAME POD-ID NAME SCRIPT [JSON of linux]: a running container; prints its id. CDI=NAME: with that device.
 run() {
   local id
   container_file "$@"
@@ -32,9 +32,10 @@ run() {
   echo "$id"
 }
 container_file() {
-  local script; script=$(sed 's/\\/\\\\/g; s/"/\\"/g' <<< "$4")
+  local script annotation=; script=$(sed 's/\\/\\\\/g; s/"/\\"/g' <<< "$4")
+  [ -z "${CDI:-}" ] || annotation='"cdi.k8s.io/vm":"'$CDI'"'
   cat > /tmp/container-$3.json <<J
-{"metadata":{"name":"$3","attempt":0},"image":{"image":"$IMAGE"},"command":["sh","-c","$script"],"log_path":"$3.log","linux":{${5:-}}}
+{"metadata":{"name":"$3","attempt":0},"image":{"image":"$IMAGE"},"command":["sh","-c","$script"],"log_path":"$3.log","linux":{${5:-}},"annotations":{$annotation}}
 J
 }
 field() { crictl inspect -o json "$1" | tr -d ' \n' | grep -o "\"$2\":[^,}]*" | head -1 | cut -d: -f2- | tr -d '"'; }

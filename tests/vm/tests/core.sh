@@ -153,17 +153,32 @@ what_programs_expect() { # of a sandbox and of a container: spared by the OOM ki
   remove "$p"
 }
 
-devices() { # denied by a program in the kernel, and still after systemd has looked at every unit again
-  local p c try='mknod /tmp/kmsg c 1 11; cat /tmp/kmsg > /dev/null; echo "kmsg $?"; echo x > /dev/null; echo "null $?"'
+devices() { # what a CDI file grants opens and nothing else does, by a program in the kernel: also after systemd has looked at every unit again, and after an update
+  local p c other round want all='"security_context":{"capabilities":{"add_capabilities":["MKNOD","SYSLOG"]}},"resources":{"memory_limit_in_bytes":67108864}'
+  mkdir -p /etc/cdi
+  # The kernel's log. Of the others none is among what every container may open, and no other reason makes this error of them.
+  cat > /etc/cdi/vm-test.json << 'J'
+{"cdiVersion":"0.6.0","kind":"vm.test/dev","devices":[{"name":"log","containerEdits":{"deviceNodes":[{"path":"/dev/granted","type":"c","major":1,"minor":11,"fileMode":438}]}}]}
+J
+  looks() { # looks ID WANTED...: how opening each ends
+    local out c=$1; shift
+    out=$(crictl exec -s "$c" sh -c 'cd /tmp; rm -f [0-9]*; for d in 1:11 1:2 10:229; do mknod $d c ${d%:*} ${d#*:}; done
+      for d in 1:11 1:2 10:229 /dev/granted /dev/null; do (exec 3< $d) 2> why && echo "$d opens" || echo "$d $(grep -o "not permitted" why)"; done' 2>&1)
+    for want in "1:2 not permitted" "10:229 not permitted" "/dev/null opens" "$@"; do has "$out" "^$want$"; done
+  }
   p=$(pod devices)
-  c=$(run devices "$p" main "sleep 1000" '"security_context":{"capabilities":{"add_capabilities":["MKNOD"]}}')
-  for round in 1 2; do
-    out=$(crictl exec -s "$c" sh -c "rm -f /tmp/kmsg; $try" 2>&1)
-    has "$out" "kmsg 1"
-    has "$out" "null 0"
-    has "$out" "Operation not permitted"
-    systemctl daemon-reload
+  c=$(CDI=vm.test/dev=log run devices "$p" granted "sleep 1000" "$all")
+  other=$(run devices "$p" plain "sleep 1000" "$all")
+  for round in begun reloaded updated "reloaded again"; do
+    echo "$round"
+    looks "$c" "/dev/granted opens" "1:11 opens"
+    looks "$other" "1:11 not permitted"
+    case $round in
+      reloaded) crictl update --memory 58720256 "$c"; crictl update --memory 58720256 "$other" ;;
+      *) systemctl daemon-reload ;;
+    esac
   done
+  rm /etc/cdi/vm-test.json
   remove "$p"
 }
 
