@@ -1,6 +1,7 @@
 //! The configuration: the file as written, checked. Unknown keys are refused. Knows no setting's use.
 
 mod check;
+mod driver;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -12,6 +13,8 @@ use slipway_gpu::health::Policy;
 use slipway_gpu::signs::{Action, Limits, Rules, Sign};
 
 use crate::kube::Source;
+
+pub use driver::Driver;
 
 /// The default file, with comments.
 pub const DEFAULT_TOML: &str = include_str!("default.toml");
@@ -73,20 +76,6 @@ pub struct Config {
     pub kubernetes: Kubernetes,
     /// What is logged.
     pub log: Log,
-}
-
-/// Where the driver is.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Driver {
-    /// Its root.
-    pub root: PathBuf,
-    /// Its device nodes; empty: `dev` below the root, or the machine's where the root has none.
-    pub dev: PathBuf,
-    /// libnvidia-ml; empty: looked for.
-    pub library: PathBuf,
-    /// How long NVML may take.
-    pub deadline_ms: u64,
 }
 
 /// Where everything else is.
@@ -354,17 +343,6 @@ pub enum LogFormat {
     Json,
 }
 
-impl Default for Driver {
-    fn default() -> Driver {
-        Driver {
-            root: "/".into(),
-            dev: PathBuf::new(),
-            library: PathBuf::new(),
-            deadline_ms: 5000,
-        }
-    }
-}
-
 impl Default for Paths {
     fn default() -> Paths {
         Paths {
@@ -423,34 +401,6 @@ impl Default for Log {
     }
 }
 
-impl Driver {
-    /// Its folder of device nodes: as configured, or as it is now.
-    pub fn dev_dir(&self) -> PathBuf {
-        if self.dev.as_os_str().is_empty() {
-            nodes_of(&self.root, Path::new("/dev"))
-        } else {
-            self.dev.clone()
-        }
-    }
-
-    /// How long NVML may take.
-    pub fn deadline(&self) -> Duration {
-        Duration::from_millis(self.deadline_ms)
-    }
-}
-
-/// Where the nodes of the driver at `root` are: a driver in a container has its own, one that is only installed there
-/// (`/usr/local/nvidia`) has the machine's, in `machine`.
-fn nodes_of(root: &Path, machine: &Path) -> PathBuf {
-    let own = root.join("dev");
-    let has = |dev: &Path| dev.join("nvidiactl").exists();
-    if has(&own) || own.is_dir() && !has(machine) {
-        own
-    } else {
-        machine.to_owned()
-    }
-}
-
 impl Health {
     /// Time between probes.
     pub fn probe(&self) -> Duration {
@@ -500,42 +450,5 @@ impl Config {
         })?;
         config.check()?;
         Ok(config)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_root_without_device_nodes_has_the_machines() {
-        let dir = tempfile::tempdir().unwrap();
-        let (root, machine) = (dir.path().join("root"), dir.path().join("dev"));
-        let make = |path: &Path| {
-            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
-            std::fs::write(path, "").unwrap();
-        };
-        std::fs::create_dir_all(&root).unwrap();
-        assert_eq!(nodes_of(&root, &machine), machine, "no dev below the root");
-        std::fs::create_dir_all(root.join("dev")).unwrap();
-        assert_eq!(
-            nodes_of(&root, &machine),
-            root.join("dev"),
-            "no nodes anywhere yet"
-        );
-        make(&machine.join("nvidiactl"));
-        assert_eq!(nodes_of(&root, &machine), machine, "an empty dev below the root");
-        make(&root.join("dev/nvidiactl"));
-        assert_eq!(
-            nodes_of(&root, &machine),
-            root.join("dev"),
-            "a driver in a container"
-        );
-        let configured = Driver {
-            root,
-            dev: "/elsewhere".into(),
-            ..Driver::default()
-        };
-        assert_eq!(configured.dev_dir(), Path::new("/elsewhere"));
     }
 }
