@@ -2,6 +2,7 @@
 //! is too, and can be made here.
 #![allow(clippy::unwrap_used)] // a failure is a failed test
 
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -14,7 +15,8 @@ impl Frozen {
         let root = Path::new("/sys/fs/cgroup/freezer");
         let made = root.join(format!("slipway-gpu-test-{}-{name}", std::process::id()));
         if !root.join("cgroup.procs").exists() || std::fs::create_dir(&made).is_err() {
-            eprintln!(
+            let _ = writeln!(
+                std::io::stderr(),
                 "\n*** SKIPPED: this test needs root and a freezer cgroup (v1), to make processes that do not end ***\n"
             );
             return None;

@@ -196,6 +196,7 @@ fn extensions(bytes: &mut [u8], at: usize, old: usize) -> Option<(usize, Vec<Ran
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::io::Write as _;
     use std::path::{Path, PathBuf};
     use std::process::Command;
 
@@ -207,7 +208,7 @@ mod tests {
         let found = ["/sbin/ldconfig.real", "/sbin/ldconfig", "/usr/sbin/ldconfig"];
         let found = found.into_iter().map(PathBuf::from).find(|p| p.exists());
         if found.is_none() {
-            eprintln!("SKIPPED: there is no ldconfig");
+            let _ = writeln!(std::io::stderr(), "SKIPPED: there is no ldconfig");
         }
         found
     }
@@ -224,7 +225,7 @@ mod tests {
             .collect();
         libraries.dedup();
         let [a, b, ..] = libraries[..] else {
-            eprintln!("SKIPPED: a program without libraries");
+            let _ = writeln!(std::io::stderr(), "SKIPPED: a program without libraries");
             return None;
         };
         std::fs::create_dir(root.join("etc")).unwrap();

@@ -1,6 +1,7 @@
 //! Builds of COPY alone, with what cannot be brought about from outside. Needs root: layers are mounted.
 
 use std::collections::BTreeMap;
+use std::io::Write as _;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 
@@ -19,7 +20,10 @@ use crate::sandbox::Surroundings;
 pub(crate) fn is_root() -> bool {
     let root = rustix::process::geteuid().is_root();
     if !root {
-        eprintln!("SKIPPED: layers are mounted, which only root can");
+        let _ = writeln!(
+            std::io::stderr(),
+            "SKIPPED: layers are mounted, which only root can"
+        );
     }
     root
 }
@@ -147,10 +151,11 @@ async fn what_an_interrupted_build_leaves_is_told() {
             let told = warnings.iter().any(|w| w.contains("left something behind"));
             assert!(told, "{warnings:?}");
         }
-        None => eprintln!(
+        None => drop(writeln!(
+            std::io::stderr(),
             "SKIPPED: the file system of {} keeps no file for ever",
             dir.path().display()
-        ),
+        )),
     }
 }
 

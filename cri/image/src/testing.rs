@@ -16,7 +16,7 @@ use std::process::{Child, Command, Stdio};
 pub(crate) fn is_root(test: &str) -> bool {
     let root = rustix::process::geteuid().is_root();
     if !root {
-        eprintln!("SKIPPED {test}: it needs root");
+        let _ = writeln!(std::io::stderr(), "SKIPPED {test}: it needs root");
     }
     root
 }

@@ -8,6 +8,7 @@ use registry_support::image::{self, three_layers};
 use registry_support::real::Registry;
 use registry_support::{Node, amd64, chain, quick, root, write};
 use slipway_image::{PullError, RegistryConfig, Silent};
+use std::io::Write as _;
 use std::path::Path;
 use std::process::Command;
 
@@ -31,7 +32,7 @@ fn certificates(dir: &Path) -> bool {
         .status();
     let made = status.is_ok_and(|status| status.success());
     if !made {
-        eprintln!("SKIPPED: openssl cannot make certificates");
+        let _ = writeln!(std::io::stderr(), "SKIPPED: openssl cannot make certificates");
     }
     made
 }

@@ -38,7 +38,8 @@ impl Lab {
             .output()
             .is_ok_and(|o| o.status.success());
         if !(have && root && iptables) {
-            eprintln!(
+            let _ = writeln!(
+                std::io::stderr(),
                 "SKIPPED: needs root ({root}), the CNI plugins in {} ({have}), iptables ({iptables})",
                 plugins().display()
             );
@@ -308,7 +309,11 @@ async fn root_del_from_the_record_frees_the_address_when_namespace_and_configura
 async fn root_a_half_made_connection_is_undone() {
     let Some(lab) = Lab::new(2) else { return };
     if !plugins().join("tuning").is_file() {
-        eprintln!("SKIPPED: no tuning plugin in {}", plugins().display());
+        let _ = writeln!(
+            std::io::stderr(),
+            "SKIPPED: no tuning plugin in {}",
+            plugins().display()
+        );
         return;
     }
     let pod = lab.pod("half");
@@ -328,7 +333,7 @@ async fn root_a_half_made_connection_is_undone() {
 async fn root_two_stacks_give_two_addresses() {
     let Some(lab) = Lab::new(3) else { return };
     if !Path::new("/proc/net/if_inet6").exists() {
-        eprintln!("SKIPPED: no IPv6 here");
+        let _ = writeln!(std::io::stderr(), "SKIPPED: no IPv6 here");
         return;
     }
     lab.configure(Some(&format!("fd00:213:{:x}::/64", std::process::id() % 0xffff)));

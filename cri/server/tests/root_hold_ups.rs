@@ -7,6 +7,7 @@
 
 mod world;
 
+use std::io::Write as _;
 use std::os::fd::AsRawFd;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -181,7 +182,10 @@ async fn root_a_host_path_that_does_not_answer_fails_its_container_and_nothing_e
     }
     let w = World::new(&[]).await;
     let Some(hung) = Hung::new(&w.path().join("hung")) else {
-        eprintln!("\n*** SKIPPED: this test needs /dev/fuse ***\n");
+        let _ = writeln!(
+            std::io::stderr(),
+            "\n*** SKIPPED: this test needs /dev/fuse ***\n"
+        );
         return w.finish().await;
     };
     let pod = w.run_pod(w.pod_config("held-up", true)).await.unwrap();

@@ -8,6 +8,7 @@
 mod world;
 
 use std::collections::HashMap;
+use std::io::Write as _;
 use std::os::unix::fs::MetadataExt;
 use std::time::Duration;
 
@@ -410,7 +411,10 @@ async fn a_pod_with_users_of_its_own_is_root_only_inside() {
     let mut w = World::new(&[]).await;
     let features = w.node_status().await.runtime_handlers[0].features.unwrap();
     if !features.user_namespaces {
-        eprintln!("\n*** SKIPPED: this file system or kernel has no id-mapped mounts ***\n");
+        let _ = writeln!(
+            std::io::stderr(),
+            "\n*** SKIPPED: this file system or kernel has no id-mapped mounts ***\n"
+        );
         w.finish().await;
         return;
     }

@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used, reason = "a panic is how a test says no")]
 
+use std::io::Write as _;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::path::{Path, PathBuf};
@@ -39,7 +40,7 @@ impl Systemd {
     /// `None`, told loudly, where slipwayd cannot run.
     fn new() -> Option<Systemd> {
         if !rustix::process::geteuid().is_root() {
-            eprintln!("\n*** SKIPPED: this test needs root ***\n");
+            let _ = writeln!(std::io::stderr(), "\n*** SKIPPED: this test needs root ***\n");
             return None;
         }
         let dir = tempfile::Builder::new()

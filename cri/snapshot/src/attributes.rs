@@ -184,12 +184,16 @@ pub(crate) fn stat_at(dir: BorrowedFd<'_>, name: &OsStr) -> io::Result<Option<St
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::io::Write as _;
     use std::os::fd::AsFd;
 
     #[test]
     fn root_what_a_filesystem_has_no_place_for_is_lost_but_no_programs_capabilities() {
         if !rustix::process::geteuid().is_root() {
-            eprintln!("SKIPPED what_a_filesystem_has_no_place_for: it needs root");
+            let _ = writeln!(
+                std::io::stderr(),
+                "SKIPPED what_a_filesystem_has_no_place_for: it needs root"
+            );
             return;
         }
         // It has no attributes at all.

@@ -4,6 +4,7 @@ use crate::attributes::{is_whiteout, kind, xattrs_at};
 use crate::tar::{Header, Kind, Writer};
 use rustix::fs::{AtFlags, FileType};
 use std::collections::{BTreeMap, HashMap};
+use std::io::Write as _;
 use std::os::fd::AsFd;
 use std::path::Path;
 
@@ -11,7 +12,7 @@ use std::path::Path;
 pub(crate) fn is_root(test: &str) -> bool {
     let root = rustix::process::geteuid().is_root();
     if !root {
-        eprintln!("SKIPPED {test}: it needs root");
+        let _ = writeln!(std::io::stderr(), "SKIPPED {test}: it needs root");
     }
     root
 }

@@ -321,6 +321,7 @@ fn give_to(fd: &OwnedFd, (uid, gid): (u32, u32)) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::io::Write as _;
 
     #[test]
     fn the_strings_of_a_request_mean_what_the_table_says() {
@@ -382,7 +383,7 @@ mod tests {
     #[test]
     fn root_pipes_belong_to_the_user_that_writes_them() {
         if !rustix::process::geteuid().is_root() {
-            eprintln!("SKIPPED: this test needs root");
+            let _ = writeln!(std::io::stderr(), "SKIPPED: this test needs root");
             return;
         }
         let dir = tempfile::tempdir().expect("a directory");

@@ -4,6 +4,7 @@
 mod support;
 
 use slipway_shim_client::{Code, DeadContainer, Error, pod};
+use std::io::Write as _;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 use support::{TestPod, cgroups_of, fake_worker, pipe, until};
@@ -203,7 +204,7 @@ async fn root_a_worker_that_hangs_does_not_hold_up_others_and_is_killed_with_the
 #[tokio::test]
 async fn root_a_worker_that_hangs_is_killed_after_its_deadline() {
     if !support::is_root() || std::env::var_os("SLIPWAY_SLOW_TESTS").is_none() {
-        eprintln!("SKIPPED: takes 30 s; set SLIPWAY_SLOW_TESTS");
+        let _ = writeln!(std::io::stderr(), "SKIPPED: takes 30 s; set SLIPWAY_SLOW_TESTS");
         return;
     }
     let dir = tempfile::tempdir().unwrap();

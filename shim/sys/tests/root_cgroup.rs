@@ -6,6 +6,7 @@ mod common;
 use slipway_sys::cgroup::{Cgroup, CgroupError, CgroupPath, Join, Layout, Resources};
 use slipway_sys::process::{self, Child, Program};
 use std::ffi::OsStr;
+use std::io::Write as _;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -139,7 +140,10 @@ fn root_a_cgroup_that_a_container_made_and_froze_is_killed_too() {
     }
     let top = Path::new("/sys/fs/cgroup/freezer");
     if !top.join("cgroup.procs").exists() {
-        return eprintln!("\n*** SKIPPED: no freezer of v1 here ***\n");
+        return drop(writeln!(
+            std::io::stderr(),
+            "\n*** SKIPPED: no freezer of v1 here ***\n"
+        ));
     }
     let g = Guard::new("nested-frozen");
     let own = top.join(g.0.path().strip_prefix("/").unwrap());
@@ -171,7 +175,10 @@ fn root_v2_a_process_joins_its_container_where_the_containers_init_went() {
         .into_iter()
         .find(|p| p.join("cgroup.controllers").exists())
     else {
-        return eprintln!("\n*** SKIPPED: no cgroup v2 here ***\n");
+        return drop(writeln!(
+            std::io::stderr(),
+            "\n*** SKIPPED: no cgroup v2 here ***\n"
+        ));
     };
     let g = Guard::new("moved");
     let init = shell(&g.0, "sleep 60");
@@ -404,7 +411,10 @@ fn root_v2_device_programs_decide_as_their_rules_say_and_replace_each_other() {
         return;
     }
     let Some(v2) = V2::new() else {
-        return eprintln!("\n*** SKIPPED: no cgroup v2 here ***\n");
+        return drop(writeln!(
+            std::io::stderr(),
+            "\n*** SKIPPED: no cgroup v2 here ***\n"
+        ));
     };
     let g = v2.guard("devices");
     let apply = |json: &str| g.0.apply(&Resources::from_json(json).unwrap());
@@ -420,7 +430,10 @@ fn root_v2_device_programs_decide_as_their_rules_say_and_replace_each_other() {
     if let Err(e) = apply(
         r#"{"devices":[{"allow":false,"access":"rwm"},{"allow":true,"type":"c","major":1,"minor":5,"access":"r"}]}"#,
     ) {
-        return eprintln!("\n*** SKIPPED: this kernel loads no device programs: {e:?} ***\n");
+        return drop(writeln!(
+            std::io::stderr(),
+            "\n*** SKIPPED: this kernel loads no device programs: {e:?} ***\n"
+        ));
     }
     assert!(reads("/dev/zero") && !reads("/dev/urandom"));
     apply(r#"{"devices":[{"allow":false,"access":"rwm"},{"allow":true,"type":"c","major":1,"minor":9,"access":"rw"}]}"#)
@@ -443,7 +456,10 @@ fn root_v2_is_killed_at_once_and_frozen() {
         return;
     }
     let Some(v2) = V2::new() else {
-        return eprintln!("\n*** SKIPPED: no cgroup v2 here ***\n");
+        return drop(writeln!(
+            std::io::stderr(),
+            "\n*** SKIPPED: no cgroup v2 here ***\n"
+        ));
     };
     let g = v2.guard("kill");
     let _child = shell(&g.0, "while :; do sleep 60 & sleep 0.01; done");

@@ -6,6 +6,7 @@ mod common;
 use slipway_sys::cgroup::{Cgroup, CgroupError, CgroupPath, Layout, Resources};
 use slipway_sys::process::{self, Program};
 use std::ffi::OsStr;
+use std::io::Write as _;
 use std::path::Path;
 use std::time::Duration;
 
@@ -14,7 +15,10 @@ fn here() -> bool {
         && Path::new("/run/systemd/private").exists()
         && Layout::detect().is_ok_and(|layout| layout.is_v2());
     if !there {
-        eprintln!("\n*** SKIPPED: this test needs systemd and cgroup v2 alone ***\n");
+        let _ = writeln!(
+            std::io::stderr(),
+            "\n*** SKIPPED: this test needs systemd and cgroup v2 alone ***\n"
+        );
     }
     there
 }
@@ -83,7 +87,10 @@ fn root_a_scope_holds_its_container_keeps_its_limits_and_goes() {
             matches!(applied, Err(CgroupError::Unsupported { .. })),
             "{applied:?}"
         );
-        eprintln!("\n*** PARTLY SKIPPED: no memory controller here ***\n");
+        let _ = writeln!(
+            std::io::stderr(),
+            "\n*** PARTLY SKIPPED: no memory controller here ***\n"
+        );
     }
     let child = shell(&scope, "exec sleep 60");
     scope.settle();

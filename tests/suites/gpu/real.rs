@@ -1,5 +1,6 @@
 //! A real GPU, where this machine has one: what slipway-agent finds is the driver's, and a container computes on it.
 
+use std::io::Write as _;
 use std::path::Path;
 use std::process::{Command, Output};
 
@@ -79,7 +80,10 @@ fn uuids(file: &Path) -> Result<Vec<String>> {
 #[tokio::test]
 async fn gpu_that_is_real_is_found_as_the_driver_has_it_and_a_container_computes_on_it() -> Result<()> {
     if !Path::new(LOADED).exists() {
-        eprintln!("\n*** SKIPPED: this test needs a real GPU; {LOADED} is not there ***\n");
+        let _ = writeln!(
+            std::io::stderr(),
+            "\n*** SKIPPED: this test needs a real GPU; {LOADED} is not there ***\n"
+        );
         return Ok(());
     }
     let w = World::with_cdi("gpu-real").await?;

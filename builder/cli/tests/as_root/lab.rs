@@ -51,7 +51,7 @@ impl Lab {
     /// `None` where tests like these cannot run; says so, loudly.
     pub fn bare() -> Option<Lab> {
         let skip = |why: &str| {
-            eprintln!("SKIPPED: {why}");
+            let _ = writeln!(std::io::stderr(), "SKIPPED: {why}");
             None
         };
         if !rustix::process::geteuid().is_root() {
@@ -73,7 +73,7 @@ impl Lab {
             .into_iter()
             .find(|p| Path::new(p).exists())
         else {
-            eprintln!("SKIPPED: busybox-static is not installed");
+            let _ = writeln!(std::io::stderr(), "SKIPPED: busybox-static is not installed");
             return None;
         };
         let root = lab.path("base/rootfs");
@@ -212,7 +212,10 @@ impl Lab {
     /// From here on builds are networked by CNI: point to point, addresses leased under the lab. `false`: no plugins.
     pub fn network(&self, third: u8) -> bool {
         if !Path::new("/usr/lib/cni/ptp").exists() {
-            eprintln!("SKIPPED: the standard CNI plugins are not installed (containernetworking-plugins)");
+            let _ = writeln!(
+                std::io::stderr(),
+                "SKIPPED: the standard CNI plugins are not installed (containernetworking-plugins)"
+            );
             return false;
         }
         let list = serde_json::json!({

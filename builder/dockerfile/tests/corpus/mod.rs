@@ -1,5 +1,6 @@
 //! Finds the conformance corpora, which live outside the repository.
 
+use std::io::Write as _;
 use std::path::PathBuf;
 
 /// The corpora's folder: `$SLIPWAY_CORPORA`, else `../shared/corpora` beside the checkout. None, and a
@@ -10,7 +11,8 @@ pub fn folder() -> Option<PathBuf> {
     if folder.is_dir() {
         return Some(folder);
     }
-    eprintln!(
+    let _ = writeln!(
+        std::io::stderr(),
         "SKIPPED: no corpora at {} (set SLIPWAY_CORPORA)",
         folder.display()
     );

@@ -1,5 +1,6 @@
 //! What COPY and ADD make of files, case by case. Needs root: owners are set.
 
+use std::io::Write as _;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 
@@ -24,7 +25,10 @@ impl Case {
     /// `None` where we are not root; says so.
     fn new() -> Option<Case> {
         if !rustix::process::geteuid().is_root() {
-            eprintln!("SKIPPED: copying sets owners, which only root can");
+            let _ = writeln!(
+                std::io::stderr(),
+                "SKIPPED: copying sets owners, which only root can"
+            );
             return None;
         }
         let dir = tempfile::tempdir().unwrap();
@@ -584,7 +588,7 @@ fn packed(how: &str, bytes: &[u8]) -> Option<Vec<u8>> {
         .stdout(std::process::Stdio::piped())
         .spawn();
     let Ok(mut child) = child else {
-        eprintln!("SKIPPED: {program} is not installed");
+        let _ = writeln!(std::io::stderr(), "SKIPPED: {program} is not installed");
         return None;
     };
     let (mut input, bytes) = (child.stdin.take().unwrap(), bytes.to_vec());

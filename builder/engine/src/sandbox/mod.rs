@@ -375,6 +375,7 @@ fn make_dir(state: &Path, dir: &Path) -> Result<(), BuildError> {
 mod tests {
     use super::*;
     use slipway_image::OwnerKind;
+    use std::io::Write as _;
     use std::os::unix::fs::PermissionsExt;
 
     /// A plugin that writes down what it is told, and fails when it is to.
@@ -389,7 +390,7 @@ cat > /dev/null
     #[tokio::test]
     async fn a_network_is_left_also_without_a_shim_and_remembered_until_it_is() {
         if !rustix::process::geteuid().is_root() {
-            eprintln!("SKIPPED: network namespaces need root");
+            let _ = writeln!(std::io::stderr(), "SKIPPED: network namespaces need root");
             return;
         }
         let dir = tempfile::tempdir().unwrap();

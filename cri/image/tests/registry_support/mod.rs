@@ -7,6 +7,7 @@ pub mod image;
 pub mod real;
 
 use slipway_image::{OwnerKind, Platform, Progress, ProgressEvent, Puller, Pusher, RegistryConfig, Store};
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
@@ -147,7 +148,7 @@ impl Small {
         if status.is_ok_and(|status| status.success()) {
             return Some(Small(dir));
         }
-        eprintln!("SKIPPED: cannot mount a tmpfs");
+        let _ = writeln!(std::io::stderr(), "SKIPPED: cannot mount a tmpfs");
         None
     }
 }
@@ -166,7 +167,7 @@ impl Drop for Small {
 pub fn root() -> bool {
     let root = rustix::process::geteuid().is_root();
     if !root {
-        eprintln!("SKIPPED: this test needs root");
+        let _ = writeln!(std::io::stderr(), "SKIPPED: this test needs root");
     }
     root
 }

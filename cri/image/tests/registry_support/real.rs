@@ -1,6 +1,7 @@
 //! Debian's docker-registry, on a port and in a directory of its own; stopped by its pid.
 
 use super::image::Made;
+use std::io::Write as _;
 use std::net::TcpListener;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -28,7 +29,7 @@ impl Registry {
             match Registry::try_start(htpasswd, http) {
                 Start::Up(registry) => return Some(registry),
                 Start::Missing => {
-                    eprintln!("SKIPPED: docker-registry is not installed");
+                    let _ = writeln!(std::io::stderr(), "SKIPPED: docker-registry is not installed");
                     return None;
                 }
                 // Somebody else was faster with the port.

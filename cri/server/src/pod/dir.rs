@@ -211,6 +211,7 @@ fn write(path: &Path, text: &str) -> Result<(), Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::io::Write as _;
 
     #[test]
     fn resolv_conf_has_the_words_of_the_dns_config() {
@@ -235,7 +236,10 @@ mod tests {
     #[test]
     fn root_a_pods_files_are_written_in_a_bounded_place_and_removed_again() {
         if !rustix::process::geteuid().is_root() {
-            return eprintln!("\n*** SKIPPED: this test needs root ***\n");
+            return drop(writeln!(
+                std::io::stderr(),
+                "\n*** SKIPPED: this test needs root ***\n"
+            ));
         }
         let top = tempfile::tempdir().unwrap();
         let dir = PodDir::at(top.path().join("pod"));

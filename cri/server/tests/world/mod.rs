@@ -3,6 +3,7 @@
 //! The big suites are in tests/; these tests exist so that this crate can be changed with nothing else built but the
 //! shim's two programs. They are looked for in `$SLIPWAY_BIN`, then beside slipwayd itself.
 
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -49,7 +50,10 @@ pub fn cannot_run() -> bool {
     } else {
         return false;
     };
-    eprintln!("\n*** SKIPPED: this test needs {missing} ***\n");
+    let _ = writeln!(
+        std::io::stderr(),
+        "\n*** SKIPPED: this test needs {missing} ***\n"
+    );
     true
 }
 

@@ -1,6 +1,7 @@
 //! Golden lines, and what happens when the disk is full.
 
 use super::*;
+use std::io::Write as _;
 
 const AT: i64 = 1_767_225_600_000_000_000;
 const T: &str = "2026-01-01T00:00:00.000000000Z";
@@ -147,7 +148,7 @@ impl Tiny {
         match slipway_sys::mount::tmpfs(dir.path(), 64 * 1024, 0o755) {
             Ok(()) => Some(Tiny(dir)),
             Err(error) => {
-                eprintln!("SKIPPED: this test needs root: {error}");
+                let _ = writeln!(std::io::stderr(), "SKIPPED: this test needs root: {error}");
                 None
             }
         }

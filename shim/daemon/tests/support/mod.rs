@@ -3,6 +3,7 @@
 #![allow(dead_code, clippy::unwrap_used, clippy::expect_used)]
 
 use slipway_shim_client::{CreateContainer, Exit, Launcher, Output, Shim, Stdin, pod};
+use std::io::Write as _;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -18,7 +19,8 @@ pub fn worker() -> Option<PathBuf> {
     if path.exists() {
         return Some(path);
     }
-    eprintln!(
+    let _ = writeln!(
+        std::io::stderr(),
         "SKIPPED: {} is not built: cargo build -p slipway-runc",
         path.display()
     );
@@ -29,7 +31,7 @@ pub fn worker() -> Option<PathBuf> {
 pub fn is_root() -> bool {
     let root = rustix::process::geteuid().is_root() && Path::new(BUSYBOX).exists();
     if !root {
-        eprintln!("SKIPPED: this test needs root and {BUSYBOX}");
+        let _ = writeln!(std::io::stderr(), "SKIPPED: this test needs root and {BUSYBOX}");
     }
     root
 }

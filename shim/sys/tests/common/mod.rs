@@ -1,11 +1,13 @@
 //! What the tests that need root share: the loud skip.
 #![allow(dead_code)] // each test binary uses a part
 
+use std::io::Write as _;
+
 /// Whether we may do what these tests do; says so loudly when not.
 pub fn root() -> bool {
     let root = rustix::process::geteuid().is_root();
     if !root {
-        eprintln!("\n*** SKIPPED: this test needs root ***\n");
+        let _ = writeln!(std::io::stderr(), "\n*** SKIPPED: this test needs root ***\n");
     }
     root
 }

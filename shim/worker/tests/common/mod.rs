@@ -9,6 +9,7 @@ use slipway_sys::process::{self, Child, Exited, Program};
 use std::ffi::OsStr;
 use std::fs;
 use std::io::Read;
+use std::io::Write as _;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Once;
@@ -20,7 +21,10 @@ pub fn root() -> bool {
     static SUBREAPER: Once = Once::new();
     let root = rustix::process::geteuid().is_root() && Path::new("/bin/busybox").exists();
     if !root {
-        eprintln!("\n*** SKIPPED: this test needs root and /bin/busybox (busybox-static) ***\n");
+        let _ = writeln!(
+            std::io::stderr(),
+            "\n*** SKIPPED: this test needs root and /bin/busybox (busybox-static) ***\n"
+        );
     }
     SUBREAPER.call_once(|| process::become_subreaper().unwrap());
     root
