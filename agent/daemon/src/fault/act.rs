@@ -16,7 +16,7 @@ use super::case::{Case, Key, Target};
 use crate::board::{Board, Posted};
 use crate::config::{self, FaultAction};
 use crate::kube::{Client, Note};
-use crate::pods::Pods;
+use crate::pods::{Pods, Snapshot};
 
 /// Between two looks at the node.
 const LOOK: Duration = Duration::from_millis(500);
@@ -180,18 +180,7 @@ impl Faults {
         while self.is_sick(case) && self.book.has(case).await {
             match self.pods.anew().await {
                 Ok(snapshot) => {
-                    let posted = Arc::clone(&self.board.borrow());
-                    let parts = posted.inventory.gpus.iter().filter(|g| g.uuid == case.gpu);
-                    let parts = parts.flat_map(|g| g.mig_devices.iter().map(|m| m.uuid.clone()));
-                    let items = posted.items.values().flatten().filter(|i| i.gpu == case.gpu);
-                    let devices: BTreeSet<String> = parts
-                        .chain(items.map(|i| i.uuid.clone()))
-                        .chain([case.gpu.clone()])
-                        .collect();
-                    let holders = devices.iter().flat_map(|d| snapshot.holders(d));
-                    let holders: BTreeSet<_> = holders.map(|(_, holder)| holder.clone()).collect();
-                    let targets: Vec<_> = holders.iter().map(|h| Target::of(h, &snapshot)).collect();
-                    let new = self.book.found(case, targets).await;
+                    let new = self.book.found(case, self.holders(case, &snapshot)).await;
                     tracing::warn!(
                         gpu = case.gpu,
                         xid = case.xid,
@@ -213,6 +202,29 @@ impl Faults {
             tokio::time::sleep(Duration::from_secs(1)).await;
         }
         Vec::new()
+    }
+
+    /// Who has the GPU or a part of it, as kubelet says.
+    fn holders(&self, case: &Case, snapshot: &Snapshot) -> Vec<Target> {
+        let posted = Arc::clone(&self.board.borrow());
+        let parts = posted.inventory.gpus.iter().filter(|g| g.uuid == case.gpu);
+        let parts = parts.flat_map(|g| g.mig_devices.iter().map(|m| m.uuid.clone()));
+        let items = posted.items.values().flatten().filter(|i| i.gpu == case.gpu);
+        let devices: BTreeSet<String> = parts
+            .chain(items.map(|i| i.uuid.clone()))
+            .chain([case.gpu.clone()])
+            .collect();
+        let holders = devices.iter().flat_map(|d| snapshot.holders(d));
+        let holders: BTreeSet<_> = holders.map(|(_, holder)| holder.clone()).collect();
+        holders.iter().map(|h| Target::of(h, snapshot)).collect()
+    }
+
+    /// Asks kubelet again whose UIDs and ids it has not told.
+    pub(super) async fn ask_kubelet(&self, case: &Case) {
+        match self.pods.anew().await {
+            Ok(snapshot) => self.book.told(case, self.holders(case, &snapshot)).await,
+            Err(e) => tracing::debug!(error = e.message(), "kubelet does not say who has the GPU"),
+        }
     }
 
     /// Until no replacement can be placed on the GPU: the node's allocatable has fallen. Where nobody can say so, as long as

@@ -97,9 +97,7 @@ impl Book {
             let known = case.targets.get_or_insert_default();
             for holder in holders {
                 match known.iter_mut().find(|t| t.is_of(&holder)) {
-                    // Kubelet has not told its UID before.
-                    Some(target) if target.uid.is_none() => (target.uid, target.id) = (holder.uid, holder.id),
-                    Some(_) => {}
+                    Some(target) => target.learn(holder),
                     None => {
                         places.push(known.len());
                         known.push(holder);
@@ -109,6 +107,22 @@ impl Book {
         })
         .await;
         places
+    }
+
+    /// Writes down what was not known of those who have the GPU.
+    pub async fn told(&self, case: &Case, holders: Vec<Target>) {
+        self.change(|cases| {
+            let same = cases.iter_mut().find(|c| c.key() == case.key());
+            let Some(known) = same.and_then(|c| c.targets.as_mut()) else {
+                return;
+            };
+            for holder in holders {
+                if let Some(target) = known.iter_mut().find(|t| t.is_of(&holder)) {
+                    target.learn(holder);
+                }
+            }
+        })
+        .await;
     }
 
     async fn change(&self, change: impl FnOnce(&mut Vec<Case>)) {

@@ -140,6 +140,12 @@ impl Target {
         names(self) == names(other) && uids
     }
 
+    /// Takes over what is known of the same container now and was not before.
+    pub fn learn(&mut self, now: Target) {
+        self.uid = self.uid.take().or(now.uid);
+        self.id = self.id.take().or(now.id);
+    }
+
     /// Whether another runtime than slipwayd has the container, on a node that has several: what slipwayd says of it means
     /// nothing.
     pub fn is_elsewhere(&self) -> bool {

@@ -154,6 +154,7 @@ impl Faults {
             && !target.done
             && self.is_to_go_on(case, n, &mut target).await
         {
+            self.catch_up(case, n, &mut target).await;
             let (why, kills, last) = match self.step(case, n, &mut target).await {
                 Ok(Step::Done) => break,
                 Ok(Step::End) => (None, true, true),
@@ -173,7 +174,7 @@ impl Faults {
                 }
                 Err(e) => (
                     Some(chain(&e)),
-                    began.elapsed() > API && !case.only_waiting,
+                    began.elapsed() >= API && !case.only_waiting,
                     false,
                 ),
             };
@@ -212,10 +213,31 @@ impl Faults {
             if last && target.killed {
                 break;
             }
-            tokio::time::sleep(pause).await;
+            // Not past the moment from which on it is ended without its pod.
+            let left = API.saturating_sub(began.elapsed());
+            let wait = if left.is_zero() { pause } else { pause.min(left) };
+            tokio::time::sleep(wait).await;
             pause = (pause * 2).min(MAX_PAUSE);
         }
         self.book.target(case, n, |t| t.done = true).await;
+    }
+
+    /// What could not be found out or announced at first: kubelet may have been slow, slipwayd away.
+    async fn catch_up(&self, case: &Case, n: usize, target: &mut Target) {
+        if case.only_waiting || target.announced || target.killed {
+            return;
+        }
+        if target.uid.is_none() || target.id.is_none() {
+            self.ask_kubelet(case).await;
+            match self.target(case, n).await {
+                Some(now) if now.uid.is_some() && now.id.is_some() => {}
+                _ => return,
+            }
+        }
+        self.announce(case, n).await;
+        if let Some(now) = self.target(case, n).await {
+            *target = now;
+        }
     }
 
     /// Whether there is anything left to be done: the GPU is sick, or the container has lost what it had on it and lives.

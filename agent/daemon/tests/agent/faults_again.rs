@@ -358,3 +358,28 @@ async fn root_who_runs_on_a_gpu_that_is_to_be_drained_is_ended_when_it_dies_befo
     assert_eq!(w.api.taken(), [format!("evict train-1 {}", UIDS[1])]);
     assert_eq!(w.runtime.as_ref().unwrap().last().reason, "GpuXid79");
 }
+
+#[tokio::test]
+async fn root_a_container_of_which_kubelet_tells_late_is_announced_and_ended_without_an_api_server() {
+    if !root() {
+        return;
+    }
+    let w = world("OnFailure", "wait_seconds = 1\n", true).await;
+    w.api.refuse(Some(503));
+    w.who.mute(true);
+    w.node.driver.raise("3 79").unwrap();
+    // It is looked for when the GPU falls sick, and when it has been waited for the node.
+    let looks = || w.node.log().matches("those who have the GPU are ended").count();
+    w.node.wait("both looks", || looks() == 2).await;
+    assert!(w.asked().is_empty());
+    w.who.mute(false);
+    w.node
+        .wait("it to be ended", || w.asked() == ["announce a", "kill a"])
+        .await;
+    assert!(w.api.taken().is_empty());
+    w.api.refuse(None);
+    w.node
+        .wait("the pod to be evicted", || !w.api.taken().is_empty())
+        .await;
+    w.done().await;
+}

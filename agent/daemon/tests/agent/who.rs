@@ -99,6 +99,8 @@ pub enum Serves {
 #[derive(Default)]
 struct State {
     pods: Vec<Pod>,
+    /// It does not tell of its pods.
+    mute: bool,
     asked: BTreeMap<&'static str, usize>,
 }
 
@@ -180,6 +182,11 @@ impl Who {
 
     fn count(&self, question: &'static str) {
         *self.state.lock().unwrap().asked.entry(question).or_default() += 1;
+    }
+
+    /// Whether it does not tell of its pods when it is asked.
+    pub fn mute(&self, mute: bool) {
+        self.state.lock().unwrap().mute = mute;
     }
 
     /// How often it was asked something: "list", "get", "pods", "watch".
@@ -268,6 +275,9 @@ impl Pods for Who {
     async fn list_pods(&self, _: Request<ListPodsRequest>) -> Result<Response<ListPodsResponse>, Status> {
         self.count("pods");
         let state = self.state.lock().unwrap();
+        if state.mute {
+            return Err(Status::unavailable("it is busy"));
+        }
         Ok(Response::new(ListPodsResponse {
             pods: state.pods.iter().map(Pod::bytes).collect(),
         }))
