@@ -4,6 +4,8 @@
 //! does not have, fail.
 #![forbid(unsafe_code)]
 
+mod skips;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::process::Command;
