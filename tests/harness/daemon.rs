@@ -148,6 +148,21 @@ impl Daemon {
         std::fs::read_to_string(&self.log).unwrap_or_default()
     }
 
+    /// Waits until it has logged a line with all of these.
+    ///
+    /// # Errors
+    /// It has not within 20 seconds.
+    pub async fn until_logged(&self, words: &[&str]) -> Result<()> {
+        let began = Instant::now();
+        while !self.log().lines().any(|l| words.iter().all(|w| l.contains(w))) {
+            if began.elapsed() > Duration::from_secs(20) {
+                bail!("slipwayd does not log {words:?}:\n{}", self.log_tail());
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        Ok(())
+    }
+
     /// SIGKILL, as a crash would.
     ///
     /// # Errors

@@ -469,7 +469,7 @@ async fn a_client_that_goes_away_cancels_nothing_half_way() -> Result<()> {
     w.restart(&Setup {
         env: vec![(
             "SLIPWAY_FAILPOINTS".into(),
-            "run_pod_sandbox.before_cni=sleep:1500".into(),
+            "run_pod_sandbox.before_cni=sleep:3000".into(),
         )],
         ..Default::default()
     })
@@ -477,7 +477,9 @@ async fn a_client_that_goes_away_cancels_nothing_half_way() -> Result<()> {
     let config = pod_config("gone", &w.lab, false);
     let (cri, c) = (w.daemon.cri().await?, config.clone());
     let call = tokio::spawn(async move { cri.run_pod(c).await });
-    tokio::time::sleep(Duration::from_millis(400)).await;
+    w.daemon
+        .until_logged(&["failpoint passed", "run_pod_sandbox.before_cni"])
+        .await?;
     call.abort();
     let _ = call.await;
     let e = w
@@ -515,7 +517,7 @@ fn assert_in_progress(e: &anyhow::Error) {
 async fn containers_of_a_client_that_goes_away_are_made_and_started_all_the_same() -> Result<()> {
     let mut w = World::new("crash-client2").await?;
     w.daemon.stop()?;
-    let points = "create_container.after_snapshot=sleep:1500;start_container.before_start=sleep:1500";
+    let points = "create_container.after_snapshot=sleep:3000*1;start_container.before_start=sleep:3000*1";
     w.restart(&Setup {
         env: vec![("SLIPWAY_FAILPOINTS".into(), points.into())],
         ..Default::default()
@@ -526,8 +528,10 @@ async fn containers_of_a_client_that_goes_away_are_made_and_started_all_the_same
     let container = container_config("main", BUSYBOX, SLEEP);
     let create = async |cri: harness::cri::Cri| cri.create(&id, container.clone(), pod.clone()).await;
     let other = w.daemon.cri().await?;
-    let called = tokio::time::timeout(Duration::from_millis(400), create(other)).await;
-    assert!(called.is_err(), "the client goes away in the middle");
+    tokio::select! {
+        called = create(other) => panic!("the client goes away in the middle: {called:?}"),
+        waits = w.daemon.until_logged(&["failpoint passed", "create_container.after_snapshot"]) => waits?,
+    }
     assert_in_progress(
         &create(w.cri.clone())
             .await
@@ -549,8 +553,10 @@ async fn containers_of_a_client_that_goes_away_are_made_and_started_all_the_same
     };
     let container = made(v1::ContainerState::ContainerCreated).await?;
     let other = w.daemon.cri().await?;
-    let called = tokio::time::timeout(Duration::from_millis(400), other.start(&container)).await;
-    assert!(called.is_err(), "the client goes away in the middle");
+    tokio::select! {
+        called = other.start(&container) => panic!("the client goes away in the middle: {called:?}"),
+        waits = w.daemon.until_logged(&["failpoint passed", "start_container.before_start"]) => waits?,
+    }
     assert_in_progress(
         &w.cri
             .start(&container)

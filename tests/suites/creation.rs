@@ -76,9 +76,20 @@ impl Slow {
         self.w.cri.create(pod, c, config.clone()).await
     }
 
-    fn starting(&self, id: &str) -> tokio::task::JoinHandle<Result<()>> {
-        let (cri, id) = (self.w.cri.clone(), id.to_owned());
-        tokio::spawn(async move { cri.start(&id).await })
+    /// A start that waits for it to be made.
+    async fn starting(&self, id: &str) -> Result<tokio::task::JoinHandle<Result<()>>> {
+        let cri = self.w.cri.clone();
+        let start = tokio::spawn({
+            let id = id.to_owned();
+            async move { cri.start(&id).await }
+        });
+        self.w
+            .daemon
+            .until_logged(&["the shim is asked to start it", id])
+            .await?;
+        // Of its way to the shim nobody says anything.
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        Ok(start)
     }
 
     async fn wait_for(&self, id: &str, state: i32) -> Result<v1::ContainerStatus> {
@@ -117,8 +128,7 @@ async fn a_start_waits_and_everything_else_is_answered_at_once() -> Result<()> {
         began.elapsed() < Duration::from_secs(5),
         "the worker is not waited for"
     );
-    let start = s.starting(&id);
-    tokio::time::sleep(Duration::from_millis(200)).await;
+    let start = s.starting(&id).await?;
     let began = Instant::now();
     let status = s.w.cri.status(&id).await?;
     assert_eq!(
@@ -203,8 +213,7 @@ async fn a_failure_is_an_exit_with_its_reason_whoever_hears_of_it_first() -> Res
     let (pod, config) = s.pod("fail").await?;
     // Kubelet starts it before it has failed.
     let early = s.create(&pod, &config, "early").await?;
-    let start = s.starting(&early);
-    tokio::time::sleep(Duration::from_millis(200)).await;
+    let start = s.starting(&early).await?;
     s.say("fail")?;
     let e = start.await?.expect_err("it was not made");
     s.assert_taken_back(&early)?;
@@ -245,8 +254,10 @@ async fn whoever_ends_a_container_does_not_wait_for_it_to_be_made() -> Result<()
         let name = |what: &str| format!("{what}-{with_start}");
         let stopped = s.create(&pod, &config, &name("stopped")).await?;
         let removed = s.create(&pod, &config, &name("removed")).await?;
-        let starts = with_start.then(|| [s.starting(&stopped), s.starting(&removed)]);
-        tokio::time::sleep(Duration::from_millis(200)).await;
+        let mut starts = Vec::new();
+        if with_start {
+            starts = vec![s.starting(&stopped).await?, s.starting(&removed).await?];
+        }
         s.w.cri.stop(&stopped, 20).await?;
         let status = s.w.cri.status(&stopped).await?;
         assert_eq!(
@@ -257,7 +268,7 @@ async fn whoever_ends_a_container_does_not_wait_for_it_to_be_made() -> Result<()
         s.assert_taken_back(&stopped)?;
         s.w.cri.remove(&removed).await?;
         assert!(s.w.cri.status(&removed).await.is_err());
-        for start in starts.into_iter().flatten() {
+        for start in starts {
             let e = start.await?.expect_err("it was ended");
             assert!(format!("{e:#}").contains(&pod) || !format!("{e:#}").is_empty());
         }
@@ -269,8 +280,7 @@ async fn whoever_ends_a_container_does_not_wait_for_it_to_be_made() -> Result<()
         let (other, config) = s.pod(&format!("pod-{remove}")).await?;
         let waits = s.create(&other, &config, "waits").await?;
         let alone = s.create(&other, &config, "alone").await?;
-        let start = s.starting(&waits);
-        tokio::time::sleep(Duration::from_millis(200)).await;
+        let start = s.starting(&waits).await?;
         let began = Instant::now();
         if remove {
             s.w.cri.remove_pod(&other).await?;
@@ -302,8 +312,7 @@ async fn a_kill_of_slipwayd_meanwhile_leaves_what_can_be_started_or_has_ended() 
     let (pod, config) = s.pod("kill").await?;
     // One is under way over the restart, and is started after it; a start that waited is as if it had not been.
     let id = s.create(&pod, &config, "main").await?;
-    let start = s.starting(&id);
-    tokio::time::sleep(Duration::from_millis(200)).await;
+    let start = s.starting(&id).await?;
     s.kill9().await?;
     start.await?.expect_err("slipwayd died");
     assert_eq!(s.w.cri.status(&id).await?.state, CREATED);
@@ -371,8 +380,7 @@ async fn a_shim_that_dies_meanwhile_is_told_as_such() -> Result<()> {
     let (pod, config) = s.pod("shim").await?;
     let id = s.create(&pod, &config, "main").await?;
     let alone = s.create(&pod, &config, "alone").await?;
-    let start = s.starting(&id);
-    tokio::time::sleep(Duration::from_millis(200)).await;
+    let start = s.starting(&id).await?;
     for (pid, command) in harness::leftovers::processes_naming(s.w.daemon.state()) {
         if command.contains("containerd-shim-slipway-v1") {
             let pid = rustix::process::Pid::from_raw(i32::try_from(pid)?).context("a pid")?;

@@ -618,20 +618,18 @@ async fn arguments_that_cni_cannot_carry_are_refused_before_anything_runs() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn one_containers_operations_take_turns_and_different_ones_do_not_wait() {
     let lab = Lab::new(&["one"]);
-    let slow = r#"sleep 0.4; echo end >> "$dir/log"; echo '{"ips":[{"address":"10.9.0.3/24"}]}'"#;
-    lab.script("one", "ADD", slow);
+    let end = r#"echo end >> "$dir/log"; echo '{"ips":[{"address":"10.9.0.3/24"}]}'"#;
+    // Each goes on once both have begun.
+    let both = r#"n=0; while [ $(grep -c ADD "$dir/log") -lt 2 ] && [ $n -lt 400 ]; do n=$((n+1)); sleep 0.05; done; "#;
+    lab.script("one", "ADD", &format!("{both}{end}"));
     let (cni, other) = (lab.cni.clone(), lab.cni.clone());
-    let began = Instant::now();
     let (a, b) = (pod("c1"), pod("c2"));
     let (x, y) = tokio::join!(cni.add(&a), other.add(&b));
     x.unwrap();
     y.unwrap();
-    assert!(
-        began.elapsed() < Duration::from_millis(750),
-        "{:?}",
-        began.elapsed()
-    );
+    assert_eq!(lab.log(), ["one ADD", "one ADD", "end", "end"]);
 
+    lab.script("one", "ADD", &format!("sleep 0.4; {end}"));
     fs::remove_file(lab.bin("log")).unwrap();
     let (x, y) = tokio::join!(cni.add(&a), other.add(&a));
     x.unwrap();

@@ -384,18 +384,14 @@ async fn statistics_do_not_wait_for_a_layer_to_be_counted() {
     if cannot_run() {
         return;
     }
-    let w = World::new(&[("SLIPWAY_FAILPOINTS", "container_stats.count_layer=sleep:1500")]).await;
+    let w = World::new(&[("SLIPWAY_FAILPOINTS", "container_stats.count_layer=sleep:8000*1")]).await;
     let mut pods = Vec::new();
     for n in 0..3 {
         pods.push(running(&w, &format!("st{n}"), true).await);
     }
     let began = Instant::now();
     let stats = w.stats().await.unwrap();
-    assert!(
-        began.elapsed() < Duration::from_millis(1000),
-        "{:?}",
-        began.elapsed()
-    );
+    assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
     assert_eq!(stats.len(), 3);
     assert!(stats.iter().all(|s| s.cpu.is_some() && s.memory.is_some()));
     until("layers are never counted", &w, async || {

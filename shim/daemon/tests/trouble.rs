@@ -191,8 +191,9 @@ async fn root_a_worker_that_hangs_does_not_hold_up_others_and_is_killed_with_the
     let begin = Instant::now();
     let refused = pod.shim.start("c").await.unwrap_err();
     assert!(refused.is(Code::FailedPrecondition), "{refused}");
+    // The worker has 30 s.
     assert!(
-        begin.elapsed() < Duration::from_secs(1),
+        begin.elapsed() < Duration::from_secs(5),
         "calls are answered meanwhile"
     );
     pod.shim.stop_pod().await.unwrap();

@@ -89,7 +89,6 @@ pub async fn kubelet_hears_of_ends_by_the_events_of_the_runtime(k: Kube) -> Resu
         with[PODS - 1] * 1e3,
         median(&without) * 1e3
     );
-    ensure!(mean < 1.0, "events come {mean} s late");
     ensure!(
         median(&with) < median(&without),
         "kubelet knew of the ends {with:?} s late, without events {without:?}"

@@ -138,14 +138,14 @@ pub async fn an_image_is_built_in_the_cluster_and_trains_on_two_nodes(k: Kube) -
     k.example("jobset.yaml", &[])?;
     ranks_have_their_environment(&k).await?;
     for job in ["train-set-leader", "train-set-workers"] {
-        k.complete(job, Duration::from_secs(60)).await?;
+        k.complete(job, Duration::from_secs(150)).await?;
     }
     let led = k.ok(&["logs", "job/train-set-leader"])?;
     ensure!(
         led.contains("worker 1 joins") && led.contains("worker 2 joins") && led.contains("accuracy "),
         "{led}"
     );
-    k.complete("tonight", Duration::from_secs(60)).await?;
+    k.complete("tonight", Duration::from_secs(150)).await?;
     let schedule = k.field("cronjob/build-digits-nightly", ".spec.suspend")?;
     ensure!(
         schedule == "false",
@@ -155,7 +155,7 @@ pub async fn an_image_is_built_in_the_cluster_and_trains_on_two_nodes(k: Kube) -
 }
 
 async fn ranks_have_their_environment(k: &Kube) -> Result<()> {
-    k.complete("train-ranks", Duration::from_secs(60)).await?;
+    k.complete("train-ranks", Duration::from_secs(150)).await?;
     for rank in 0..2 {
         let of = format!("job-name=train-ranks,batch.kubernetes.io/job-completion-index={rank}");
         let log = k.ok(&["logs", "-l", &of, "--tail=-1"])?;

@@ -261,7 +261,7 @@ async fn thousands_of_aborted_sessions_leave_nothing() -> Result<()> {
     })
     .await?;
     tokio::time::sleep(Duration::from_secs(4)).await;
-    let at_first = [Holds::of(pids[0])?, Holds::of(pids[1])?];
+    let at_first = [usually(pids[0]).await?, usually(pids[1]).await?];
     let began = std::time::Instant::now();
     all(0, count).await?;
     let took = began.elapsed();
@@ -290,6 +290,17 @@ async fn thousands_of_aborted_sessions_leave_nothing() -> Result<()> {
     w.finish().await
 }
 
+/// What a process that is at rest holds: of several looks, the one with the middle of memory, which comes and goes a little.
+async fn usually(pid: u32) -> Result<Holds> {
+    let mut looks = Vec::new();
+    for _ in 0..7 {
+        looks.push(Holds::of(pid)?);
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    looks.sort_by_key(|holds| holds.resident);
+    Ok(looks[looks.len() / 2])
+}
+
 /// All of them, side by side.
 async fn futures<F: Future>(all: impl Iterator<Item = F>) -> Vec<F::Output> {
     futures_util::future::join_all(all).await
@@ -312,8 +323,11 @@ async fn a_command_ends_with_slipwayd_and_its_container_does_not() -> Result<()>
             client.until("begun", SOON)?;
             clients.push(client);
         }
-        let running = processes(&w, &id).await?;
-        assert_eq!(running, before + 6);
+        // A shell says it before it has started what it runs.
+        until("each client's shell and its two are there", async || {
+            Ok(processes(&w, &id).await? == before + 6)
+        })
+        .await?;
         if kill {
             w.daemon.kill9()?;
         } else {

@@ -74,6 +74,12 @@ async fn clients_come_and_go_beside_the_log_and_the_container_goes_on() -> Resul
         assert_eq!(typist.wait(SOON)?, 0, "{transport}: {}", typist.stderr());
         assert!(is_running(&w, &id).await?);
     }
+    // What clients have seen of one stream says nothing of the other in the log.
+    let last = format!("err {told}");
+    until("the log has the last line", async || {
+        Ok(w.log("attach")?.iter().any(|l| l.text == last))
+    })
+    .await?;
     let log = w.log("attach")?;
     let of = |stream| {
         log.iter()

@@ -89,6 +89,7 @@ struct Started {
 }
 
 async fn ask(shim: &Shim, id: &str) -> Result<u32, ShimError> {
+    tracing::debug!(id, "the shim is asked to start it");
     let pid = shim.start(id).await?;
     // Where a test has the answer get lost.
     let answer = fail::point("start_container.answer").await;

@@ -205,7 +205,7 @@ async fn the_runtime_learns_that_its_client_has_gone() {
 #[tokio::test]
 async fn a_client_that_opens_too_few_streams_is_sent_away() {
     let config = Config {
-        creation_timeout: Duration::from_millis(200),
+        creation_timeout: Duration::from_secs(1),
         ..Config::default()
     };
     let world = World::with(config).await;
@@ -217,7 +217,7 @@ async fn a_client_that_opens_too_few_streams_is_sent_away() {
         "{}",
         finished.status
     );
-    assert!(begun.elapsed() >= Duration::from_millis(200));
+    assert!(begun.elapsed() >= Duration::from_secs(1));
     // Without even an error stream there is nothing to say it on.
     let url = world.exec(&["echo", "x"], false);
     let response = http::spdy(http::connect(&url, None).await, &url, "v4.channel.k8s.io").await;
@@ -231,7 +231,7 @@ async fn a_client_that_opens_too_few_streams_is_sent_away() {
 #[tokio::test]
 async fn an_idle_session_ends_and_one_that_pings_does_not() {
     let config = Config {
-        idle_timeout: Duration::from_millis(400),
+        idle_timeout: Duration::from_secs(2),
         abandon_after: Duration::from_millis(100),
         ..Config::default()
     };
@@ -248,12 +248,12 @@ async fn an_idle_session_ends_and_one_that_pings_does_not() {
     for ping in (1..20).step_by(2) {
         session.writer.numbers(6, &[ping]).await.unwrap();
         session.until(|session| session.pongs.contains(&ping)).await;
-        tokio::time::sleep(Duration::from_millis(100)).await;
+        tokio::time::sleep(Duration::from_millis(300)).await;
     }
     assert!(session.open && session.goaway.is_none());
     let quiet = Instant::now();
     session.until(|_| false).await;
-    assert!(session.goaway == Some(0) && quiet.elapsed() < Duration::from_secs(3));
+    assert!(session.goaway == Some(0) && quiet.elapsed() < Duration::from_secs(10));
     drop(session);
     world.settled().await;
 }

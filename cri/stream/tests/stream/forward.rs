@@ -149,7 +149,7 @@ async fn a_stream_that_is_reset_ends_its_connection_alone() {
 #[tokio::test]
 async fn streams_that_make_no_pair_are_refused() {
     let config = Config {
-        creation_timeout: Duration::from_millis(300),
+        creation_timeout: Duration::from_secs(1),
         ..Config::default()
     };
     let world = World::with(config).await;
