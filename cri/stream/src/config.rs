@@ -14,9 +14,11 @@ pub struct Config {
     pub tls: Option<Arc<rustls::ServerConfig>>,
     /// How long a client may take for the head of its request; what it dribbles in does not lengthen it.
     pub request_timeout: Duration,
-    /// A session ends when nothing at all came or went for this long, or when the client let what it was sent lie for
-    /// this long.
+    /// A session ends when nothing at all came or went for this long.
     pub idle_timeout: Duration,
+    /// A session ends when the client let what it was sent lie for this long: what waits for it is memory, which a session in
+    /// which nobody says anything does not hold. A terminal that somebody has paused looks the same.
+    pub stalled_timeout: Duration,
     /// How long a client may take to open the streams its request asked for.
     pub creation_timeout: Duration,
     /// How long the runtime may take to return once the client has gone; then its future is dropped.
@@ -35,6 +37,7 @@ impl Default for Config {
             tls: None,
             request_timeout: Duration::from_secs(10),
             idle_timeout: Duration::from_secs(4 * 60 * 60),
+            stalled_timeout: Duration::from_secs(30 * 60),
             creation_timeout: Duration::from_secs(30),
             abandon_after: Duration::from_secs(10),
             token_lifetime: Duration::from_secs(60),

@@ -124,6 +124,7 @@ struct RawStreaming {
     tls_certificate: Option<PathBuf>,
     tls_key: Option<PathBuf>,
     idle_timeout_secs: Option<u64>,
+    stalled_timeout_secs: Option<u64>,
 }
 
 /// How log lines are written.
@@ -281,6 +282,8 @@ pub struct Streaming {
     pub tls: Option<TlsFiles>,
     #[serde(rename = "idle_timeout_secs", serialize_with = "whole_seconds")]
     pub idle_timeout: Duration,
+    #[serde(rename = "stalled_timeout_secs", serialize_with = "whole_seconds")]
+    pub stalled_timeout: Duration,
 }
 
 /// A certificate chain and its key, PEM.
@@ -553,12 +556,18 @@ impl RawStreaming {
             });
         }
         let idle_timeout = Duration::from_secs(self.idle_timeout_secs.unwrap_or(4 * 60 * 60));
-        if idle_timeout.is_zero() {
-            return Err(ConfigError::Value {
-                key: "streaming.idle_timeout_secs",
-                value: "0".to_owned(),
-                reason: "every session would end at once",
-            });
+        let stalled_timeout = Duration::from_secs(self.stalled_timeout_secs.unwrap_or(30 * 60));
+        for (key, timeout) in [
+            ("streaming.idle_timeout_secs", idle_timeout),
+            ("streaming.stalled_timeout_secs", stalled_timeout),
+        ] {
+            if timeout.is_zero() {
+                return Err(ConfigError::Value {
+                    key,
+                    value: "0".to_owned(),
+                    reason: "every session would end at once",
+                });
+            }
         }
         let tls = match (self.tls_certificate, self.tls_key) {
             (None, None) => None,
@@ -578,6 +587,7 @@ impl RawStreaming {
             address,
             tls,
             idle_timeout,
+            stalled_timeout,
         })
     }
 }
@@ -710,7 +720,8 @@ mod tests {
         assert!(error("address = \"localhost\"").contains("line 2"));
         assert!(error("tls_key = \"/key.pem\"").contains("each needs the other"));
         assert!(error("idle_timeout_secs = 0").contains("end at once"));
-        let all = "address = \"[::1]:1\"\ntls_certificate = \"/c\"\ntls_key = \"/k\"\nidle_timeout_secs = 60";
+        assert!(error("stalled_timeout_secs = 0").contains("streaming.stalled_timeout_secs"));
+        let all = "address = \"[::1]:1\"\ntls_certificate = \"/c\"\ntls_key = \"/k\"\nidle_timeout_secs = 60\nstalled_timeout_secs = 30";
         let text = parse(&format!("[streaming]\n{all}")).unwrap().to_toml();
         assert!(text.contains(all), "{text}");
     }

@@ -70,6 +70,7 @@ pub async fn bind(daemon: &Arc<Daemon>) -> anyhow::Result<Server> {
         listen: wanted.address,
         tls,
         idle_timeout: wanted.idle_timeout,
+        stalled_timeout: wanted.stalled_timeout,
         ..slipway_stream::Config::default()
     };
     let sessions = Sessions {

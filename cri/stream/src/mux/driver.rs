@@ -13,7 +13,7 @@ use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at, timeout};
 use tokio_util::io::poll_read_buf;
 
 use super::shared::{Mux, Shared, State, register};
-use super::{OUT_BUFFER, Received};
+use super::{OUT_BUFFER, Received, Refusal};
 use crate::transport::Transport;
 use crate::violation::Violation;
 
@@ -25,8 +25,10 @@ const TICK: Duration = Duration::from_secs(5);
 /// What a connection is ended for.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Limits {
-    /// Nothing came or went, or what was to go did not, for this long.
+    /// Nothing came or went for this long.
     pub idle: Duration,
+    /// What was to go did not for this long.
+    pub stalled: Duration,
     /// How long the last words may take, and the peer's answer to them.
     pub farewell: Duration,
 }
@@ -42,6 +44,8 @@ pub(crate) enum Ended {
     Gone,
     /// Nothing moved for too long.
     Idle,
+    /// The peer took nothing of what it was sent for too long.
+    Stalled,
     /// The connection failed.
     Broken(io::Error),
     /// The peer broke the protocol.
@@ -63,6 +67,8 @@ pub(crate) struct Driver<T> {
     moved: Instant,
     /// When something last went, or began to wait.
     wrote: Instant,
+    /// When it was first seen that something waits for the peer to take it, or to open its window.
+    owing: Option<Instant>,
     tick: Interval,
 }
 
@@ -76,7 +82,7 @@ impl<T: Transport> Driver<T> {
     /// `read_ahead` is what was read from `io` already.
     pub fn new(io: T, mux: &Mux, read_ahead: &Bytes, limits: Limits) -> Driver<T> {
         let now = Instant::now();
-        let period = (limits.idle / 4).clamp(Duration::from_millis(10), TICK);
+        let period = (limits.idle.min(limits.stalled) / 4).clamp(Duration::from_millis(10), TICK);
         let mut tick = interval_at(now + period, period);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         Driver {
@@ -89,6 +95,7 @@ impl<T: Transport> Driver<T> {
             said_goodbye: false,
             moved: now,
             wrote: now,
+            owing: None,
             tick,
         }
     }
@@ -98,8 +105,15 @@ impl<T: Transport> Driver<T> {
         let ended = poll_fn(|cx| self.poll(cx)).await;
         {
             let State { framing, table } = &mut *self.shared.lock();
-            if matches!(ended, Ended::Idle) {
-                framing.goodbye(table);
+            match ended {
+                Ended::Idle => framing.goodbye(table),
+                Ended::Stalled => {
+                    for id in table.live() {
+                        framing.reset(id, Refusal::Cancelled, table);
+                    }
+                    framing.expel(table);
+                }
+                _ => {}
             }
             table.end();
         }
@@ -209,9 +223,12 @@ impl<T: Transport> Driver<T> {
     fn poll_tick(&mut self, cx: &mut Context<'_>, reading: bool) -> Poll<Ended> {
         while self.tick.poll_tick(cx).is_ready() {
             let now = Instant::now();
-            let idle = now - self.moved > self.limits.idle;
-            let stalled = !self.writing.is_empty() && now - self.wrote > self.limits.idle;
-            if idle || stalled {
+            if self.writing.is_empty() && !self.shared.lock().table.owes() {
+                self.owing = None;
+            } else if now - self.wrote.max(*self.owing.get_or_insert(now)) > self.limits.stalled {
+                return Poll::Ready(Ended::Stalled);
+            }
+            if now - self.moved > self.limits.idle {
                 return Poll::Ready(Ended::Idle);
             }
             if !reading && self.io.hung_up() {

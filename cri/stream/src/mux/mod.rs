@@ -89,6 +89,11 @@ pub(crate) trait Framing: Send {
     /// Tells the peer that the connection ends here.
     fn goodbye(&mut self, table: &mut Table);
 
+    /// The same, for what the peer does: it takes nothing of what it is sent.
+    fn expel(&mut self, table: &mut Table) {
+        self.goodbye(table);
+    }
+
     /// Moves what is to be written into `writing`, which is empty.
     fn collect(&mut self, table: &mut Table, writing: &mut BytesMut) {
         std::mem::swap(&mut table.out, writing);

@@ -106,6 +106,19 @@ impl Table {
             .is_some_and(|stream| stream.sending == Half::Reset)
     }
 
+    /// The streams that are not over both ways.
+    pub fn live(&self) -> Vec<StreamId> {
+        let open = |stream: &Stream| stream.receiving == Half::Open || stream.sending == Half::Open;
+        let live = self.streams.iter().filter(|(_, stream)| open(stream));
+        live.map(|(id, _)| *id).collect()
+    }
+
+    /// Whether there is something for the peer that waits for room or for its window.
+    pub(super) fn owes(&self) -> bool {
+        let waits = |stream: &Stream| stream.writer.is_some() && stream.sending == Half::Open;
+        self.streams.values().any(waits)
+    }
+
     pub fn window(&mut self, id: StreamId) -> Option<&mut Window> {
         self.streams.get_mut(&id).map(|stream| &mut stream.window)
     }

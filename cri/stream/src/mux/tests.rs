@@ -26,6 +26,7 @@ const MINUTE: Duration = Duration::from_secs(60);
 fn limits(idle: Duration) -> Limits {
     Limits {
         idle,
+        stalled: idle,
         farewell: Duration::from_millis(500),
     }
 }
@@ -232,7 +233,7 @@ async fn a_connection_on_which_nothing_moves_is_ended() {
         }
     };
     tokio::select! {
-        ended = driver => assert!(matches!(ended.unwrap(), Ended::Idle)),
+        ended = driver => assert!(matches!(ended.unwrap(), Ended::Stalled)),
         () = talk => {}
     }
     assert!(stuffed.await.unwrap().is_err());

@@ -51,6 +51,7 @@ pub(crate) async fn run<T: Transport, R: Runtime>(
     };
     let limits = Limits {
         idle: session.config.idle_timeout,
+        stalled: session.config.stalled_timeout,
         farewell: FAREWELL,
     };
     let driver = Driver::new(io, &mux, read_ahead, limits);
@@ -74,6 +75,10 @@ pub(crate) async fn run<T: Transport, R: Runtime>(
     let (ended, ()) = tokio::join!(driver.run(), work);
     match ended {
         Ended::Violated(violation) => tracing::info!(%violation, "a streaming client broke the protocol"),
+        Ended::Stalled => tracing::info!(
+            after = ?session.config.stalled_timeout,
+            "a streaming client was sent away: it took nothing of what it was sent"
+        ),
         Ended::Broken(error) => tracing::debug!(%error, "a streaming connection broke"),
         Ended::Finished | Ended::Goodbye | Ended::Gone | Ended::Idle => {
             tracing::debug!(?ended, "a streaming session ended");

@@ -140,6 +140,10 @@ impl Framing for Channels {
     fn goodbye(&mut self, table: &mut Table) {
         self.close(CloseCode::Normal, table);
     }
+
+    fn expel(&mut self, table: &mut Table) {
+        self.close(CloseCode::PolicyViolation, table);
+    }
 }
 
 #[cfg(test)]

@@ -22,6 +22,7 @@ pub(super) enum CloseCode {
     Normal = 1000,
     ProtocolError = 1002,
     UnsupportedData = 1003,
+    PolicyViolation = 1008,
 }
 
 impl From<Violation> for CloseCode {

@@ -85,6 +85,11 @@ impl Framing for Tunnel {
         self.closing = Some(CloseCode::Normal);
     }
 
+    fn expel(&mut self, table: &mut Table) {
+        self.spdy.goodbye(table);
+        self.closing = Some(CloseCode::PolicyViolation);
+    }
+
     fn collect(&mut self, table: &mut Table, writing: &mut BytesMut) {
         if self.closed {
             table.out.clear();

@@ -1,6 +1,6 @@
 //! What clients do that they should not.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use slipway_stream::Config;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -121,23 +121,31 @@ async fn what_is_not_http_or_too_much_of_it_is_cut_off() {
     );
     let many = format!("GET /{path} HTTP/1.1\r\n{}\r\n", "A: b\r\n".repeat(1000));
     for (bytes, expected) in [
-        (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03".to_vec(), ""),
-        (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec(), ""),
-        (huge.into_bytes(), "431"),
-        (many.into_bytes(), "431"),
-        (vec![0; 100_000], "400"),
+        // What is not HTTP may be cut off without a word.
+        (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03".to_vec(), None),
+        (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec(), None),
+        (huge.into_bytes(), Some("HTTP/1.1 431 ")),
+        (many.into_bytes(), Some("HTTP/1.1 431 ")),
+        (vec![0; 100_000], Some("HTTP/1.1 400 ")),
     ] {
-        let mut stream = TcpStream::connect(authority).await.unwrap();
-        // It may hang up before it has read it all.
-        let _ = stream.write_all(&bytes).await;
-        let _ = stream.shutdown().await;
+        let stream = TcpStream::connect(authority).await.unwrap();
+        let (mut read, mut write) = stream.into_split();
+        // It may hang up before it has read it all, and what comes after would take its answer along.
+        let writing = tokio::spawn(async move {
+            let _ = write.write_all(&bytes).await;
+            let _ = write.shutdown().await;
+        });
         let mut answer = Vec::new();
-        let _ = stream.read_to_end(&mut answer).await;
+        let _ = read.read_to_end(&mut answer).await;
+        writing.await.unwrap();
         let answer = String::from_utf8_lossy(&answer);
-        assert!(
-            answer.is_empty() || answer.contains(expected) && answer.starts_with("HTTP/1.1 4"),
-            "{answer}"
-        );
+        match expected {
+            Some(expected) => assert!(answer.starts_with(expected), "{expected}: {answer:?}"),
+            None => assert!(
+                answer.is_empty() || answer.starts_with("HTTP/1.1 4"),
+                "{answer:?}"
+            ),
+        }
     }
     world.settled().await;
 }
@@ -278,6 +286,61 @@ async fn a_flood_of_pings_that_are_not_listened_to_stops_at_a_bound() {
         pongs += usize::from(matches!(reader.next().await, Some(spdy::Frame::Ping(1))));
     }
     drop((writer, reader));
+    world.settled().await;
+}
+
+#[tokio::test]
+async fn a_client_that_takes_nothing_is_sent_away_and_one_that_is_silent_is_not() {
+    let stalled = Duration::from_secs(1);
+    let world = World::with(Config {
+        stalled_timeout: stalled,
+        ..Config::default()
+    })
+    .await;
+    let all = ["error", "stdin", "stdout", "stderr"];
+    let open = async |command: &[&str]| {
+        let url = world.exec(command, false);
+        let response = http::spdy(http::connect(&url, None).await, &url, "v4.channel.k8s.io").await;
+        let mut session = Session::new(response.io);
+        for (name, id) in all.iter().zip((1..).step_by(2)) {
+            assert!(session.open(id, &[("streamtype", name)]).await);
+        }
+        session
+    };
+    let mut silent = open(&["cat"]).await;
+    let endless = ["flood", "1000000000"];
+    let ended = async || {
+        let begun = Instant::now();
+        while world.running.count() > 1 {
+            assert!(begun.elapsed() < Duration::from_secs(30), "it is never sent away");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        assert!(begun.elapsed() >= stalled / 2);
+    };
+
+    let mut deaf = open(&endless).await;
+    ended().await;
+    deaf.until(|session| session.goaway.is_some()).await;
+    assert_eq!((deaf.streams[&5].reset, deaf.goaway), (Some(5), Some(0)));
+    deaf.until(|_| false).await;
+    assert!(!deaf.open);
+
+    let url = world.exec(&endless, false);
+    let response = http::websocket(http::connect(&url, None).await, &url, "v5.channel.k8s.io").await;
+    let (_writer, mut reader) = websocket::split(response.io);
+    while world.running.count() < 2 {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    ended().await;
+    let mut last = None;
+    while let Some(message) = reader.next().await {
+        last = Some(message);
+    }
+    assert_eq!(last, Some(Message::Close(1008)));
+
+    silent.writer.data(3, true, b"still here").await.unwrap();
+    assert_eq!(silent.finished(5).await.data, b"still here");
+    drop((silent, deaf));
     world.settled().await;
 }
 
