@@ -320,6 +320,125 @@ async fn statistics_of_a_pod_have_its_network_processes_and_containers() {
     w.finish().await;
 }
 
+/// Everything that a stream of parts has.
+async fn whole<M, T>(stream: tonic::Response<tonic::Streaming<M>>, part: impl Fn(M) -> Vec<T>) -> Vec<T> {
+    let mut stream = stream.into_inner();
+    let mut all = Vec::new();
+    while let Some(message) = stream.message().await.unwrap() {
+        let part = part(message);
+        assert!(!part.is_empty(), "a part with nothing in it");
+        all.extend(part);
+    }
+    all
+}
+
+#[tokio::test]
+async fn each_stream_of_a_list_has_what_the_list_has() {
+    if cannot_run() {
+        return;
+    }
+    let w = World::new(&[]).await;
+    let (mut pods, mut containers) = (Vec::new(), Vec::new());
+    for name in ["sa", "sb", "sc"] {
+        let (pod, id) = run(&w, w.pod_config(name, true), w.container_config("main", SLEEP)).await;
+        pods.push(pod);
+        containers.push(id);
+    }
+    let (runtime, image) = (|| w.runtime.clone(), || w.image.clone());
+    macro_rules! both {
+        ($client:ident: $list:ident($request:expr).$unary:ident, $stream:ident($streamed:expr).$parts:ident) => {{
+            let unary = $client().$list($request).await.unwrap().into_inner().$unary;
+            let parts = $client().$stream($streamed).await.unwrap();
+            (unary, whole(parts, |message| message.$parts).await)
+        }};
+    }
+    let (unary, streamed) = both!(
+        runtime: list_pod_sandbox(v1::ListPodSandboxRequest::default()).items,
+        stream_pod_sandboxes(v1::StreamPodSandboxesRequest::default()).pod_sandboxes
+    );
+    assert_eq!(unary, streamed);
+    assert_eq!(unary.len(), 3);
+    let (unary, streamed) = both!(
+        runtime: list_containers(v1::ListContainersRequest::default()).containers,
+        stream_containers(v1::StreamContainersRequest::default()).containers
+    );
+    assert_eq!(unary, streamed);
+    assert_eq!(unary.len(), 3);
+    let (unary, streamed) = both!(
+        image: list_images(v1::ListImagesRequest::default()).images,
+        stream_images(v1::StreamImagesRequest::default()).images
+    );
+    assert_eq!(unary, streamed);
+    assert!(!unary.is_empty());
+
+    // What is measured is another moment's: whose it is has to be the same.
+    let of_container = |s: &v1::ContainerStats| s.attributes.as_ref().unwrap().id.clone();
+    let (unary, streamed) = both!(
+        runtime: list_container_stats(v1::ListContainerStatsRequest::default()).stats,
+        stream_container_stats(v1::StreamContainerStatsRequest::default()).container_stats
+    );
+    let ids = |stats: &[v1::ContainerStats]| stats.iter().map(of_container).collect::<Vec<_>>();
+    assert_eq!(ids(&unary), ids(&streamed));
+    assert_eq!(unary.len(), 3);
+    assert!(streamed.iter().all(|s| s.cpu.is_some() && s.memory.is_some()));
+    let (unary, streamed) = both!(
+        runtime: list_pod_sandbox_stats(v1::ListPodSandboxStatsRequest::default()).stats,
+        stream_pod_sandbox_stats(v1::StreamPodSandboxStatsRequest::default()).pod_sandbox_stats
+    );
+    let ids = |stats: &[v1::PodSandboxStats]| {
+        let id = |s: &v1::PodSandboxStats| s.attributes.as_ref().unwrap().id.clone();
+        stats.iter().map(id).collect::<Vec<_>>()
+    };
+    assert_eq!(ids(&unary), ids(&streamed));
+    assert_eq!(unary.len(), 3);
+    let (unary, streamed) = both!(
+        runtime: list_pod_sandbox_metrics(v1::ListPodSandboxMetricsRequest::default()).pod_metrics,
+        stream_pod_sandbox_metrics(v1::StreamPodSandboxMetricsRequest::default()).pod_sandbox_metrics
+    );
+    let names = |pods: &[v1::PodSandboxMetrics]| {
+        let of_pod = |p: &v1::PodSandboxMetrics| {
+            let of = |m: &v1::ContainerMetrics| {
+                (
+                    m.container_id.clone(),
+                    m.metrics.iter().map(|m| m.name.clone()).collect::<Vec<_>>(),
+                )
+            };
+            let containers = p.container_metrics.iter().map(of).collect::<Vec<_>>();
+            (p.pod_sandbox_id.clone(), p.metrics.len(), containers)
+        };
+        pods.iter().map(of_pod).collect::<Vec<_>>()
+    };
+    assert_eq!(names(&unary), names(&streamed));
+    assert_eq!(unary.len(), 3);
+
+    // A filter means the same to both.
+    let filter = || {
+        Some(v1::ContainerStatsFilter {
+            id: containers[1].clone(),
+            ..Default::default()
+        })
+    };
+    let (unary, streamed) = both!(
+        runtime: list_container_stats(v1::ListContainerStatsRequest { filter: filter() }).stats,
+        stream_container_stats(v1::StreamContainerStatsRequest { filter: filter() }).container_stats
+    );
+    assert_eq!((unary.len(), streamed.len()), (1, 1));
+    assert_eq!(of_container(&streamed[0]), containers[1]);
+    let filter = || {
+        Some(v1::PodSandboxFilter {
+            id: pods[2].clone(),
+            ..Default::default()
+        })
+    };
+    let (unary, streamed) = both!(
+        runtime: list_pod_sandbox(v1::ListPodSandboxRequest { filter: filter() }).items,
+        stream_pod_sandboxes(v1::StreamPodSandboxesRequest { filter: filter() }).pod_sandboxes
+    );
+    assert_eq!(unary, streamed);
+    assert_eq!(streamed[0].id, pods[2]);
+    w.finish().await;
+}
+
 #[tokio::test]
 async fn runtime_handlers_are_variants_and_told_of() {
     if cannot_run() {
@@ -328,13 +447,14 @@ async fn runtime_handlers_are_variants_and_told_of() {
     let mut w = World::new(&[]).await;
     w.configure(
         "[runtime.handlers.strict]\nshm_size_mib = 2\nno_new_privileges = true\ndefault_capabilities = [\"CHOWN\"]\n\
-         privileged_without_host_devices = true\n",
+         privileged_without_host_devices = true\n\
+         [runtime.handlers.roomy]\nshm_size_mib = 128\ndefault_capabilities = [\"KILL\"]\n",
     );
     w.terminate();
     w.restart(&[]).await;
     let handlers = w.node_status().await.runtime_handlers;
     let names: Vec<&str> = handlers.iter().map(|h| h.name.as_str()).collect();
-    assert_eq!(names, ["", "slipway", "strict"]);
+    assert_eq!(names, ["", "slipway", "roomy", "strict"]);
     assert!(
         handlers
             .iter()
@@ -354,7 +474,7 @@ async fn runtime_handlers_are_variants_and_told_of() {
         "{error}"
     );
     let mut seen = Vec::new();
-    for handler in ["slipway", "strict"] {
+    for handler in ["slipway", "strict", "roomy"] {
         let pod = with(handler).await.unwrap().into_inner().pod_sandbox_id;
         assert_eq!(
             w.pod_status(&pod).await.unwrap().status.unwrap().runtime_handler,
@@ -382,6 +502,14 @@ async fn runtime_handlers_are_variants_and_told_of() {
         seen[1]
     );
     assert!(seen[1].contains("CapBnd:\t0000000000000001"), "{}", seen[1]);
+    // Another variant of ours: nothing of the one or the default is in it.
+    assert!(
+        seen[2].contains("NoNewPrivs:\t0")
+            && seen[2].ends_with("131072")
+            && seen[2].contains("CapBnd:\t0000000000000020"),
+        "{}",
+        seen[2]
+    );
     w.finish().await;
 }
 
@@ -409,7 +537,14 @@ async fn a_pod_with_users_of_its_own_is_root_only_inside() {
         return;
     }
     let mut w = World::new(&[]).await;
-    let features = w.node_status().await.runtime_handlers[0].features.unwrap();
+    let status = w.node_status().await;
+    let features = status.runtime_handlers[0].features.unwrap();
+    // The pods below are on the host's network too.
+    assert_eq!(
+        status.features.unwrap().user_namespaces_host_network,
+        features.user_namespaces,
+        "kubelet is told"
+    );
     if !features.user_namespaces {
         let _ = writeln!(
             std::io::stderr(),
@@ -537,6 +672,10 @@ async fn mounts_are_read_only_all_the_way_down_when_asked() {
     };
     container.mounts = vec![at("/plain", false), at("/all", true)];
     container.mounts[0].mount_options = vec!["noexec".into()];
+    assert!(
+        w.node_status().await.features.unwrap().mount_options,
+        "kubelet is told"
+    );
     let (_, id) = run(&w, w.pod_config("rro", true), container).await;
     let output = w.exec(
         &id,

@@ -3,6 +3,7 @@
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::os::fd::AsFd;
+use std::sync::LazyLock;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -13,6 +14,20 @@ use harness::{Crictl, World, v1};
 use crate::{SOON, TRANSPORTS, shim};
 
 const MUCH: usize = 1 << 30;
+
+/// What is said of it at once.
+const PART: usize = 1 << 20;
+/// A length that divides no buffer's: what is lost, repeated or swapped is at a place where other bytes belong.
+const PERIOD: usize = 65_521;
+
+/// The bytes of [`MUCH`] from this place on: they depend on it, with neighbouring periods all the same and nothing less.
+fn part(from: usize) -> &'static [u8] {
+    static BYTES: LazyLock<Vec<u8>> = LazyLock::new(|| {
+        let byte = |at: usize| ((at % PERIOD).wrapping_mul(2_654_435_761) >> 11) as u8;
+        (0..PART + PERIOD).map(byte).collect()
+    });
+    &BYTES[from % PERIOD..][..PART]
+}
 
 /// What listens in a pod's network.
 struct Served {
@@ -51,8 +66,7 @@ async fn serving(w: &World, name: &str, host_network: bool) -> Result<Served> {
         echo: serve(echo, echo_back)?,
         echo6: serve(echo6, echo_back)?,
         flood: serve(flood, |mut c| {
-            let zeros = vec![0; 1 << 20];
-            (0..MUCH / zeros.len()).try_for_each(|_| c.write_all(&zeros))
+            (0..MUCH / PART).try_for_each(|n| c.write_all(part(n * PART)))
         })?,
         count: serve(count, |mut c| {
             let total = std::io::copy(&mut c, &mut std::io::sink())?;
@@ -170,12 +184,18 @@ async fn a_gigabyte_arrives_whole_with_memory_bounded() -> Result<()> {
         ask(local[0], b"what is allocated once has been")?;
         let before = pids.map(|pid| forget_peak(pid).and_then(|()| peak(pid)));
         let mut stream = connect(local[1])?;
-        let mut chunk = vec![0; 1 << 20];
+        let mut chunk = vec![0; PART];
         let mut got = 0;
         loop {
             match stream.read(&mut chunk)? {
                 0 => break,
-                n => got += n,
+                n => {
+                    assert!(
+                        chunk[..n] == part(got)[..n],
+                        "{transport}: other bytes from {got} on"
+                    );
+                    got += n;
+                }
             }
             if got < 64 << 20 {
                 std::thread::sleep(Duration::from_millis(1));
