@@ -86,7 +86,7 @@ enum CdiVerb {
     },
     /// Lists the devices that a runtime would find, and the files that it could not use.
     List {
-        /// A folder of CDI files, may be repeated; later ones win.
+        /// A folder of CDI files, may be repeated; later ones win. Without one: /etc/cdi, /var/run/cdi and paths.cdi.
         #[arg(long = "spec-dir", value_name = "FOLDER")]
         dirs: Vec<PathBuf>,
     },
@@ -141,7 +141,13 @@ pub fn main() -> Result<ExitCode> {
         }) => generate(&load()?, output.as_deref())?,
         Some(Verb::Cdi {
             verb: CdiVerb::List { dirs },
-        }) => return list(dirs),
+        }) => {
+            let dirs = match dirs.is_empty() {
+                true => folders(&load()?.paths.cdi),
+                false => dirs,
+            };
+            return list(dirs);
+        }
         Some(Verb::Cdi {
             verb: CdiVerb::Validate { files },
         }) => return validate(&files),
@@ -218,16 +224,27 @@ fn generate(config: &Config, output: Option<&Path>) -> Result<()> {
     }
 }
 
+/// The folders that runtimes look into by themselves, and the one that the agent writes into.
+fn folders(own: &Path) -> Vec<PathBuf> {
+    let mut all: Vec<PathBuf> = slipway_cdi::DEFAULT_DIRS.map(PathBuf::from).into();
+    if !all.iter().any(|dir| dir == own) {
+        all.push(own.to_owned());
+    }
+    all
+}
+
 fn list(dirs: Vec<PathBuf>) -> Result<ExitCode> {
-    let dirs = if dirs.is_empty() {
-        slipway_cdi::DEFAULT_DIRS.map(PathBuf::from).into()
-    } else {
-        dirs
-    };
+    let places: Vec<String> = dirs.iter().map(|dir| dir.display().to_string()).collect();
     let cache = Cache::new(dirs);
     let text: String = cache.devices().iter().map(|d| format!("{d}\n")).collect();
     print(&text)?;
     let errors = cache.errors();
+    if text.is_empty() && errors.is_empty() {
+        eprintln!(
+            "slipway-agent: no CDI file in {} has a device",
+            places.join(" or ")
+        );
+    }
     for (path, error) in &errors {
         eprintln!("slipway-agent: {} cannot be used: {error}", path.display());
     }
@@ -258,9 +275,10 @@ fn validate(files: &[PathBuf]) -> Result<ExitCode> {
 }
 
 fn check(file: &Path) -> Result<Spec> {
+    let text = std::fs::read(file).context("read it")?;
     let spec = match file.extension().and_then(|e| e.to_str()) {
-        Some("json") => Spec::from_json(&std::fs::read(file).context("read it")?)?,
-        Some("yaml") => Spec::from_yaml(&std::fs::read_to_string(file).context("read it")?)?,
+        Some("json") => Spec::from_json(&text)?,
+        Some("yaml") => Spec::from_yaml(std::str::from_utf8(&text).context("read it as UTF-8")?)?,
         _ => bail!("its name ends neither in .json nor in .yaml: no runtime reads it"),
     };
     spec.validate()?;

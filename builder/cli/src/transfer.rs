@@ -187,8 +187,14 @@ pub async fn save(store: &Store, args: SaveArgs, cancel: Cancel) -> Result<(), F
                 );
             }
             let mut out = BufWriter::new(std::io::stdout().lock());
-            store.export(&names, format, &mut out)?;
-            return out.flush().context("write the image archive");
+            let written = store
+                .export(&names, format, &mut out)
+                .map_err(anyhow::Error::from);
+            let written = written.and_then(|()| out.flush().context("write the image archive"));
+            return written.map_err(|error| match is_broken_pipe(&error) {
+                true => anyhow!("whoever read the image archive went away before it was whole"),
+                false => error,
+            });
         };
         write_whole(path, &stop, |out| Ok(store.export(&names, format, out)?))
     });
@@ -202,6 +208,14 @@ pub async fn save(store: &Store, args: SaveArgs, cancel: Cancel) -> Result<(), F
         return Ok(());
     }
     Err(Failure::Interrupted)
+}
+
+fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    let of_io = |cause: &(dyn std::error::Error + 'static)| {
+        let io = cause.downcast_ref::<std::io::Error>();
+        io.is_some_and(|e| e.kind() == std::io::ErrorKind::BrokenPipe)
+    };
+    error.chain().any(of_io)
 }
 
 /// A file that is written until a [`Cancel`] is set.

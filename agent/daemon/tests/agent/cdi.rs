@@ -327,6 +327,11 @@ fn root_the_file_is_written_whole_listed_and_validated() {
     let listed = node.ok(&["cdi", "list", "--spec-dir", &folder]);
     assert_eq!(listed.lines().count(), 17);
     assert!(listed.lines().any(|l| l == "nvidia.com/gpu=7"));
+    let configured = node.ok(&["cdi", "list"]);
+    assert!(
+        configured.lines().any(|l| l == "nvidia.com/gpu=7"),
+        "{configured}"
+    );
     let left: Vec<_> = std::fs::read_dir(node.cdi()).unwrap().collect();
     assert_eq!(left.len(), 1, "nothing is left beside it: {left:?}");
 
@@ -344,6 +349,10 @@ fn root_the_file_is_written_whole_listed_and_validated() {
     assert_eq!(String::from_utf8_lossy(&out.stdout).lines().count(), 17);
     let out = node.run(&["cdi", "validate", &format!("{folder}/bad.json")]);
     assert!(!out.status.success());
+    let said = |args: &[&str]| String::from_utf8(node.run(args).stderr).unwrap();
+    let absent = node.dir.path().join("absent").display().to_string();
+    assert!(said(&["cdi", "validate", &absent]).contains("No such file"));
+    assert!(said(&["cdi", "list", "--spec-dir", &absent]).contains("no CDI file in"));
 }
 
 #[test]

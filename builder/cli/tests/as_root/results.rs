@@ -431,6 +431,23 @@ fn an_interrupted_save_leaves_no_file() {
 }
 
 #[test]
+fn a_save_that_nobody_reads_says_so() {
+    let Some(lab) = Lab::new() else { return };
+    for format in ["docker", "oci"] {
+        let mut save = lab.command(&["save", "--format", format, BASE]);
+        let (stdout, stderr) = (std::process::Stdio::piped(), std::process::Stdio::piped());
+        let mut save = save.stdout(stdout).stderr(stderr).spawn().unwrap();
+        drop(save.stdout.take());
+        let out = save.wait_with_output().unwrap();
+        let said = String::from_utf8_lossy(&out.stderr).into_owned();
+        assert!(
+            !out.status.success() && said.contains("went away"),
+            "{format}: {said}"
+        );
+    }
+}
+
+#[test]
 fn a_stage_more_and_another_name_of_an_image_change_no_step_that_mounts_from_them() {
     let Some(lab) = Lab::new() else { return };
     lab.run(&["tag", BASE, "test/renamed:1"]).ok();
