@@ -6,7 +6,7 @@ use serde_json::json;
 use crate::kube::{IMAGE, Kube};
 
 /// Lines for every slipwayd's configuration: a variant that a RuntimeClass can name.
-pub const HANDLERS: &str = "[runtime.handlers.strict]\nno_new_privileges = true\n";
+pub const HANDLERS: &str = "[runtime.handlers.strict]\nno_new_privileges = true\nshm_size_mib = 2\n[runtime.handlers.roomy]\nshm_size_mib = 128\n";
 
 /// Limits as a container sees them, in cgroups of either version.
 const LIMITS: &str = "cat /sys/fs/cgroup/memory.max /sys/fs/cgroup/memory/memory.limit_in_bytes /sys/fs/cgroup/cpu.max /sys/fs/cgroup/cpu/cpu.cfs_quota_us 2>/dev/null; true";
@@ -131,7 +131,7 @@ pub async fn handlers_are_told_with_what_they_can_and_a_runtime_class_names_one(
         .as_array()
         .context("runtimeHandlers")?;
     let named = |name: &str| handlers.iter().find(|h| h["name"].as_str().unwrap_or("") == name);
-    for name in ["", "slipway", "strict"] {
+    for name in ["", "slipway", "strict", "roomy"] {
         let features = &named(name).with_context(|| format!("no {name:?} in {handlers:?}"))?["features"];
         // The tests of volumes and users have both, so the node has to say so.
         ensure!(
@@ -148,17 +148,25 @@ pub async fn handlers_are_told_with_what_they_can_and_a_runtime_class_names_one(
         )
     };
     k.apply(&class("strict", "strict"))?;
+    k.apply(&class("roomy", "roomy"))?;
     k.apply(&class("nowhere", "nowhere"))?;
-    let show = "grep NoNewPrivs /proc/self/status";
+    // Each as it is configured, and none with anything of another.
+    let show = "grep NoNewPrivs /proc/self/status; df -k /dev/shm | tail -1 | awk '{print $2}'";
     k.pod("plain", show, json!({}), json!({}))?;
-    k.pod("strict", show, json!({ "runtimeClassName": "strict" }), json!({}))?;
+    for name in ["strict", "roomy"] {
+        k.pod(name, show, json!({ "runtimeClassName": name }), json!({}))?;
+    }
     k.pod(
         "nowhere",
         show,
         json!({ "runtimeClassName": "nowhere" }),
         json!({}),
     )?;
-    for (pod, want) in [("plain", "NoNewPrivs:\t0\n"), ("strict", "NoNewPrivs:\t1\n")] {
+    for (pod, want) in [
+        ("plain", "NoNewPrivs:\t0\n65536\n"),
+        ("strict", "NoNewPrivs:\t1\n2048\n"),
+        ("roomy", "NoNewPrivs:\t0\n131072\n"),
+    ] {
         k.phase(pod, "Succeeded").await?;
         ensure!(k.logs(pod)? == want, "{pod}: {:?}", k.logs(pod)?);
     }
@@ -168,7 +176,8 @@ pub async fn handlers_are_told_with_what_they_can_and_a_runtime_class_names_one(
     })
     .await?;
     k.ok(&["delete", "pod", "nowhere"])?;
-    k.ok(&["delete", "runtimeclass", "strict", "nowhere"]).map(drop)
+    k.ok(&["delete", "runtimeclass", "strict", "roomy", "nowhere"])
+        .map(drop)
 }
 
 pub async fn a_cron_job_runs_when_its_time_has_come(k: Kube) -> Result<()> {

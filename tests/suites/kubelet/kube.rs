@@ -205,8 +205,8 @@ impl Kube {
         self.ok(&["exec", pod, "--", "sh", "-c", script])
     }
 
-    /// Kills the first process of the pod's first container, as the kernel or an operator would.
-    pub fn kill_container(&self, pod: &str) -> Result<()> {
+    /// The id of the pod's first container, and its first process as the host counts.
+    pub fn first_process(&self, pod: &str) -> Result<(String, u32)> {
         let id = self.field(&format!("pod/{pod}"), ".status.containerStatuses[0].containerID")?;
         let id = id
             .strip_prefix("slipway://")
@@ -219,6 +219,12 @@ impl Kube {
             .filter(in_it)
             .min()
             .with_context(|| format!("container {id} has no process"))?;
+        Ok((id.to_owned(), pid))
+    }
+
+    /// Kills the first process of the pod's first container, as the kernel or an operator would.
+    pub fn kill_container(&self, pod: &str) -> Result<()> {
+        let (_, pid) = self.first_process(pod)?;
         cmd::sh(&format!("kill -9 {pid}"))?;
         Ok(())
     }

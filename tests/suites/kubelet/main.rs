@@ -78,6 +78,8 @@ fn all() -> Vec<Test> {
         workloads::containers_start_in_order_and_end_as_the_restart_policy_says,
         workloads::a_job_completes_and_its_logs_are_kept,
         workloads::limits_are_set_and_a_container_over_its_memory_is_oomkilled,
+        workloads::a_container_that_fails_again_and_again_is_started_ever_later,
+        workloads::pods_lie_in_the_cgroups_of_their_class,
         workloads::users_groups_capabilities_and_read_only_roots_are_as_asked,
         workloads::an_image_that_cannot_be_pulled_says_why,
         lifecycle::probes_and_hooks_are_run,

@@ -112,7 +112,27 @@ pub async fn host_ports_aliases_and_dns_policies(k: Kube) -> Result<()> {
         json!({ "nodeSelector": { "kubernetes.io/hostname": "node2" } }),
         json!({}),
     )?;
-    k.phase("client", "Succeeded").await?;
+    // The same from the host's network, for a pod that asks for the cluster's names there; one that does not has the host's.
+    let look = "cat /etc/resolv.conf; for i in 1 2 3 4 5 6 7 8 9 10; do wget -qO- http://web:8080/ && exit 0; sleep 1; done; exit 1";
+    let both = json!({ "hostNetwork": true, "dnsPolicy": "ClusterFirstWithHostNet" });
+    k.pod("host-first", look, both, json!({}))?;
+    let alone = json!({ "hostNetwork": true, "dnsPolicy": "ClusterFirst" });
+    k.pod("host-default", "cat /etc/resolv.conf", alone, json!({}))?;
+    for pod in ["client", "host-first", "host-default"] {
+        k.phase(pod, "Succeeded").await?;
+    }
     ensure!(k.logs("client")?.contains("hello from web"));
+    let first = k.logs("host-first")?;
+    for want in [
+        format!("nameserver {}\n", k.cluster.net().node(1)),
+        format!(
+            "search {}.svc.cluster.local svc.cluster.local cluster.local",
+            k.space
+        ),
+        "hello from web".to_owned(),
+    ] {
+        ensure!(first.contains(&want), "{want:?} is not in\n{first}");
+    }
+    ensure!(!k.logs("host-default")?.contains("cluster.local"));
     Ok(())
 }

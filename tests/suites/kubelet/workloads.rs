@@ -96,6 +96,77 @@ pub async fn limits_are_set_and_a_container_over_its_memory_is_oomkilled(k: Kube
     Ok(())
 }
 
+pub async fn pods_lie_in_the_cgroups_of_their_class(k: Kube) -> Result<()> {
+    let some = json!({ "cpu": "50m", "memory": "16Mi" });
+    let classes = [
+        ("Guaranteed", "", json!({ "requests": some, "limits": some })),
+        ("Burstable", "burstable/", json!({ "requests": some })),
+        ("BestEffort", "besteffort/", json!({})),
+    ];
+    for (class, _, resources) in &classes {
+        let name = class.to_lowercase();
+        k.pod(
+            &name,
+            "exec sleep 1000",
+            json!({}),
+            json!({ "resources": resources }),
+        )?;
+    }
+    for (class, folder, _) in &classes {
+        let name = class.to_lowercase();
+        k.ready(&name).await?;
+        let pod = format!("pod/{name}");
+        ensure!(k.field(&pod, ".status.qosClass")? == *class);
+        let uid = k.field(&pod, ".metadata.uid")?;
+        let (id, pid) = k.first_process(&name)?;
+        let groups = std::fs::read_to_string(format!("/proc/{pid}/cgroup"))?;
+        // One line a hierarchy: of those that kubelet does not use, none names the container.
+        let ours: Vec<&str> = groups.lines().filter(|l| l.contains(&id)).collect();
+        let below = format!("/kubepods/{folder}pod{uid}/");
+        ensure!(
+            !ours.is_empty() && ours.iter().all(|l| l.contains(&below)),
+            "{name} is not below {below}:\n{groups}"
+        );
+    }
+    Ok(())
+}
+
+pub async fn a_container_that_fails_again_and_again_is_started_ever_later(k: Kube) -> Result<()> {
+    k.apply(
+        r#"
+apiVersion: v1
+kind: Pod
+metadata: {name: failing}
+spec:
+  restartPolicy: Always
+  terminationGracePeriodSeconds: 1
+  nodeSelector: {kubernetes.io/hostname: node1}
+  volumes: [{name: shared, emptyDir: {}}]
+  containers:
+  - {name: main, image: IMAGE, command: [sh, -c, "date +%s >> /shared/starts; exit 7"], volumeMounts: [{name: shared, mountPath: /shared}]}
+  - {name: witness, image: IMAGE, command: [sleep, "1000"], volumeMounts: [{name: shared, mountPath: /shared}]}
+"#,
+    )?;
+    let main = ".status.containerStatuses[?(@.name==\"main\")]";
+    k.until(
+        "pod/failing",
+        &format!("{main}.state.waiting.reason"),
+        "CrashLoopBackOff",
+    )
+    .await?;
+    let starts = |k: &Kube| -> Result<Vec<u64>> {
+        let said = k.ok(&["exec", "failing", "-c", "witness", "--", "cat", "/shared/starts"])?;
+        Ok(said.lines().map(str::parse).collect::<Result<_, _>>()?)
+    };
+    k.until_true("a third start", |k| Ok(starts(k)?.len() >= 3))
+        .await?;
+    let starts = starts(&k)?;
+    // Once at once, then after ten seconds.
+    ensure!(starts[2] >= starts[1] + 9, "it was started at {starts:?}");
+    ensure!(k.field("pod/failing", &format!("{main}.lastState.terminated.exitCode"))? == "7");
+    Ok(())
+}
+
 pub async fn users_groups_capabilities_and_read_only_roots_are_as_asked(k: Kube) -> Result<()> {
     k.pod(
         "who",
