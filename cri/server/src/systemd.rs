@@ -2,7 +2,7 @@
 //! while we are gone, so that who connects meanwhile waits for the next of us instead of being turned away. Without systemd
 //! nothing happens.
 
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, IntoRawFd, OwnedFd};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram, UnixListener};
@@ -30,9 +30,9 @@ pub fn kept(path: &Path) -> Option<UnixListener> {
     if std::env::var("LISTEN_PID").ok()?.parse() != Ok(std::process::id()) {
         return None;
     }
-    let names = std::env::var("LISTEN_FDNAMES").ok()?;
-    let number = FIRST + i32::try_from(names.split(':').position(|name| name == CRI)?).ok()?;
-    match slipway_sys::fd::inherited(number).map(UnixListener::from) {
+    let names = std::env::var("LISTEN_FDNAMES").unwrap_or_default();
+    let count = std::env::var("LISTEN_FDS").ok()?.parse().ok()?;
+    match take(count, &names)?.map(UnixListener::from) {
         Ok(socket) if is_of(&socket, path) => return Some(socket),
         Ok(_) => {}
         Err(error) => tracing::warn!(%error, "the socket that systemd has kept is of no use"),
@@ -44,6 +44,25 @@ pub fn kept(path: &Path) -> Option<UnixListener> {
         told => tracing::debug!(told = told.is_some(), "systemd had kept another socket"),
     }
     None
+}
+
+/// What is named as ours of so many descriptors. None of the others, whosever they are, gets into a shim: one that held on to a
+/// listening socket would keep it for as long as its pod lives.
+fn take(count: u8, names: &str) -> Option<std::io::Result<OwnedFd>> {
+    let mut names = names.split(':');
+    let mut ours = None;
+    for number in (FIRST..).take(count.into()) {
+        let taken = slipway_sys::fd::inherited(number);
+        match (names.next(), taken) {
+            (Some(CRI), taken) if ours.is_none() => ours = Some(taken),
+            // It stays open, and to itself: nobody here knows what it is for.
+            (_, Ok(other)) => drop(other.into_raw_fd()),
+            (name, Err(error)) => {
+                tracing::warn!(%error, ?name, "a descriptor that systemd has given is none")
+            }
+        }
+    }
+    ours
 }
 
 /// Returns when the socket is out of the store, so that nobody listens on it any more.

@@ -268,7 +268,7 @@ async fn one_that_is_not_started_yet_never_is() {
     if cannot_run() {
         return;
     }
-    let w = World::new(&[("SLIPWAY_FAILPOINTS", "start_container.before_start=sleep:800*1")]).await;
+    let w = World::new(&[("SLIPWAY_FAILPOINTS", "start_container.before_start=sleep:800*2")]).await;
     // A start is in progress: what comes of it is killed.
     let (_, id) = created(&w, "starting", SLEEP).await;
     let start = async {
@@ -280,6 +280,22 @@ async fn one_that_is_not_started_yet_never_is() {
         assert_eq!(answer.outcome(), Outcome::Failed);
     };
     tokio::join!(start, failed);
+    assert_failed(&w, &id).await;
+
+    // Also where its fault is only announced.
+    let (_, id) = created(&w, "announced", SLEEP).await;
+    let start = async {
+        let error = w.start(&id).await.unwrap_err();
+        assert!(error.message().contains(MESSAGE), "{error}");
+    };
+    let announced = async {
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        let mut asked = request("announced", &id);
+        asked.only_announce = true;
+        let answer = w.fail(asked).await.unwrap();
+        assert_eq!(answer.outcome(), Outcome::Announced);
+    };
+    tokio::join!(start, announced);
     assert_failed(&w, &id).await;
 
     let (_, id) = created(&w, "created", SLEEP).await;

@@ -164,6 +164,16 @@ async fn restart(systemd: &mut Systemd, child: Slipwayd, socket: &Path, names: &
     next
 }
 
+/// Of each of the two descriptors that it was given, whether it is.
+fn close_on_exec(child: &Slipwayd) -> [bool; 2] {
+    [3, 4].map(|number| {
+        let info = std::fs::read_to_string(format!("/proc/{}/fdinfo/{number}", child.0.id())).unwrap();
+        let flags = info.lines().find_map(|line| line.strip_prefix("flags:")).unwrap();
+        let flags = u32::from_str_radix(flags.trim(), 8).unwrap();
+        flags & rustix::fs::OFlags::CLOEXEC.bits() != 0
+    })
+}
+
 #[tokio::test]
 async fn root_a_kept_socket_is_found_by_name_and_however_its_path_is_spelled() {
     let Some(mut systemd) = Systemd::new() else { return };
@@ -173,6 +183,8 @@ async fn root_a_kept_socket_is_found_by_name_and_however_its_path_is_spelled() {
     for names in ["cri", "cri", "other:cri"] {
         child = restart(&mut systemd, child, &socket, names).await;
     }
+    // What it is given gets into no shim, whatever it is.
+    assert_eq!(close_on_exec(&child), [true, true], "{}", systemd.log());
     let spelled = systemd.path("link/state/slipwayd.sock");
     child = restart(&mut systemd, child, &spelled, "cri").await;
     systemd.stop(child);

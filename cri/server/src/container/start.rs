@@ -13,13 +13,13 @@ use std::time::Duration;
 use slipway_shim_client::{Code as ShimCode, Error as ShimError, Shim, pod as wire};
 use tracing::Instrument;
 
-use super::{Container, exit, fault};
+use super::{Container, exit, fault, stop};
 use crate::daemon::Daemon;
 use crate::error::Error;
 use crate::events::{self, What};
 use crate::fail;
 use crate::pod::Pod;
-use crate::records::{ContainerPhase, ContainerState, Exited};
+use crate::records::{ContainerPhase, ContainerState, Exited, Fault};
 
 const VERB: &str = "StartContainer";
 
@@ -53,19 +53,13 @@ pub async fn start(daemon: &Arc<Daemon>, id: &str) -> Result<(), Error> {
     fail::point("start_container.after_start").await?;
     note_started(daemon, &container, started).await?;
     fail::point("start_container.after_record").await?;
-    Ok(())
+    not_failed_meanwhile(daemon, &container).await
 }
 
 /// That it waits for its start, or why it cannot be started.
 fn startable(container: &Container) -> Result<(), Error> {
     if let Some(fault) = fault::standing(container) {
-        let why = format!(
-            "container {} was failed ({}): {}",
-            container.id(),
-            fault.reason,
-            fault.message
-        );
-        return Err(Error::NotStarted { why });
+        return Err(not_started(container, &fault));
     }
     match container.phase() {
         ContainerPhase::Created => Ok(()),
@@ -78,6 +72,32 @@ fn startable(container: &Container) -> Result<(), Error> {
         }
         _ => Err(container.wrong_state("start it")),
     }
+}
+
+/// Kills what was not to be started: a fault may have been announced while the shim was at it, and nothing else ends one that
+/// is only announced. One that comes from now on is of a container that runs.
+async fn not_failed_meanwhile(daemon: &Arc<Daemon>, container: &Container) -> Result<(), Error> {
+    match fault::standing(container) {
+        Some(fault) if !fault.kill && container.live() => {
+            tracing::warn!(
+                reason = fault.reason,
+                "it was failed while it was started; killing it"
+            );
+            stop::kill(daemon, container).await?;
+            Err(not_started(container, &fault))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn not_started(container: &Container, fault: &Fault) -> Error {
+    let why = format!(
+        "container {} was failed ({}): {}",
+        container.id(),
+        fault.reason,
+        fault.message
+    );
+    Error::NotStarted { why }
 }
 
 /// That the program runs.
@@ -236,7 +256,12 @@ fn find_out_later(daemon: &Arc<Daemon>, pod: Arc<Pod>, container: Arc<Container>
             pause = (pause * 2).min(LONGEST);
             match truth(&shim, &container).await {
                 Ok(Truth::Started(started)) => match note_started(&daemon, &container, started).await {
-                    Ok(()) => return,
+                    Ok(()) => {
+                        if let Err(error) = not_failed_meanwhile(&daemon, &container).await {
+                            tracing::warn!(error = error.chain(), "it runs, and was not to be started");
+                        }
+                        return;
+                    }
                     Err(error) => tracing::warn!(error = error.chain(), "a late start could not be recorded"),
                 },
                 Ok(Truth::NotStarted) if waiting < WINDOW => waiting += slept,
