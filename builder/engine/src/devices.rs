@@ -126,6 +126,19 @@ impl Devices {
         let edits = self.edits(names)?;
         let mounts = edits.iter().flat_map(|e| &e.mounts).map(|m| &m.container_path);
         let nodes = edits.iter().flat_map(|e| &e.device_nodes).map(|n| &n.path);
+        // Hooks that we know make everything else below whatever is mounted.
+        let loader: Vec<String> = edits
+            .iter()
+            .flat_map(|e| &e.hooks)
+            .filter_map(|hook| slipway_hooks::recognise(Path::new(&hook.path), &hook.args))
+            .flat_map(|hook| match hook {
+                slipway_hooks::Hook::UpdateLdcache { mut folders, .. } => {
+                    folders.push("/etc/ld.so.cache".to_owned());
+                    folders
+                }
+                _ => Vec::new(),
+            })
+            .collect();
         let kept = |mount: &&Mount| matches!(mount.kind, MountKind::Cache { .. }) && !mount.read_only;
         for cache in step.mounts.iter().filter(kept).filter_map(|m| m.target.as_ref()) {
             if let Some(path) = mounts
@@ -134,6 +147,12 @@ impl Devices {
                 .find(|p| Path::new(p).starts_with(cache))
             {
                 return Err(StepError::DeviceInCache {
+                    path: path.into(),
+                    cache: cache.into(),
+                });
+            }
+            if let Some(path) = loader.iter().find(|p| Path::new(p).starts_with(cache)) {
+                return Err(StepError::LoaderInCache {
                     path: path.into(),
                     cache: cache.into(),
                 });
@@ -476,6 +495,10 @@ mod tests {
         let machine = machine();
         let file = r#"{"cdiVersion":"1.1.0","kind":"w.com/x","devices":[
             {"name":"lib","containerEdits":{"mounts":[{"hostPath":"/etc/passwd","containerPath":"/usr/lib/v/libv.so.1"}]}},
+            {"name":"links","containerEdits":{"hooks":[{"hookName":"createContainer","path":"/usr/bin/nvidia-cdi-hook",
+             "args":["nvidia-cdi-hook","create-symlinks","--link","a::/opt/v/b"]}]}},
+            {"name":"loader","containerEdits":{"hooks":[{"hookName":"createContainer","path":"/usr/bin/nvidia-cdi-hook",
+             "args":["nvidia-cdi-hook","update-ldcache","--folder","/opt/v/lib"]}]}},
             {"name":"gone","containerEdits":{"mounts":[{"hostPath":"/no/such/file","containerPath":"/opt/f"}]}},
             {"name":"node","containerEdits":{"deviceNodes":[{"path":"/opt/null","hostPath":"/dev/null"}]}},
             {"name":"nic","containerEdits":{"netDevices":[{"hostInterfaceName":"eth7","name":"net1"}]}}]}"#;
@@ -501,6 +524,10 @@ mod tests {
         };
         check(&["lib", "node"], "/usr/lib/vv", false).unwrap();
         check(&["lib"], "/usr/lib/v", true).unwrap();
+        // A link is made below what is mounted; the loader's program sees the mounts.
+        check(&["links", "loader"], "/opt/v/links", false).unwrap();
+        check(&["links"], "/opt/v", false).unwrap();
+        check(&["loader"], "/opt/v", true).unwrap();
         for (names, cache, wanted) in [
             (
                 &["lib"][..],
@@ -508,6 +535,8 @@ mod tests {
                 &["/usr/lib/v/libv.so.1 ", " cache mount /usr/lib/v,"][..],
             ),
             (&["node"], "/opt", &["/opt/null ", " cache mount /opt,"]),
+            (&["loader"], "/opt/v", &["/opt/v/lib ", " cache mount /opt/v,"]),
+            (&["loader"], "/etc", &["/etc/ld.so.cache ", " cache mount /etc,"]),
             (&["lib", "gone"], "/c", &["/no/such/file", "No such file"]),
             (
                 &["lib", "nic"],

@@ -328,6 +328,18 @@ pub enum StepError {
         /// The cache mount's target.
         cache: PathBuf,
     },
+    /// What is made in a cache mount stays there.
+    #[error(
+        "a device of the step has {} written by the loader's ldconfig inside the cache mount {}, where it would stay; give \
+         the cache another target",
+        path.display(), cache.display()
+    )]
+    LoaderInCache {
+        /// A folder of libraries, or the loader's cache.
+        path: PathBuf,
+        /// The cache mount's target.
+        cache: PathBuf,
+    },
     /// Work in the background ended without an answer.
     #[error("a task of the build ended unexpectedly: {reason}")]
     Task {
