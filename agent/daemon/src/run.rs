@@ -314,6 +314,8 @@ struct Agent {
     xids: BTreeMap<(String, u64), u64>,
     records: watch::Sender<Arc<Kept>>,
     watched: BTreeSet<String>,
+    /// GPUs that could be watched no longer, and when that was last so.
+    lost: BTreeMap<String, Instant>,
     /// GPUs that an XID has condemned since the look at hand began: what it was told of them before says nothing.
     overtaken: BTreeSet<String>,
     /// GPUs that did not answer, by index: each is left alone for a while, so that it does not hold up the others.
@@ -359,6 +361,7 @@ impl Agent {
             xids: BTreeMap::new(),
             records,
             watched: BTreeSet::new(),
+            lost: BTreeMap::new(),
             overtaken: BTreeSet::new(),
             silent: BTreeMap::new(),
             failing: None,
@@ -436,6 +439,13 @@ impl Agent {
                 self.watched.remove(gpu);
                 if self.warned.insert(format!("{gpu} {error}")) {
                     tracing::warn!(gpu, error, "the GPU's XIDs are heard no longer");
+                }
+                // It is to be watched again, or is ill; of one that is known to be, there is nothing more to hear in haste. Where
+                // that does not last, once in the time between two looks.
+                let before = self.lost.insert(gpu.to_owned(), Instant::now());
+                let often = before.is_some_and(|at| at.elapsed() < self.config.health.probe());
+                if !often && self.health.of(gpu).is_none() {
+                    self.sides.status.look_again();
                 }
             }
         }

@@ -214,7 +214,8 @@ fn node(page: &mut Page, facts: &Facts) {
         ];
         page.series("slipway_gpu_info", &labels, &[], 1.0);
     }
-    page.family("slipway_gpu_healthy", "gauge", "Whether a GPU may be handed out.");
+    let help = "Whether a GPU, or all of its parts, may be handed out.";
+    page.family("slipway_gpu_healthy", "gauge", help);
     for gpu in &inventory.gpus {
         let sick = facts.posted.health.of(&gpu.uuid);
         let device = Device::of(facts, gpu, &gpu.uuid, "");
@@ -222,7 +223,10 @@ fn node(page: &mut Page, facts: &Facts) {
             .and_then(|s| s.xid)
             .map(|x| x.to_string())
             .unwrap_or_default();
-        let well = if sick.is_none() { 1.0 } else { 0.0 };
+        // One that no container could be given is not: the node's condition says the same.
+        let mut items = facts.posted.items.values().flatten();
+        let kept_back = items.any(|i| i.gpu == gpu.uuid && i.unhealthy.is_some());
+        let well = if sick.is_none() && !kept_back { 1.0 } else { 0.0 };
         page.series("slipway_gpu_healthy", &device.labels(), &[("xid", &xid)], well);
     }
     let name = "slipway_gpu_driver_released";

@@ -447,3 +447,20 @@ async fn root_an_xid_is_told_with_its_process_and_pod() {
     })
     .await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn root_a_gpu_that_no_container_could_be_given_counts_as_kept_back() {
+    if !root() {
+        return;
+    }
+    let topology = Topology::named("h100x8").unwrap();
+    let mut node = Node::of(&topology, QUICK);
+    let kubelet = Kubelet::start(&node.kubelet());
+    std::fs::remove_file(node.driver.dev().join("nvidia3")).unwrap();
+    node.start();
+    node.wait("a list of seven", || kubelet.ids(GPU, true).len() == 7)
+        .await;
+    let text = page(&node).await;
+    let healthy = |n: usize| value(&text, "slipway_gpu_healthy", &[&topology.gpus[n].uuid]);
+    assert_eq!((healthy(3), healthy(4)), (Some(0.0), Some(1.0)));
+}

@@ -298,3 +298,34 @@ async fn root_when_the_driver_is_gone_no_gpu_is_handed_out() {
     node.wait("all healthy", || kubelet.ids(GPU, true).len() == 8)
         .await;
 }
+
+#[tokio::test]
+async fn root_a_gpu_that_could_be_watched_no_longer_is_watched_again_at_once() {
+    if !root() {
+        return;
+    }
+    // A look in ten seconds.
+    let (node, kubelet) = ready_with("h200", "", 1).await;
+    let slow = "nvmlDeviceGetMemoryInfo_v2 sleep 1000";
+    node.driver.log_calls().unwrap();
+    node.driver
+        .override_with(&["nvmlEventSetWait_v2 999", slow])
+        .unwrap();
+    // Whoever waits waits again after this one.
+    node.driver.raise("0 31").unwrap();
+    node.wait("word of it", || {
+        node.log().contains("the GPU's XIDs are heard no longer")
+    })
+    .await;
+    node.driver.override_with(&[]).unwrap();
+    let watched = || {
+        let calls = node.driver.calls();
+        calls.iter().any(|c| c == "nvmlDeviceRegisterEvents 0")
+    };
+    let took = node.wait("it to be watched", watched).await;
+    assert!(took < Duration::from_secs(5), "{took:?}");
+    assert_eq!(kubelet.ids(GPU, true).len(), 1);
+    node.driver.raise("0 79").unwrap();
+    node.wait("an XID to be heard", || kubelet.ids(GPU, false).len() == 1)
+        .await;
+}
