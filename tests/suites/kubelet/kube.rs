@@ -293,6 +293,8 @@ const EXPECTED: &[&str] = &[
     "connect: no such file or directory",
     "connect: connection refused",
     "code = Unavailable desc = error reading from server",
+    // It was killed while kubelet was connecting.
+    "error reading server preface",
     "container runtime is down",
     "container runtime status check may not have completed yet",
 ];
