@@ -247,7 +247,9 @@ impl Cgroup {
         let child = waiting_child().map_err(io_error(|| format!("fork the first process of {unit}")))?;
         let pid = child.pid;
         self.placeholder = Some(child);
+        let turn = systemd::turn_to_start();
         Systemd::connect_to_start()?.start_scope(&unit, &systemd::slice_of(&self.path), pid)?;
+        drop(turn);
         let found = systemd::cgroup_of(pid);
         if found.as_deref() != Some(self.path.as_path()) {
             let reason = format!("it is in {found:?}, not in {}", self.path.display());
@@ -274,7 +276,9 @@ impl Cgroup {
 
     fn make_slice(&mut self, name: &str) -> Result<()> {
         if !self.exists() {
+            let turn = systemd::turn_to_start();
             Systemd::connect_to_start()?.start_slice(name)?;
+            drop(turn);
             for dir in self.dirs.iter_mut().filter(|d| d.v2) {
                 dir.made = 1;
                 mark(&dir.path);
@@ -641,10 +645,13 @@ impl Cgroup {
         let until = Instant::now() + at_most;
         if let Some(unit) = &self.unit
             && self.exists()
-            && (unit.ends_with(".scope") || self.is_vacant())
         {
             // It goes by itself when its last process does, or now. Where systemd does not answer, rmdir must do.
-            let _ = Systemd::connect().and_then(|mut s| s.stop(unit));
+            if unit.ends_with(".scope") {
+                let _ = Systemd::connect().and_then(|mut s| s.stop(unit));
+            } else {
+                self.stop_vacant(unit);
+            }
         }
         for dir in &self.dirs {
             loop {
@@ -681,10 +688,18 @@ impl Cgroup {
             self.dirs.iter().any(ours) && self.is_vacant()
         });
         if let Some(unit) = leaf {
-            // A unit with members is never stopped: that would end them. Where systemd does not answer, rmdir must do.
-            let _ = Systemd::connect().and_then(|mut s| s.stop(unit));
+            self.stop_vacant(unit);
         }
         self.remove_made(true);
+    }
+
+    /// A unit with members is never stopped: that would end them. Where systemd does not answer, rmdir must do.
+    fn stop_vacant(&self, unit: &str) {
+        if let Some(_turn) = systemd::turn_to_let_go()
+            && self.is_vacant()
+        {
+            let _ = Systemd::connect().and_then(|mut s| s.stop(unit));
+        }
     }
 
     /// No process and no cgroup is in it.
@@ -710,7 +725,11 @@ fn waiting_child() -> io::Result<process::Child> {
     unsafe {
         fork::fork(move || {
             let _ = fork::close_from(0);
-            if fork::die_with(parent).is_err() {
+            // systemd ends it by SIGTERM, which whoever forked it may block.
+            if fork::reset_signals()
+                .and_then(|()| fork::die_with(parent))
+                .is_err()
+            {
                 fork::exit(0);
             }
             loop {

@@ -6,9 +6,11 @@
 use super::dbus::{Body, CallError, Connection, Method, Value};
 use super::resources::Resources;
 use super::{CgroupError, Result, v2};
+use rustix::fs::{FlockOperation, Mode, OFlags};
 use std::io::ErrorKind;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// How often a start that is cancelled is asked for.
 const STARTS: usize = 5;
@@ -25,6 +27,40 @@ const SOCKETS: [(&str, bool); 2] = [
 const PATIENCE: Duration = Duration::from_secs(5);
 /// For a start, which nobody asks for again, and without which there is no pod or container.
 const START_PATIENCE: Duration = Duration::from_secs(25);
+
+/// For a turn alone: starts go on meanwhile, each for a moment.
+const TURN_PATIENCE: Duration = Duration::from_secs(10);
+/// What a turn is taken on.
+const TURNS: &str = "/run/systemd";
+
+/// The turn of whoever starts units (several may), or lets go of a slice that others may share (nobody else may): systemd
+/// stops with a slice all that is in it, also what was started there a moment ago.
+pub(super) struct Turn(#[expect(dead_code, reason = "held")] Option<OwnedFd>);
+
+/// Waits for the turn to start units; after that time it is taken to have come.
+pub(super) fn turn_to_start() -> Turn {
+    turn(TURNS, FlockOperation::NonBlockingLockShared, START_PATIENCE).unwrap_or(Turn(None))
+}
+
+/// Waits for the turn to let go of a slice. `None`: it has not come.
+pub(super) fn turn_to_let_go() -> Option<Turn> {
+    turn(TURNS, FlockOperation::NonBlockingLockExclusive, TURN_PATIENCE)
+}
+
+fn turn(on: &str, operation: FlockOperation, patience: Duration) -> Option<Turn> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let Ok(on) = rustix::fs::open(on, flags, Mode::empty()) else {
+        return Some(Turn(None));
+    };
+    let until = Instant::now() + patience;
+    while rustix::fs::flock(&on, operation).is_err() {
+        if Instant::now() >= until {
+            return None;
+        }
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    Some(Turn(Some(on)))
+}
 
 /// A connection to systemd.
 pub(super) struct Systemd {
@@ -546,6 +582,24 @@ mod tests {
             .collect();
         let (result, _) = with_systemd(never, |s| s.start_scope("x.scope", "a.slice", 1));
         assert!(result.unwrap_err().to_string().contains("ended with canceled"));
+    }
+
+    #[test]
+    fn units_are_started_side_by_side_and_never_while_a_slice_is_let_go_of() {
+        let dir = tempfile::tempdir().unwrap();
+        let take = |operation| turn(dir.path().to_str().unwrap(), operation, Duration::from_millis(20));
+        let (share, alone) = (
+            FlockOperation::NonBlockingLockShared,
+            FlockOperation::NonBlockingLockExclusive,
+        );
+        let starts = [take(share).unwrap(), take(share).unwrap()];
+        assert!(take(alone).is_none());
+        drop(starts);
+        let letting_go = take(alone).unwrap();
+        assert!(take(share).is_none() && take(alone).is_none());
+        drop(letting_go);
+        assert!(take(share).is_some());
+        assert!(turn("/no/such", alone, Duration::ZERO).is_some(), "no systemd");
     }
 
     #[test]
