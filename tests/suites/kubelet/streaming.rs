@@ -221,9 +221,11 @@ pub async fn attach_reads_and_writes(k: Kube) -> Result<()> {
 /// What slipwayd and the shim may grow by while a file goes through, in KiB, however large it is.
 const GROWTH: usize = 8 << 10;
 
-/// `SLIPWAY_CP_MIB`: how many MiB other than 64.
+/// What goes over each wire, in MiB: over the first, which is kubectl's own choice, a gigabyte. `SLIPWAY_CP_MIB`: so much over both.
+const SIZES: [usize; 2] = [1024, 64];
+
 pub async fn a_file_goes_through_cp_and_port_forward_whole_with_memory_bounded(k: Kube) -> Result<()> {
-    let mib = std::env::var("SLIPWAY_CP_MIB").map_or(Ok(64), |n| n.parse::<usize>())?;
+    let sizes = std::env::var("SLIPWAY_CP_MIB").map_or(Ok(SIZES), |n| n.parse().map(|n| [n; 2]))?;
     let node = crate::SECOND;
     let web = "mkdir -p /www && exec httpd -f -p 8080 -h /www";
     k.pod(
@@ -235,14 +237,6 @@ pub async fn a_file_goes_through_cp_and_port_forward_whole_with_memory_bounded(k
     k.ready("main").await?;
     let there = k.cluster.dir().join("cp-there");
     let back = k.cluster.dir().join("cp-back");
-    harness::cmd::sh(&format!("head -c {mib}M /dev/urandom > {}", there.display()))?;
-    let limit = LIMIT + Duration::from_millis(200) * u32::try_from(mib)?;
-    let sh = |line: String| -> Result<String> {
-        let o = harness::cmd::run(&mut harness::cmd::command("sh", ["-c", &line]), limit)?;
-        Ok(o.ok()?.stdout)
-    };
-    let digest = |path: &Path| sh(format!("sha256sum < {}", path.display()));
-    let wanted = digest(&there)?;
     // Whatever is allocated once has been.
     k.ok(&["exec", "main", "--", "true"])?;
     let daemon = k
@@ -253,7 +247,15 @@ pub async fn a_file_goes_through_cp_and_port_forward_whole_with_memory_bounded(k
     let shims = leftovers::processes_naming(&k.cluster.node_dir(node));
     let shims = shims.into_iter().filter(|(_, c)| c.contains("containerd-shim-"));
     let pids: Vec<u32> = std::iter::once(daemon).chain(shims.map(|(pid, _)| pid)).collect();
-    for wire in WIRES {
+    for (wire, mib) in WIRES.into_iter().zip(sizes) {
+        harness::cmd::sh(&format!("head -c {mib}M /dev/urandom > {}", there.display()))?;
+        let limit = LIMIT + Duration::from_millis(200) * u32::try_from(mib)?;
+        let sh = |line: String| -> Result<String> {
+            let o = harness::cmd::run(&mut harness::cmd::command("sh", ["-c", &line]), limit)?;
+            Ok(o.ok()?.stdout)
+        };
+        let digest = |path: &Path| sh(format!("sha256sum < {}", path.display()));
+        let wanted = digest(&there)?;
         let mut before = Vec::new();
         for pid in &pids {
             forget_peak(*pid)?;
